@@ -1,0 +1,129 @@
+"""Backbones: pretrained pipelines by name, local folder, or hub id, each with the settings the paper runs it at.
+
+Weights are safetensors, hub revisions are pinned, no code from a checkpoint is run, and safety checkers are off
+(they would replace images, and so change what is measured).
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+MINI = Path(__file__).parent / "mini"  # trained by jobs/train_mini.py
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Where a backbone is and how it is run.
+
+    source: folder or hub id; revision: commit of the hub repository, None for a folder.
+    size: side of the images in pixels; vae_factor: pixels a latent cell; text_tokens: length of a padded prompt.
+    guidance: w of classifier-free guidance.
+    solver: the paper states none; these are ours, and part of every configuration's id.
+    denoiser: the denoiser's config, where it is needed before (or without) the weights.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    size: int
+    vae_factor: int
+    text_tokens: int
+    guidance: float
+    solver: str
+    denoiser: dict
+
+
+SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are diffusers' defaults for this class
+
+HUB = {
+    "sd15": Spec(  # the paper's SD1.5
+        "sd15", "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", 768, 8, 77, 7.5, "dpm", SD15_UNET
+    ),
+    "sd15-original": Spec(
+        "sd15-original",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        512,
+        8,
+        77,
+        7.5,
+        "dpm",
+        SD15_UNET,
+    ),
+}
+NAMES = ("mini-sd", *HUB)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded pipeline. `pipe` is the untouched diffusers pipeline."""
+
+    spec: Spec
+    pipe: StableDiffusionPipeline
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+
+def resolve(where: str | Path) -> Spec:
+    """The spec of a name, a folder, or `ORG/REPOSITORY@COMMIT`, without loading weights.
+
+    Raises: ValueError if it is none of these, or a folder that holds no Stable Diffusion pipeline.
+    """
+    if where in HUB:
+        return HUB[where]
+    folder = MINI / where if where == "mini-sd" else Path(where)
+    if folder.is_dir():
+        return _folder_spec(str(where), folder)
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
+    if hub:
+        return Spec(str(where), hub[1], hub[2], 512, 8, 77, 7.5, "dpm", SD15_UNET)
+    raise ValueError(
+        f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
+        "(40 hex digits)"
+    )
+
+
+def _folder_spec(name: str, folder: Path) -> Spec:
+    index = folder / "model_index.json"
+    kind = json.loads(index.read_text())["_class_name"] if index.is_file() else None
+    if kind != "StableDiffusionPipeline":
+        raise ValueError(f"{folder} must hold a StableDiffusionPipeline (model_index.json), got {kind}")
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    text = json.loads((folder / "text_encoder" / "config.json").read_text())
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size, tokens = unet["sample_size"] * factor, text["max_position_embeddings"]
+    return Spec(name, str(folder), None, size, factor, tokens, 7.5, "dpm", unet)
+
+
+def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    """Load a backbone by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
+
+    Args:
+        device: a torch device; the GPU if there is one.
+        dtype: float16 on a GPU, float32 on a CPU.
+    """
+    spec = resolve(where)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        spec.source,
+        revision=spec.revision,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return Backbone(spec, pipe.to(device))

@@ -1,0 +1,164 @@
+"""Store and replay module outputs as the plan says; afterwards the model is exactly what it was.
+
+    with attach(unet, plan) as replay:
+        replay.begin(step, latents, cache, guidance)   # before every forward pass
+        unet(...)
+
+The wrappers keep no state of their own: what is stored lives in a `Cache`, which belongs to one batch of images.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from postdiff.plan import Mode, Plan, StepPlan
+
+
+@dataclass
+class Cache:
+    """Stored outputs of one batch: by module name, and the latent grid that the attention outputs belong to."""
+
+    deep: dict[str, object] = field(default_factory=dict)
+    attention: dict[str, tuple[torch.Tensor, tuple[int, int]]] = field(default_factory=dict)
+
+
+class Replay:
+    """Tells the wrapped modules what the current step computes, stores and reuses."""
+
+    def __init__(self, mode: Mode):
+        self.mode = mode
+
+    def begin(self, step: StepPlan, size: tuple[int, int], cache: Cache, guidance: float) -> None:
+        """Before a forward pass: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`."""
+        self.step, self.size, self.cache, self.guidance = step, size, cache, guidance
+
+    def wrap_deep(self, name: str, forward):
+        def deep(*args, **kwargs):
+            if self.step.deep == "reuse":
+                return self.cache.deep[name]
+            output = forward(*args, **kwargs)
+            if self.step.deep == "store":
+                self.cache.deep[name] = output
+            return output
+
+        return deep
+
+    def wrap_attention(self, name: str, forward):
+        def attention(hidden_states, *args, **kwargs):
+            action = self.step.cross_attention
+            if action == "reuse":
+                stored, size = self.cache.attention[name]
+                return resize_tokens(stored, size, self.size, hidden_states.shape[1])
+            output = forward(hidden_states, *args, **kwargs)
+            if action == "store":
+                kept = merge_guidance(output, self.mode, self.guidance) if self.step.guided else output
+                self.cache.attention[name] = (kept, self.size)
+            return output
+
+        return attention
+
+
+def merge_guidance(output: torch.Tensor, mode: Mode, w: float) -> torch.Tensor:
+    """[2B, N, C], unconditional half first -> [B, N, C]: the four choices of sec. 2.5."""
+    uncond, cond = output.chunk(2)
+    if mode == "ave":
+        return (uncond + cond) / 2
+    if mode == "cfg":
+        return uncond + w * (cond - uncond)
+    return (cond if mode == "cond" else uncond).clone()  # a copy, so that the other half is not kept alive
+
+
+def resize_tokens(tokens: torch.Tensor, stored: tuple[int, int], size: tuple[int, int], n: int) -> torch.Tensor:
+    """[B, N, C] on the token grid of latents `stored` -> [B, n, C] on that of latents `size`, bilinear in fp32."""
+    if stored == size:
+        return tokens
+    grid = token_grid(stored, tokens.shape[1])
+    image = tokens.float().transpose(1, 2).unflatten(2, grid)
+    image = F.interpolate(image, size=token_grid(size, n), mode="bilinear", align_corners=False)
+    return image.flatten(2).transpose(1, 2).to(tokens.dtype)
+
+
+def token_grid(latent: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """(h, w) of `tokens` tokens: a U-Net's level halves the latents' sides, rounding up, zero or more times."""
+    h, w = latent
+    while h * w > tokens:
+        h, w = -(-h // 2), -(-w // 2)
+    if h * w != tokens:
+        raise ValueError(f"{tokens} tokens are no level of a U-Net on latents of {latent[0]}x{latent[1]}")
+    return h, w
+
+
+def skip_count(unet: torch.nn.Module) -> int:
+    """How many skip connections a diffusers U-Net has: 12 in SD1.5."""
+    return 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in unet.down_blocks)
+
+
+def deep_modules(unet: torch.nn.Module, branch: int) -> list[str]:
+    """Names of the modules that a step through skip connection `branch` does not run, in the order they run.
+
+    Skips are numbered from the outside: 0 is conv_in's output, each layer and each downsampler of the encoder
+    produces the next, and the decoder's layers consume them in reverse. Whole blocks are named as one.
+    """
+    names, skip = [], 0
+    for b, block in enumerate(unet.down_blocks):
+        layers, down = len(block.resnets), bool(block.downsamplers)
+        units = [(skip + 1 + i, _layer(block, f"down_blocks.{b}", i)) for i in range(layers)]
+        units += [(skip + layers + 1, [f"down_blocks.{b}.downsamplers.0"])] if down else []
+        names += _beyond(units, branch, f"down_blocks.{b}")
+        skip += layers + down
+    names += ["mid_block"] if unet.mid_block is not None else []
+    for b, block in enumerate(unet.up_blocks):
+        layers = len(block.resnets)
+        units = [(skip - i, _layer(block, f"up_blocks.{b}", i)) for i in range(layers)]
+        if block.upsamplers:  # belongs to the block's last layer
+            units[-1][1].append(f"up_blocks.{b}.upsamplers.0")
+        names += _beyond(units, branch, f"up_blocks.{b}")
+        skip -= layers
+    return names
+
+
+def _layer(block: torch.nn.Module, name: str, i: int) -> list[str]:
+    attention = [f"{name}.attentions.{i}"] if getattr(block, "attentions", None) else []
+    return [f"{name}.resnets.{i}", *attention]
+
+
+def _beyond(units: list[tuple[int, list[str]]], branch: int, block: str) -> list[str]:
+    if all(skip > branch for skip, _ in units):
+        return [block]
+    return [name for skip, names in units if skip > branch for name in names]
+
+
+@contextmanager
+def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
+    """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
+    replay, wrappers = Replay(plan.mode), {}
+    if any(step.deep == "reuse" for step in plan.steps):
+        check_branch(denoiser, plan.branch)
+        wrappers |= dict.fromkeys(deep_modules(denoiser, plan.branch), replay.wrap_deep)
+    if any(step.cross_attention == "reuse" for step in plan.steps):
+        names = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
+        wrappers |= dict.fromkeys(names, replay.wrap_attention)
+    done = []
+    try:
+        for name, wrap in wrappers.items():
+            module = denoiser.get_submodule(name)
+            # An instance attribute may be there already (offloading puts one); it is called, and put back after.
+            done.append((module, module.__dict__.get("forward")))
+            module.forward = wrap(name, module.forward)
+        yield replay
+    finally:
+        for module, before in reversed(done):
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+
+def check_branch(unet: torch.nn.Module, branch: int) -> None:
+    if not hasattr(unet, "down_blocks"):
+        raise ValueError(f"deep caching needs a U-Net with skip connections, got {type(unet).__name__}")
+    if branch > skip_count(unet) - 2:
+        raise ValueError(f"branch must be from 0 to {skip_count(unet) - 2} for this U-Net, got {branch}")

@@ -1,0 +1,120 @@
+"""One function a method: settings in, `Plan` out. Symbols as in the paper (sec. 2, sec. 3.1).
+
+    T (steps)  evaluations of the denoiser in all
+    beta       scale of the low resolution, in (0, 1]
+    s          share of the steps at low resolution, in [0, 1); round(s*T) steps
+    k          DeepCache's interval: every k-th step runs the whole U-Net; 1 is off
+    m          guidance is on for steps i < m; a step (int) or a share of T (float); m = T is off
+    mode       which guidance the cached cross-attention holds: ave, cond, uncond, cfg
+"""
+
+from postdiff.plan import Action, Mode, Plan, StepPlan
+
+
+def dense(steps: int = 20) -> Plan:
+    """Every step in full. With another `steps` this is the paper's rival: fewer denoising steps."""
+    return _compose("dense", steps)
+
+
+def no_cfg(steps: int = 20) -> Plan:
+    """The conditional half only, at every step (Table 1, 'Original w/o CFG')."""
+    return _compose("no_cfg", steps, m=0)
+
+
+def cfg_drop(steps: int = 20, m: int | float = 0.75) -> Plan:
+    """Guidance dropped from step m on, nothing cached."""
+    return _compose("cfg_drop", steps, m=_gate(m, steps))
+
+
+def mixed_resolution(steps: int = 20, beta: float = 0.5, s: float = 0.5) -> Plan:
+    """The first round(s*T) steps at scale beta, the rest at full resolution (sec. 2.2)."""
+    return _compose("mixed_resolution", steps, beta=beta, s=s)
+
+
+def deepcache(steps: int = 20, k: int = 2, branch: int = 1) -> Plan:
+    """DeepCache (CVPR 2024), uniform interval: every k-th step in full, the others through the skip branch."""
+    return _compose("deepcache", steps, k=k, branch=branch)
+
+
+def cross_attention_cache(steps: int = 20, m: int | float = 0.75, mode: Mode = "cond") -> Plan:
+    """Cross-attention stored at step m-1 and reused from m on, where guidance ends (sec. 2.5)."""
+    return _compose("cross_attention_cache", steps, m=_gate(m, steps), mode=mode, cache_attention=True)
+
+
+def postdiff(
+    steps: int = 20,
+    beta: float = 0.5,
+    s: float = 0.5,
+    k: int = 2,
+    m: int | float = 0.75,
+    mode: Mode = "cond",
+    branch: int = 1,
+) -> Plan:
+    """The whole method: mixed resolution, DeepCache, cached cross-attention, guidance dropped late (sec. 2.5)."""
+    return _compose(
+        "postdiff", steps, beta=beta, s=s, k=k, m=_gate(m, steps), mode=mode, branch=branch, cache_attention=True
+    )
+
+
+METHODS = {
+    f.__name__: f for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff)
+}
+
+
+def _compose(
+    name: str,
+    steps: int,
+    beta: float = 1.0,
+    s: float = 0.0,
+    k: int = 1,
+    m: int | None = None,
+    mode: Mode = "cond",
+    branch: int = 1,
+    cache_attention: bool = False,
+) -> Plan:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta must be in (0, 1], got {beta}")
+    if not 0 <= s < 1:
+        raise ValueError(f"s must be in [0, 1): the last step is at full resolution; got {s}")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be a whole number of 1 or more (1 is off), got {k!r}")
+    low = int(s * steps + 0.5)
+    if low == steps:
+        raise ValueError(f"s={s} of {steps} steps leaves no step at full resolution; expected round(s*T) < T")
+    gate = steps if m is None else m
+    cached = cache_attention and gate < steps
+
+    # Full steps restart where the grid or the batch changes: at 0, at the switch, at the gate; else every k-th.
+    starts = {0, gate, low if beta < 1 else 0}
+    full, since = [], 0
+    for i in range(steps):
+        since = 0 if i in starts else since + 1
+        full.append(since % k == 0)
+
+    def deep(i: int) -> Action:
+        if not full[i]:
+            return "reuse"
+        return "store" if i + 1 < steps and not full[i + 1] else "compute"
+
+    # If gate-1 skips the deep part, the deep cross-attentions are those of the last full step before it.
+    last_full = max((i for i in range(gate) if full[i]), default=0)
+
+    def attention(i: int) -> Action:
+        if not cached or last_full > i or (last_full < i < gate - 1):
+            return "compute"
+        return "store" if i < gate else "reuse"
+
+    plan = [StepPlan(beta if i < low else 1.0, i < gate, deep(i), attention(i)) for i in range(steps)]
+    return Plan(name, tuple(plan), branch, mode)
+
+
+def _gate(m: int | float, steps: int) -> int:
+    """m as a step. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
+    gate = int(m * steps + 0.5) if isinstance(m, float) else m
+    if isinstance(m, float) and not 0 < m <= 1:
+        raise ValueError(f"m as a share of the steps must be in (0, 1], got {m}")
+    if not 1 <= gate <= steps:
+        raise ValueError(f"m must be a step from 1 to T={steps} (T is off) or a share of T, got {m}")
+    return gate

@@ -1,0 +1,170 @@
+"""sample(): the only denoising loop in the repository.
+
+It runs any plan on any backbone. A dense plan gives, bit for bit, what the diffusers pipeline gives for the same
+latents. Every draw depends on the image's own seed and on nothing else: not on batch, order or plan.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+import torch
+
+from postdiff import caching, resolution, solvers
+from postdiff.backbones import Backbone
+from postdiff.plan import Plan
+
+
+@dataclass
+class State:
+    """All that a run holds between two steps: copy it, and both copies go on independently."""
+
+    latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
+    solver: object
+    text: torch.Tensor  # [2B, L, D] unconditional half first, or [B, L, D]
+    seeds: tuple[int, ...]
+    index: int = 0
+    cache: caching.Cache = field(default_factory=caching.Cache)
+
+    def copy(self) -> "State":
+        return copy.deepcopy(self)
+
+
+def sample(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
+    batch_size: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Generate one image a prompt.
+
+    Args:
+        prompts, seeds: as many of one as of the other; an image depends on its own pair.
+        guidance: w of classifier-free guidance; the backbone's own by default.
+        solver: ddim, dpm, euler or unipc; the backbone's own by default.
+        size: side of the images in pixels; the backbone's own by default.
+        batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
+            on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
+        on_step: called with the number of finished steps of the current batch.
+
+    Returns: uint8 [N, H, W, 3] RGB.
+    Raises: ValueError, before any work is done, if an argument is out of range.
+    """
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("prompts must be strings")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    guidance = backbone.spec.guidance if guidance is None else guidance
+    if guidance < 1:
+        raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
+    size = size or backbone.spec.size
+    if size % backbone.spec.vae_factor or size <= 0:
+        raise ValueError(f"size must be a multiple of {backbone.spec.vae_factor} pixels, got {size}")
+    batch_size = batch_size or len(prompts)
+    images = []
+    for start in range(0, len(prompts), batch_size):
+        chunk = list(zip(prompts, seeds, strict=True))[start : start + batch_size]
+        padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
+        state = begin(backbone, [p for p, _ in padded], [s for _, s in padded], plan, solver, size)
+        latents = denoise(backbone, state, plan, guidance, size, on_step)
+        images.append(decode(backbone, latents)[: len(chunk)])
+    return np.concatenate(images)
+
+
+@torch.no_grad()
+def begin(
+    backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], plan: Plan, solver: str | None, size: int
+) -> State:
+    """Encode the prompts, draw the initial noise, set the solver's timesteps."""
+    pipe, device = backbone.pipe, backbone.device
+    scheduler = solvers.make_solver(solver or backbone.spec.solver, pipe.scheduler.config)
+    scheduler.set_timesteps(len(plan), device=device)
+    guided = any(step.guided for step in plan.steps)
+    cond, uncond = pipe.encode_prompt(list(prompts), device, 1, guided)
+    text = torch.cat([uncond, cond]) if guided else cond
+    full = (size // backbone.spec.vae_factor,) * 2
+    noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, resolution.latent_size(full, plan.steps[0].scale))
+    latents = noise.to(device, text.dtype) * scheduler.init_noise_sigma
+    return State(latents, scheduler, text, tuple(seeds))
+
+
+@torch.no_grad()
+def denoise(
+    backbone: Backbone,
+    state: State,
+    plan: Plan,
+    guidance: float,
+    size: int,
+    on_step: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent."""
+    full = (size // backbone.spec.vae_factor,) * 2
+    with caching.attach(backbone.denoiser, plan) as replay:
+        while state.index < len(plan):
+            output = _evaluate(backbone, state, plan, guidance, replay)
+            _advance(backbone, state, plan, output, full)
+            if on_step:
+                on_step(state.index)
+    return state.latents
+
+
+def _evaluate(backbone: Backbone, state: State, plan: Plan, guidance: float, replay: caching.Replay) -> torch.Tensor:
+    """One pass of the denoiser, guided or not."""
+    step, t = plan.steps[state.index], state.solver.timesteps[state.index]
+    batch = len(state.latents)
+    replay.begin(step, tuple(state.latents.shape[2:]), state.cache, guidance)
+    x = torch.cat([state.latents] * 2) if step.guided else state.latents
+    text = state.text if step.guided else state.text[-batch:]  # the conditional half comes last
+    output = backbone.denoiser(
+        state.solver.scale_model_input(x, t), t, encoder_hidden_states=text, return_dict=False
+    )[0]
+    if step.guided:
+        uncond, cond = output.chunk(2)
+        output = uncond + guidance * (cond - uncond)
+    return output
+
+
+def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, full: tuple[int, int]) -> None:
+    """One step of the solver, or the switch to the next step's resolution."""
+    i, solver = state.index, state.solver
+    if i + 1 in plan.switches:
+        x0 = resolution.predict_x0(
+            output, state.latents, *solvers.noise_level(solver, i), solver.config.prediction_type
+        )
+        size = resolution.latent_size(full, plan.steps[i + 1].scale)
+        noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], size).to(x0.device)
+        level = solvers.noise_level(solver, i + 1)
+        state.latents = resolution.renoise(resolution.upsample(x0, size), noise, *level).to(output.dtype)
+        solvers.restart(solver, len(plan), i + 1, backbone.device)
+    else:
+        state.latents = solver.step(output, solver.timesteps[i], state.latents, return_dict=False)[0]
+    state.index += 1
+
+
+@torch.no_grad()
+def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
+    """Latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
+    vae = backbone.pipe.vae
+    image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    pixels = backbone.pipe.image_processor.postprocess(image, output_type="np")
+    return (pixels * 255).round().astype(np.uint8)
+
+
+def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    """Standard normal noise, fp32 [N, channels, h, w]: a function of (seed, stream) for each image alone."""
+    return torch.stack([torch.randn(channels, *size, generator=_generator(seed, stream)) for seed in seeds])
+
+
+def _generator(seed: int, stream: str) -> torch.Generator:
+    digest = sha256(f"{seed}/{stream}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

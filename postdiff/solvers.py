@@ -1,0 +1,40 @@
+"""The ODE solvers offered, as diffusers schedulers, and what the sampler must know about them."""
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+
+SOLVERS = {
+    "ddim": DDIMScheduler,
+    "dpm": DPMSolverMultistepScheduler,  # DPM-Solver++ (2M)
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+def make_solver(name: str, config: dict):
+    """A fresh scheduler on the noise schedule of `config` (a checkpoint's own scheduler config)."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+    return SOLVERS[name].from_config(config)
+
+
+def noise_level(solver, i: int) -> tuple[float, float]:
+    """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
+    if isinstance(solver, DDIMScheduler):
+        variance = 1 - float(solver.alphas_cumprod[solver.timesteps[i]])
+        return (1 - variance) ** 0.5, variance**0.5
+    sigma = float(solver.sigmas[i])
+    if isinstance(solver, EulerDiscreteScheduler):
+        return 1.0, sigma
+    alpha = 1 / (1 + sigma**2) ** 0.5
+    return alpha, sigma * alpha
+
+
+def restart(solver, steps: int, at: int, device: torch.device) -> None:
+    """Forget all history and continue at step `at`: the next step is of first order.
+
+    A multistep solver's history holds latents of the old size. Setting the timesteps again clears it.
+    """
+    solver.set_timesteps(steps, device=device)
+    if hasattr(solver, "set_begin_index"):
+        solver.set_begin_index(at)
