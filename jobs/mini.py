@@ -34,7 +34,12 @@ def tokenizer() -> CLIPTokenizer:
         lines = (Path(folder) / "merges.txt").read_text().splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#")]
     letters = alphabet + [letter + "</w>" for letter in alphabet]
-    tokens = [*letters, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]  # the end token is highest
+    tokens = [
+        *letters,
+        *("".join(pair) for pair in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]  # the end token is highest
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_TOKENS)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import mini
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -23,12 +24,11 @@ from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
 
-import mini
 from pipelines import shapes
 
 SEED = 20261122
 CHECKPOINT_SECONDS = 120
-N_TRAIN, N_VAL = 40_000, 512
+N_TRAIN, N_LATENTS, N_VAL = 40_000, 24_000, 512
 
 
 def data(split: str, n: int, work: Path) -> tuple[np.ndarray, list[str]]:
@@ -62,7 +62,9 @@ class Trainer:
         groups = [[p for p in self.params if p.ndim > 1], [p for p in self.params if p.ndim <= 1]]
         self.optimizer = torch.optim.AdamW(
             [{"params": groups[0], "weight_decay": 0.01}, {"params": groups[1], "weight_decay": 0.0}],
-            lr=lr, betas=(0.9, 0.99), fused=True,
+            lr=lr,
+            betas=(0.9, 0.99),
+            fused=True,
         )
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
         self.step = 0
@@ -75,7 +77,7 @@ class Trainer:
 
     def learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / 100)
-        return self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / self.steps)))
+        return float(self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / self.steps))))
 
     def run(self, loss_of, validate=None, every: int = 250) -> None:
         """Take the steps that are left. `loss_of(step, rng) -> (loss, {name: number})`; rng differs by step and rank."""
@@ -99,7 +101,9 @@ class Trainer:
             seen.append({"loss": float(loss.detach()), "grad_norm": float(norm), **numbers})
             bar.update()
             if rank == 0 and self.step % 50 == 0:
-                mean = {k: round(float(np.mean([s[k] for s in seen if k in s])), 5) for k in {k for s in seen for k in s}}
+                mean = {
+                    k: round(float(np.mean([s[k] for s in seen if k in s])), 5) for k in {k for s in seen for k in s}
+                }
                 self._log(mean)
                 bar.set_postfix(mean)
                 seen = []
@@ -123,7 +127,12 @@ class Trainer:
             f.write(" ".join(f"{k}={v}" for k, v in line.items()) + "\n")
 
     def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema, "step": self.step}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+        }
         torch.save(state, self.file.with_suffix(".tmp"))
         os.replace(self.file.with_suffix(".tmp"), self.file)
 
@@ -203,7 +212,9 @@ def choice_of_100(image: torch.Tensor, text: torch.Tensor, captions: list[str]) 
     similarity = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     right = 0
     for i, row in enumerate(similarity):
-        others = [j % len(captions) for j in range(i + 1, i + len(captions)) if captions[j % len(captions)] != captions[i]]
+        others = [
+            j % len(captions) for j in range(i + 1, i + len(captions)) if captions[j % len(captions)] != captions[i]
+        ]
         right += bool((row[others[:99]] < row[i]).all())
     return right / len(similarity)
 
@@ -236,7 +247,7 @@ def train_text(work: Path, steps: int = 800) -> None:
 
 @torch.no_grad()
 def latents(work: Path) -> dict[int, np.ndarray]:
-    """The training images as latents, {side: float16 [N, C, side, side]}, of the full and of downsampled images.
+    """The first training images as latents, {side: float16 [N, C, side, side]}, of the full and of downsampled images.
 
     Low-resolution latents encode downsampled images, which is what a real model has seen; pooled latents are not.
     """
@@ -244,10 +255,11 @@ def latents(work: Path) -> dict[int, np.ndarray]:
     if not all(file.exists() for file in files.values()):
         images, _ = data("train", N_TRAIN, work)
         vae = load_ema(mini.autoencoder(), work, "autoencoder")
+        torch.set_num_threads(os.cpu_count() or 1)
         for side, file in files.items():
             parts = []
-            for start in tqdm(range(0, len(images), 100), desc=f"encode {side}x{side}"):
-                batch = to_tensor(images[start : start + 100])
+            for start in tqdm(range(0, N_LATENTS, 100), desc=f"encode {side}x{side}"):
+                batch = to_tensor(images[start : min(start + 100, N_LATENTS)])
                 batch = F.interpolate(batch, 4 * side, mode="bilinear", antialias=True) if side < 16 else batch
                 parts.append(vae.encode(batch).latent_dist.mean.half().numpy())
             np.save(file.with_suffix(".tmp.npy"), np.concatenate(parts))
@@ -260,7 +272,7 @@ def scaling_factor(stored: dict[int, np.ndarray]) -> float:
     return round(1 / float(np.std(stored[16][:4000].astype(np.float32))), 5)
 
 
-def train_unet(work: Path, steps: int = 3600) -> None:
+def train_unet(work: Path, steps: int = 3000) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
     words = mini.tokenizer()
     _, captions = data("train", N_TRAIN, work)
@@ -276,7 +288,7 @@ def train_unet(work: Path, steps: int = 3600) -> None:
     def loss_of(step, rng):
         # Words and colours are learned at 8x8 first, for a quarter of the price; then mostly at full size.
         side = 8 if step < 0.15 * steps else int(rng.choice([16, 12, 8], p=[0.66, 0.14, 0.2]))
-        pick = np.sort(rng.choice(len(captions), batch_size[side], replace=False))
+        pick = np.sort(rng.choice(N_LATENTS, batch_size[side], replace=False))
         x0 = torch.from_numpy(stored[side][pick]).float() * scale
         ids = torch.where(torch.from_numpy(rng.random(len(pick)) < 0.1)[:, None], empty, tokens[pick])
         t = torch.randint(0, 1000, (len(pick),))

@@ -178,7 +178,9 @@ def _star(x, y):
 def _heart(x, y):
     x, y = np.abs(x) * 0.62, y * 0.62 + 0.55
     lobe = np.hypot(x - 0.25, y - 0.75) - 0.3536
-    tip = np.sqrt(np.minimum(x**2 + (y - 1) ** 2, (x - np.maximum(x + y, 0) / 2) ** 2 + (y - np.maximum(x + y, 0) / 2) ** 2))
+    tip = np.sqrt(
+        np.minimum(x**2 + (y - 1) ** 2, (x - np.maximum(x + y, 0) / 2) ** 2 + (y - np.maximum(x + y, 0) / 2) ** 2)
+    )
     return np.where(x + y > 1, lobe, tip * np.sign(x - y)) / 0.62
 
 

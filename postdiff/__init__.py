@@ -1,14 +1,14 @@
 """PostDiff: fewer denoising steps, or cheaper steps?
 
-    backbone = postdiff.load("mini-sd")
-    plan = postdiff.methods.postdiff(steps=20)
-    images = postdiff.sample(backbone, ["a big red star on snow"], seeds=[0], plan=plan)  # uint8 [1, 64, 64, 3]
+backbone = postdiff.load("mini-sd")
+plan = postdiff.methods.postdiff(steps=20)
+images = postdiff.sample(backbone, ["a big red star on snow"], seeds=[0], plan=plan)  # uint8 [1, 64, 64, 3]
 """
 
 from postdiff import methods
 from postdiff.backbones import Backbone, load
-from postdiff.cost import cost
+from postdiff.cost import cost, costs
 from postdiff.plan import Plan, StepPlan
 from postdiff.sampling import sample
 
-__all__ = ["Backbone", "Plan", "StepPlan", "cost", "load", "methods", "sample"]
+__all__ = ["Backbone", "Plan", "StepPlan", "cost", "costs", "load", "methods", "sample"]

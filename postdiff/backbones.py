@@ -7,6 +7,7 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 import json
 import re
 from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
@@ -104,6 +105,18 @@ def _folder_spec(name: str, folder: Path) -> Spec:
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     size, tokens = unet["sample_size"] * factor, text["max_position_embeddings"]
     return Spec(name, str(folder), None, size, factor, tokens, 7.5, "dpm", unet)
+
+
+def fingerprint(spec: Spec) -> str:
+    """What the weights are: the pinned commit, or 12 hex digits of a folder's configs and safetensors."""
+    if spec.revision:
+        return spec.revision
+    digest = sha256()
+    for file in sorted(Path(spec.source).rglob("*")):
+        if file.suffix in (".json", ".safetensors", ".txt"):
+            with open(file, "rb") as opened:
+                digest.update(file.name.encode() + file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:

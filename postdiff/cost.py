@@ -8,9 +8,9 @@ Only the denoiser counts (no text encoder, no autoencoder), for one image.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -56,57 +56,82 @@ class Cost:
         return sum(step.flops for step in self.steps)
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One full forward pass, one half, traced: macs of every leaf module, flops of every module with its children."""
+
+    macs: dict[str, int]
+    flops: dict[str, int]
+
+
 def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
     """Price `plan` on the denoiser of `spec` for one image of `size` pixels (the backbone's own by default)."""
+    return costs([plan], spec, size)[0]
+
+
+def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
+    """Price many plans: the denoiser is traced once a resolution, and what a step skips is taken off."""
     with torch.device("meta"):
         denoiser = UNet2DConditionModel.from_config(spec.denoiser).eval()
-    side = (size or spec.size) // spec.vae_factor
-    full = (side, side)
-    cache, known = caching.Cache(), {}
-
-    def passed(step: StepPlan, replay: caching.Replay) -> tuple[Counter, int]:
-        """(macs by layer, flops) of one half; a step like one before it is not run again."""
-        step = replace(step, guided=False)
-        if step not in known:
-            latents = latent_size(full, step.scale)
-            replay.begin(step, latents, cache, 1.0)
-            known[step] = _count(denoiser, latents, spec.text_tokens)
-        return known[step]
-
-    steps = []
-    with caching.attach(denoiser, plan) as replay:
-        for step in plan.steps:
-            halves = 2 if step.guided else 1
-            macs, flops = passed(step, replay)
-            printed = macs.total()
-            if step.deep == step.cross_attention == "reuse":
-                shallow = passed(replace(step, cross_attention="compute"), replay)[0].total()
-                whole = passed(replace(step, deep="compute", cross_attention="compute"), replay)[0]["attn2"]
-                printed = shallow - whole
-            layers = {name: halves * n for name, n in macs.items()}
-            steps.append(StepCost(halves * macs.total(), halves * printed, halves * flops, layers))
-    return Cost(tuple(steps))
+    full = ((size or spec.size) // spec.vae_factor,) * 2
+    scales = {step.scale for plan in plans for step in plan.steps}
+    passes = {scale: _trace(denoiser, latent_size(full, scale), spec.text_tokens) for scale in scales}
+    attention = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
+    priced = []
+    for plan in plans:
+        deep = caching.deep_modules(denoiser, plan.branch)
+        known = {step: _step_cost(passes[step.scale], step, deep, attention) for step in set(plan.steps)}
+        priced.append(Cost(tuple(known[step] for step in plan.steps)))
+    return priced
 
 
-def _count(denoiser: torch.nn.Module, latents: tuple[int, int], text_tokens: int) -> tuple[Counter, int]:
+def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: list[str]) -> StepCost:
+    halves = 2 if step.guided else 1
+    beyond = _inside(deep) if step.deep == "reuse" else lambda name: False
+    run = {name: n for name, n in traced.macs.items() if not beyond(name)}
+    flops = traced.flops[""] - (sum(traced.flops.get(name, 0) for name in deep) if step.deep == "reuse" else 0)
+    printed = sum(run.values())
+    if step.cross_attention == "reuse":
+        cached = _inside(attention)
+        printed -= sum(n for name, n in traced.macs.items() if cached(name))
+        run = {name: n for name, n in run.items() if not cached(name)}
+        flops -= sum(traced.flops.get(name, 0) for name in attention if not beyond(name))
+    layers = Counter()
+    for name, n in run.items():
+        layers[layer_of(name)] += halves * n
+    return StepCost(layers.total(), halves * printed, halves * flops, dict(layers))
+
+
+def _inside(modules: list[str]) -> Callable[[str], bool]:
+    """Is a name one of `modules`, or below one?"""
+    roots = tuple(f"{name}." for name in modules)
+    return lambda name: f"{name}.".startswith(roots)
+
+
+def layer_of(name: str) -> str:
+    return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
+
+
+def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], text_tokens: int) -> _Pass:
     x = torch.empty(1, denoiser.config.in_channels, *latents, device="meta")
     text = torch.empty(1, text_tokens, denoiser.config.cross_attention_dim, device="meta")
-    flops = FlopCounterMode(display=False)
-    with torch.no_grad(), count_macs(denoiser) as macs, flops:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), count_macs(denoiser) as macs, counter:
         denoiser(x, torch.empty((), device="meta"), encoder_hidden_states=text, return_dict=False)
-    return macs, flops.get_total_flops()
+    root = type(denoiser).__name__
+    flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})
 
 
 @contextmanager
 def count_macs(denoiser: torch.nn.Module) -> Iterator[Counter]:
-    """Count `macs_paper` by layer type of whatever runs inside the `with`: a Counter that fills as it runs."""
+    """Count `macs_paper` by module of whatever runs inside the `with`: a Counter that fills as it runs."""
     macs, handles = Counter(), []
     for name, module in denoiser.named_modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm, torch.nn.LayerNorm)):
-            layer = next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
 
-            def hook(module, args, output, layer=layer):
-                macs[layer] += module_macs(module, args[0], output)
+            def hook(module, args, output, name=name):
+                macs[name] += module_macs(module, args[0], output)
 
             handles.append(module.register_forward_hook(hook))
     try:

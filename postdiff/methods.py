@@ -1,11 +1,11 @@
 """One function a method: settings in, `Plan` out. Symbols as in the paper (sec. 2, sec. 3.1).
 
-    T (steps)  evaluations of the denoiser in all
-    beta       scale of the low resolution, in (0, 1]
-    s          share of the steps at low resolution, in [0, 1); round(s*T) steps
-    k          DeepCache's interval: every k-th step runs the whole U-Net; 1 is off
-    m          guidance is on for steps i < m; a step (int) or a share of T (float); m = T is off
-    mode       which guidance the cached cross-attention holds: ave, cond, uncond, cfg
+T (steps)  evaluations of the denoiser in all
+beta       scale of the low resolution, in (0, 1]
+s          share of the steps at low resolution, in [0, 1); round(s*T) steps
+k          DeepCache's interval: every k-th step runs the whole U-Net; 1 is off
+m          guidance is on for steps i < m; a step (int) or a share of T (float); m = T is off
+mode       which guidance the cached cross-attention holds: ave, cond, uncond, cfg
 """
 
 from postdiff.plan import Action, Mode, Plan, StepPlan

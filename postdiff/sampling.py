@@ -16,6 +16,8 @@ from postdiff import caching, resolution, solvers
 from postdiff.backbones import Backbone
 from postdiff.plan import Plan
 
+VERSION = 1  # counts changes of this package that change pixels
+
 
 @dataclass
 class State:
@@ -93,7 +95,9 @@ def begin(
     cond, uncond = pipe.encode_prompt(list(prompts), device, 1, guided)
     text = torch.cat([uncond, cond]) if guided else cond
     full = (size // backbone.spec.vae_factor,) * 2
-    noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, resolution.latent_size(full, plan.steps[0].scale))
+    noise = draw(
+        seeds, "initial", backbone.denoiser.config.in_channels, resolution.latent_size(full, plan.steps[0].scale)
+    )
     latents = noise.to(device, text.dtype) * scheduler.init_noise_sigma
     return State(latents, scheduler, text, tuple(seeds))
 
@@ -125,9 +129,9 @@ def _evaluate(backbone: Backbone, state: State, plan: Plan, guidance: float, rep
     replay.begin(step, tuple(state.latents.shape[2:]), state.cache, guidance)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
     text = state.text if step.guided else state.text[-batch:]  # the conditional half comes last
-    output = backbone.denoiser(
-        state.solver.scale_model_input(x, t), t, encoder_hidden_states=text, return_dict=False
-    )[0]
+    output = backbone.denoiser(state.solver.scale_model_input(x, t), t, encoder_hidden_states=text, return_dict=False)[
+        0
+    ]
     if step.guided:
         uncond, cond = output.chunk(2)
         output = uncond + guidance * (cond - uncond)

@@ -1,0 +1,295 @@
+"""Fewer denoising steps, or cheaper steps? The sweep that answers it for one model, from prompts to report.
+
+    python jobs/coco_sweep.py                                         the mini model on Shapes: minutes on two cores
+    python jobs/coco_sweep.py --backbone sd15 --prompts captions.tsv --reference val2014/ --out s3://bucket/sweep
+    python jobs/coco_sweep.py ... --dry-run                           what would run: units, MACs, time and bytes
+    ray job submit --working-dir . -- python jobs/coco_sweep.py ...   the same on a cluster
+
+Run it again and it goes on where it stopped: what is in the store is done.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
+
+from pipelines import features, generate, plots, prompts, records, report, scores, tables, tracking, workers
+from pipelines.generate import Configuration
+from pipelines.store import Store
+from pipelines.workers import Resources
+from postdiff import costs, methods
+from postdiff.backbones import resolve
+from postdiff.metrics import Interval
+from postdiff.plan import Plan
+
+EXAMPLES = 8  # prompts in the report's grid of images
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration of the grid, and how the tables name it."""
+
+    method: str
+    settings: str
+    configuration: Configuration
+    macs_paper: int
+    flops: int
+
+
+def grid(name: str = "full") -> list[tuple[str, str, Plan]]:
+    """(method, settings, plan): steps T in {8..20} against mixed resolution (s) and caching (k, m) at T = 20."""
+    few = [("dense", "", methods.dense(t)) for t in ((8, 12, 16, 20) if name == "small" else range(8, 21, 2))]
+    if name == "small":
+        return [
+            *few,
+            ("mixed_resolution", "s=0.3", methods.mixed_resolution(s=0.3)),
+            ("caching", "k=2 m=15", replace(methods.postdiff(s=0.0), name="caching")),
+            ("postdiff", "s=0.3 k=2 m=15", methods.postdiff(s=0.3)),
+        ]
+    mixed = [("mixed_resolution", f"s={s}", methods.mixed_resolution(s=s)) for s in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    caching = [
+        ("no_cfg", "", methods.no_cfg()),
+        *[("deepcache", f"k={k}", methods.deepcache(k=k)) for k in (2, 3)],
+        ("cross_attention_cache", "m=15", methods.cross_attention_cache(m=15)),
+        *[("caching", f"k=2 m={m}", replace(methods.postdiff(s=0.0, m=m), name="caching")) for m in (5, 10, 15)],
+    ]
+    whole = [
+        ("postdiff", f"s={s} k=2 m={m}", methods.postdiff(s=s, m=m))
+        for s, m in ((0.1, 15), (0.2, 15), (0.3, 15), (0.5, 15), (0.2, 10))
+    ]
+    return [*few, *mixed, *caching, *whole]
+
+
+def plan_sweep(args: argparse.Namespace) -> list[Point]:
+    """The grid as configurations with their costs; two names of one computation become one."""
+    points: dict[str, Point] = {}
+    entries = grid(args.grid)
+    prices = costs([plan for _, _, plan in entries], resolve(args.backbone))
+    for (method, settings, plan), price in zip(entries, prices, strict=True):
+        configuration = generate.configure(args.backbone, plan, args.guidance, args.solver, args.batch_size)
+        points.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
+    return list(points.values())
+
+
+def run_units(units: list[workers.Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
+    """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the sweep stops, exit 1."""
+    done = store.names()
+    todo = [unit for unit in units if unit.name not in done]
+    if not todo:
+        return
+    failed = workers.run(todo, make_handler, lambda name: name in store.names(), resources, what)
+    for name, reason in failed.items():
+        store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise SystemExit(
+            f"error: {len(failed)} of {len(todo)} units failed {workers.ATTEMPTS} times and are set aside in "
+            f"{store.url}/failed; the first, {name}: {reason}\nAll others are committed; run again to retry."
+        )
+
+
+def sweep(args: argparse.Namespace) -> None:
+    began = time.time()
+    listed = prompts.load_prompts(args.prompts, args.limit)
+    shards = prompts.shard(listed, args.shard)
+    reference = reference_keys(args)
+    points = plan_sweep(args)
+    if args.dry_run:
+        return print_dry_run(args, points, listed, shards)
+    store = Store(args.out)
+    store.check_writable()
+    store.claim({"prompts": prompts.fingerprint(listed), "prompts_per_shard": args.shard})
+    workers.connect()
+    resources = workers.default_resources()
+    if args.workers:
+        resources = replace(resources, workers=args.workers)
+
+    units = [u for p in points for u in generate.units(p.configuration, shards, p.flops / 1e9)]
+    run_units(units, partial(generate.Generator, store), store, resources, "images")
+    units = features.prompt_units(args.clip, shards)
+    if reference:
+        units += features.reference_units(args.fid, reference)
+    for encoder in {args.clip, args.fid if reference else args.clip}:
+        ids = [p.configuration.id for p in points]
+        names = sorted(n for n in store.names("images") if n.split("/")[1] in ids)
+        units += features.image_units(encoder, names)
+    run_units(units, partial(features.Extractor, store), store, resources, "features")
+    tasks = [scores.Task(store, p.configuration.id, args.clip, args.fid if reference else None) for p in points]
+    results = list(workers.map_tasks(scores.score, tasks))
+    write_report(args, store, points, results, len(listed), len(reference), time.time() - began)
+
+
+def reference_keys(args: argparse.Namespace) -> list[str]:
+    """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID."""
+    if args.reference:
+        files = sorted(
+            str(f.absolute())
+            for f in Path(args.reference).glob("*")
+            if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+        )
+        if len(files) < 2:
+            raise ValueError(f"--reference must be a folder of at least 2 images, got {args.reference!r}")
+        return files
+    return [f"val/{i}" for i in range(args.n_reference)] if args.prompts == "shapes" else []
+
+
+def to_row(point: Point, result: dict) -> tables.Row:
+    fid = Interval(**result["fid"]) if result["fid"] else None
+    steps = len(point.configuration.plan)
+    return tables.Row(
+        point.configuration.id,
+        point.method,
+        point.settings,
+        steps,
+        point.macs_paper,
+        point.flops,
+        result["seconds"],
+        fid,
+        Interval(**result["clip"]),
+    )
+
+
+def write_report(
+    args, store: Store, points: list[Point], results: list[dict], n: int, n_ref: int, seconds: float
+) -> None:
+    rows = [to_row(point, result) for point, result in zip(points, results, strict=True)]
+    metrics = ("fid", "clip") if n_ref else ("clip",)
+    figures = [plots.front_plot(rows, m, f"{args.backbone}, n = {n}") for m in metrics]
+    fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
+    answer = tables.answer(rows, args.backbone)
+    facts = {
+        "model": f"{args.backbone} (weights {points[0].configuration.weights}), solver {points[0].configuration.solver}, "
+        f"guidance {points[0].configuration.guidance}, {points[0].configuration.size} px",
+        "prompts": f"{n} of {args.prompts}, one image each",
+        "FID": f"Frechet distance of {args.fid} features to {n_ref} reference images; jackknife over generated images"
+        if n_ref
+        else "not computed: no reference images (--reference)",
+        "CLIP score": f"100 x cosine of {args.clip} embeddings; Student's t over prompts",
+        "seconds an image": "median over batches of "
+        f"{args.batch_size}, wall time in a worker, decoding included, while other workers were busy",
+        "machine": machine(),
+        "commit": commit(),
+        "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
+    }
+    images = examples(store, points, rows)
+    page = report.html(f"postdiff: {args.backbone}", answer, rows, fronts, figures, images, facts)
+    pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
+    store.put("report.html", page.encode())
+    store.put("results.csv", tables.to_csv(rows).encode())
+    store.put("results.md", tables.to_markdown(rows).encode())
+    for name, png in pictures.items():
+        store.put(f"{name}.png", png)
+    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    local = Path(store.root) if store.is_local else Path("out")
+    tracking.log(store, f"sweep-{args.backbone}".replace("/", "-"), rows, specs, pictures, local / "wandb-offline")
+    print(f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.url}/report.html")
+
+
+def examples(store: Store, points: list[Point], rows: list[tables.Row]) -> str:
+    """The first images of every configuration: a column a prompt, the same noise down it."""
+    lines, texts = [], []
+    for point, row in zip(points, rows, strict=True):
+        first = min(name for name in store.names(f"images/{point.configuration.id}"))
+        table = records.from_parquet(store.get(first), ["prompt", "image"]).slice(0, EXAMPLES)
+        texts = table["prompt"].to_pylist()
+        lines.append((row.label, [image["bytes"] for image in table["image"].to_pylist()]))
+    return report.image_table(texts, lines)
+
+
+def print_dry_run(args, points: list[Point], listed: list, shards: list) -> None:
+    n = len(listed)
+    macs, flops = n * sum(p.macs_paper for p in points), n * sum(p.flops for p in points)
+    pixels = points[0].configuration.size ** 2
+    print(f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units")
+    for point in points:
+        label = f"{point.method.replace('_', ' ')} T={len(point.configuration.plan)} {point.settings}"
+        print(
+            f"  {point.configuration.id}  {label:<44}{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
+        )
+    print(f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP")
+    print(
+        f"time: {flops / (args.tflops * 1e12) / 3600:.2f} worker-hours at {args.tflops:g} TFLOP/s sustained (--tflops)"
+    )
+    print(f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)")
+    lengths = token_lengths(args.backbone, [p.text for p in listed])
+    limit = resolve(args.backbone).text_tokens
+    cut = sum(length > limit for length in lengths)
+    print(f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}")
+
+
+def token_lengths(backbone: str, texts: list[str]) -> list[int]:
+    """Tokens of each prompt, start and end included: CLIP's own tokenizer (open_clip carries it) for hub models."""
+    if resolve(backbone).revision:
+        from open_clip import SimpleTokenizer
+
+        encode = SimpleTokenizer().encode
+        return [len(encode(text)) + 2 for text in texts]
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(f"{resolve(backbone).source}/tokenizer")
+    return [len(ids) for ids in words(texts).input_ids]
+
+
+def machine() -> str:
+    import ray
+    import torch
+
+    total = ray.cluster_resources()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {int(total.get('CPU', 0))} CPU cores, {int(total.get('GPU', 0))} GPUs ({gpu}), torch {torch.__version__}"
+
+
+def commit() -> str:
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    return git.stdout.strip() or "unknown (not a git checkout)"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
+    add("--prompts", default="shapes", help="'shapes', or a file: txt, csv, tsv, parquet, COCO annotation json")
+    add("--limit", type=int, help="use the first N prompts (default: 192 of Shapes, all of a file)")
+    add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
+    add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
+    add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
+    add("--grid", choices=["full", "small"], default="full")
+    add("--shard", type=int, default=32, help="prompts a unit of work")
+    add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
+    add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")
+    add("--solver", help="ddim, dpm, euler, unipc (default: the backbone's)")
+    add("--clip", help="CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")
+    add("--fid", help="encoder of FID: mini-clip, or the path of clean-fid's Inception .pt (default: --clip)")
+    add("--workers", type=int, help="actors (default: one a GPU, else one a core)")
+    add("--tflops", type=float, default=30.0, help="sustained TFLOP/s of a worker, for --dry-run's time")
+    add("--dry-run", action="store_true", help="print what would run, and stop")
+    args = parser.parse_args(argv)
+    mini = args.prompts == "shapes"
+    args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
+    args.fid = args.fid or args.clip
+    args.limit = args.limit if args.limit is not None else (192 if mini else None)
+    return args
+
+
+def main() -> None:
+    try:
+        sweep(parse())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

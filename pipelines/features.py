@@ -1,0 +1,99 @@
+"""Features of stored images, of prompts, and of reference images: units of work downstream of the images."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines import records, shapes
+from pipelines.records import Prompt
+from pipelines.store import Store, shard_name
+from pipelines.workers import Unit
+from postdiff.encoders import ClipEncoder, InceptionEncoder
+
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Task:
+    """Encode `of` with `encoder` and commit the result as `name`.
+
+    of: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
+    """
+
+    name: str
+    encoder: str
+    of: str | tuple[Prompt, ...] | tuple[str, ...]
+
+
+def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
+    """`mini-clip`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception (.pt)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
+
+
+def folder(encoder: str, of: str) -> str:
+    return (
+        f"features/{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(encoder).name if encoder.endswith('.pt') else encoder)}/{of}"
+    )
+
+
+def image_units(encoder: str, image_names: Sequence[str]) -> list[Unit]:
+    """One unit a committed shard of images, named after it."""
+    named = [(name.replace("images/", folder(encoder, ""), 1), name) for name in image_names]
+    return [Unit(name, encoder, 1, Task(name, encoder, source)) for name, source in named]
+
+
+def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
+    return _numbered(encoder, folder(encoder, "prompts"), shards)
+
+
+def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> list[Unit]:
+    """`keys`: `val/INDEX` of Shapes, or paths of image files that every worker can read."""
+    shards = [tuple(keys[i : i + per_shard]) for i in range(0, len(keys), per_shard)]
+    return _numbered(encoder, folder(encoder, "reference"), shards)
+
+
+def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
+    named = [(shard_name(where, i, len(shards)), shard) for i, shard in enumerate(shards)]
+    return [Unit(name, encoder, 1, Task(name, encoder, shard)) for name, shard in named]
+
+
+def reference_image(key: str) -> np.ndarray:
+    """uint8 [H, W, 3] of `val/INDEX` (Shapes) or of an image file."""
+    if re.fullmatch(r"val/\d+", key):
+        return shapes.render(shapes.scene("val", int(key[4:])))
+    return np.asarray(Image.open(key).convert("RGB"))
+
+
+class Extractor:
+    """A worker's handler: keeps one encoder loaded, commits one file a task."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.loaded: ClipEncoder | InceptionEncoder | None = None
+        self.name = ""
+
+    def __call__(self, task: Task) -> None:
+        if self.name != task.encoder:
+            self.loaded, self.name = make_encoder(task.encoder), task.encoder
+        if isinstance(task.of, str):
+            table = records.from_parquet(self.store.get(task.of), ["prompt_id", "image"])
+            ids = table["prompt_id"].to_pylist()
+            images = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
+            features = _batched(self.loaded.images, images)
+        elif isinstance(task.of[0], Prompt):
+            ids = [prompt.id for prompt in task.of]
+            features = _batched(self.loaded.texts, [prompt.text for prompt in task.of])
+        else:
+            ids = list(task.of)
+            features = _batched(self.loaded.images, [reference_image(key) for key in task.of])
+        self.store.put(task.name, records.feature_rows(ids, features))
+
+
+def _batched(encode: Callable, items: Sequence) -> np.ndarray:
+    return np.concatenate([encode(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])

@@ -1,0 +1,91 @@
+"""Prompts from Shapes or from files, and their shards. Prompts are data: never part of a path or a command."""
+
+import csv
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from pipelines import shapes
+from pipelines.records import Prompt
+
+TEXT_COLUMNS = ("caption", "prompt", "text")
+ID_COLUMNS = ("id", "prompt_id", "caption_id")
+
+
+def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` prompts of `source`: `shapes` (limit needed), or a file.
+
+    .txt: one a line, the line's number is the id. .csv, .tsv, .parquet: a column caption, prompt or text; ids from a
+    column id, prompt_id or caption_id, else the row's number. .json: COCO captions (annotation ids).
+
+    Raises: ValueError naming the file and what was expected, if it is missing, unreadable, or holds no prompt.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
+    if source == "shapes":
+        scenes = shapes.distinct_scenes("prompts", limit or 256)
+        return [Prompt(f"shapes-{i}", scene.caption) for i, scene in enumerate(scenes)]
+    path = Path(source)
+    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": _coco}
+    if path.suffix not in readers:
+        raise ValueError(f"prompts must be 'shapes' or a file ({', '.join(readers)}), got {source!r}")
+    if not path.is_file():
+        raise ValueError(f"no prompt file at {source!r}")
+    try:
+        prompts = [Prompt(str(id), text.strip()) for id, text in readers[path.suffix](path) if text.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, csv.Error, OSError) as error:
+        raise ValueError(f"{source!r} is not readable as {path.suffix}: {error!r}") from error
+    if not prompts:
+        raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
+    if len({prompt.id for prompt in prompts}) < len(prompts):
+        raise ValueError(f"{source!r} has two prompts of one id; ids must differ")
+    return prompts[:limit]
+
+
+def _lines(path: Path):
+    return enumerate(path.read_text(encoding="utf-8").splitlines())
+
+
+def _table(path: Path):
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        text, id = _columns(path, reader.fieldnames or [])
+        for number, row in enumerate(reader):
+            yield row[id] if id else number, row[text] or ""
+
+
+def _parquet(path: Path):
+    import pyarrow.parquet as pq
+
+    text, id = _columns(path, pq.read_schema(path).names)
+    table = pq.read_table(path, columns=[c for c in (text, id) if c])
+    for number, row in enumerate(table.to_pylist()):
+        yield row[id] if id else number, row[text] or ""
+
+
+def _coco(path: Path):
+    return [(row["id"], row["caption"]) for row in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
+
+
+def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:
+    text = next((name for name in TEXT_COLUMNS if name in names), None)
+    if text is None:
+        raise ValueError(f"{str(path)!r} needs a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(names) or 'none'}")
+    return text, next((name for name in ID_COLUMNS if name in names), None)
+
+
+def seed(prompt: Prompt, sample: int = 0) -> int:
+    """The seed of a prompt's `sample`-th image: 63 bits that depend on nothing else."""
+    return int.from_bytes(sha256(f"{prompt.id}/{sample}".encode()).digest()[:8], "little") >> 1
+
+
+def shard(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
+    if size < 1:
+        raise ValueError(f"prompts a shard must be 1 or more, got {size}")
+    return [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """12 hex digits of ids and texts, in order."""
+    return sha256(json.dumps([(p.id, p.text) for p in prompts]).encode()).hexdigest()[:12]

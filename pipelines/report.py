@@ -1,0 +1,78 @@
+"""The report of a sweep: one HTML file that needs nothing else. Prompts and names are data, and escaped."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from pipelines import plots
+from pipelines.tables import Row
+
+CSS = """
+:root { color-scheme: light dark; --line: #8884; --dim: #888; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.answer { font-size: 1.2rem; border-left: 4px solid #d62728; padding: .4rem 1rem; margin: 1.2rem 0; }
+.dim { color: var(--dim); } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots div { flex: 1 1 28rem; background: white; border-radius: 6px; } .plots svg { width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; } tr.front td { font-weight: 600; }
+.images td, .images th { padding: 2px; border: 0; text-align: center; vertical-align: bottom; }
+.images th.prompt { width: 96px; font-weight: normal; font-size: .72rem; white-space: normal; text-align: center; }
+.images td.name { text-align: right; padding-right: .6rem; font-size: .8rem; vertical-align: middle; }
+.images img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 3px; display: block; }
+"""
+
+
+def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes]]]) -> str:
+    """A table of images: a column a prompt (same noise down it), a row a configuration: (label, WebP images)."""
+    head = "".join(f'<th class="prompt">{escape(prompt)}</th>' for prompt in prompts)
+    body = ""
+    for label, images in rows:
+        cells = "".join(
+            f'<td><img alt="" src="data:image/webp;base64,{base64.b64encode(image).decode()}"></td>' for image in images
+        )
+        body += f'<tr><td class="name">{escape(label)}</td>{cells}</tr>\n'
+    return f'<table class="images"><tr><th></th>{head}</tr>\n{body}</table>'
+
+
+def configuration_table(rows: Sequence[Row], fronts: set[str]) -> str:
+    head = "<th>configuration</th><th>GFLOPs</th><th>MACs (paper rule, G)</th><th>s/image</th><th>FID</th>"
+    body = ""
+    for row in rows:
+        cells = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
+        cells += [str(row.fid) if row.fid else "no reference", str(row.clip)]
+        mark = ' class="front"' if row.configuration in fronts else ""
+        body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
+    return f"<table><tr>{head}<th>CLIP score</th></tr>\n{body}</table>"
+
+
+def html(
+    title: str,
+    answer: str,
+    rows: Sequence[Row],
+    fronts: set[str],
+    figures: Sequence["plots.plt.Figure"],
+    images: str,
+    facts: dict[str, str],
+) -> str:
+    """The page. `fronts`: ids of the configurations on a front; `facts`: protocol, machine, commit, and the like."""
+    pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
+    lines = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title><style>{CSS}</style>
+<h1>{escape(title)}</h1>
+<p class="answer">{escape(answer)}</p>
+<div class="plots">{pictures}</div>
+<h2>Configurations</h2>
+<p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
+GFLOPs count everything (2 x MAC, attention included); the paper's own rule counts MACs without attention products.</p>
+<div class="scroll">{configuration_table(rows, fronts)}</div>
+<h2>The same prompts and noise</h2>
+<div class="scroll">{images}</div>
+<h2>Protocol</h2>
+<table class="protocol">{lines}</table>
+</html>
+"""

@@ -1,0 +1,63 @@
+"""Scores of a configuration from stored features, each with its interval: a Ray task."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pipelines import records
+from pipelines.features import folder
+from pipelines.store import Store
+from postdiff import metrics
+
+
+@dataclass(frozen=True)
+class Task:
+    """Score `configuration` in `store`. `fid_encoder` is None where there are no reference images."""
+
+    store: Store
+    configuration: str
+    clip_encoder: str
+    fid_encoder: str | None
+
+    @property
+    def name(self) -> str:
+        return f"scores/{self.configuration}.json"
+
+
+def score(task: Task) -> dict:
+    """{"clip": interval, "fid": interval or None, "seconds": median seconds an image}; committed as `task.name`."""
+    store, names = task.store, task.store.names()
+    image_ids, image = read_features(store, names, task.clip_encoder, task.configuration)
+    text_ids, text = read_features(store, names, task.clip_encoder, "prompts")
+    row_of = {id: i for i, id in enumerate(text_ids)}
+    clip = metrics.clip_scores(image, text[[row_of[id] for id in image_ids]])
+    fid = None
+    if task.fid_encoder:
+        _, reference = read_features(store, names, task.fid_encoder, "reference")
+        _, generated = read_features(store, names, task.fid_encoder, task.configuration)
+        fid = asdict(metrics.frechet_interval(generated, metrics.moments(reference)))
+    seconds = [
+        records.from_parquet(store.get(name), ["seconds"])["seconds"].to_numpy()
+        for name in _under(names, f"images/{task.configuration}/")
+    ]
+    result = {
+        "clip": asdict(metrics.mean_interval(clip)),
+        "fid": fid,
+        "seconds": float(np.median(np.concatenate(seconds))),
+    }
+    store.put(task.name, json.dumps(result, indent=2).encode())
+    return result
+
+
+def read_features(store: Store, names: set[str], encoder: str, of: str) -> tuple[list[str], np.ndarray]:
+    """Prompt ids and features [N, D] of a configuration, of `prompts` or of `reference`, in shard order."""
+    tables = [records.from_parquet(store.get(name)) for name in _under(names, folder(encoder, of) + "/")]
+    if not tables:
+        raise ValueError(f"no features of {encoder} for {of} in {store.url}")
+    ids = [id for table in tables for id in table["prompt_id"].to_pylist()]
+    return ids, np.concatenate([records.feature_matrix(table) for table in tables])
+
+
+def _under(names: set[str], prefix: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(prefix))

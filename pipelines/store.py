@@ -1,0 +1,107 @@
+"""Shards of records on any file system: written once, atomically, under names that say what they are.
+
+    <root>/spec.json                                            what this store was made for
+    <root>/images/<configuration>/00003-of-00013.parquet
+    <root>/features/<encoder>/<configuration | prompts | reference>/00003-of-00013.parquet
+    <root>/scores/<configuration>.json
+    <root>/failed/<configuration>/00003-of-00013.json           units set aside, each with its reason
+
+What is listed is done: there is no other state. A file is complete from the moment that it is visible.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+
+class Store:
+    """A folder at any pyarrow.fs or fsspec URL, or a local path. Picklable: workers open it themselves."""
+
+    def __init__(self, url: str | Path):
+        self.url = str(url)
+        self._open()
+
+    def _open(self) -> None:
+        if "://" not in self.url:
+            self.fs, self.root = fs.LocalFileSystem(), str(Path(self.url).absolute())
+            return
+        try:
+            self.fs, self.root = fs.FileSystem.from_uri(self.url)
+        except (ValueError, OSError):
+            import fsspec
+
+            try:
+                other, self.root = fsspec.core.url_to_fs(self.url)
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"cannot open store {self.url!r}: {error}") from error
+            self.fs = fs.PyFileSystem(fs.FSSpecHandler(other))
+        self.root = self.root.rstrip("/")
+
+    def __reduce__(self):
+        return Store, (self.url,)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, fs.LocalFileSystem)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write `name` in one piece: readers see all of it or none. A second put of a name replaces the first."""
+        path = f"{self.root}/{name}"
+        if self.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            return
+        # An object appears when its stream is closed. No `with`: on an error that would close it, and commit half.
+        stream = self.fs.open_output_stream(path)
+        stream.write(data)
+        stream.close()
+        size = self.fs.get_file_info(path).size
+        if size != len(data):
+            raise OSError(f"{path}: wrote {len(data)} bytes, the store holds {size}")
+
+    def get(self, name: str) -> bytes:
+        with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            return stream.read()
+
+    def names(self, folder: str = "") -> set[str]:
+        """Names of the complete files below `folder`: one listing, whatever their number."""
+        base = f"{self.root}/{folder}".rstrip("/")
+        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+        files = (info.path for info in self.fs.get_file_info(selector) if info.type == fs.FileType.File)
+        return {path[len(self.root) + 1 :] for path in files if not path.rsplit("/", 1)[-1].startswith(".tmp-")}
+
+    def check_writable(self) -> None:
+        """Raise ValueError, naming the store, if it cannot be written."""
+        try:
+            self.put(".writable", b"")
+            self.fs.delete_file(f"{self.root}/.writable")
+        except OSError as error:
+            raise ValueError(f"store {self.url!r} is not writable: {error}") from error
+
+    def claim(self, spec: dict) -> None:
+        """Make this the store of `spec`, or raise ValueError if it is another's: their shards would mix."""
+        new = json.loads(json.dumps(spec))
+        if "spec.json" not in self.names():
+            self.put("spec.json", json.dumps(new, indent=2).encode())
+            return
+        old = json.loads(self.get("spec.json"))
+        differs = [f"{k}: the store has {old.get(k)!r}, this run {new.get(k)!r}" for k in new if old.get(k) != new[k]]
+        if differs:
+            raise ValueError(f"store {self.url!r} is of another spec ({'; '.join(differs)}); choose another --out")
+
+
+def shard_name(folder: str, index: int, count: int) -> str:
+    return f"{folder}/{index:05d}-of-{count:05d}.parquet"

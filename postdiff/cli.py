@@ -1,0 +1,153 @@
+"""The console script: `postdiff generate | cost | methods | models`."""
+
+import argparse
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from postdiff import backbones
+from postdiff.methods import METHODS
+from postdiff.plan import MODES, Plan, strip
+
+# Flag -> the method's argument; a method takes those that its signature has.
+SETTINGS = ("steps", "beta", "s", "k", "m", "mode", "branch")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="postdiff", description="Fewer denoising steps, or cheaper steps?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="a prompt and a method in, PNGs out")
+    generate.add_argument("prompt", nargs="+", help="one or more texts")
+    generate.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
+    generate.add_argument("--method", default="postdiff", help=", ".join(METHODS))
+    _add_settings(generate)
+    generate.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next seed")
+    generate.add_argument("--n", type=int, default=1, help="images a prompt")
+    generate.add_argument("--guidance", type=float)
+    generate.add_argument("--solver", help="ddim, dpm, euler, unipc")
+    generate.add_argument("--size", type=int, help="pixels")
+    generate.add_argument("--out", type=Path, default=Path(), help="folder of the PNGs")
+    generate.set_defaults(run=_generate)
+
+    cost = commands.add_parser("cost", help="MACs and FLOPs of a method on a backbone, without weights")
+    cost.add_argument("backbone", metavar="BACKBONE")
+    cost.add_argument("method", metavar="METHOD")
+    _add_settings(cost)
+    cost.add_argument("--size", type=int, help="pixels")
+    cost.add_argument("--per-step", action="store_true")
+    cost.add_argument("--json", action="store_true", help="integers for one image")
+    cost.set_defaults(run=_cost)
+
+    commands.add_parser("methods", help="the methods and their settings").set_defaults(run=_methods)
+    commands.add_parser("models", help="the backbones").set_defaults(run=_models)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--steps", type=int, help="T, denoising steps")
+    add("--beta", type=float, help="scale of the low resolution")
+    add("--s", type=float, help="share of the steps at low resolution")
+    add("--k", type=int, help="DeepCache's interval")
+    add("--m", type=_step_or_share, help="guidance ends at this step (20), or share of the steps (0.75)")
+    add("--mode", choices=MODES, help="which cross-attention is cached")
+    add("--branch", type=int, help="DeepCache's skip branch")
+    add("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
+
+
+def _step_or_share(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    if args.method not in METHODS:
+        raise ValueError(f"unknown method {args.method!r}: expected one of {', '.join(METHODS)}")
+    method = METHODS[args.method]
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    accepted = inspect.signature(method).parameters
+    extra = [f"--{name}" for name in given if name not in accepted]
+    if extra:
+        takes = ", ".join(f"--{name}" for name in accepted)
+        raise ValueError(f"{args.method} does not take {', '.join(extra)}; it takes {takes}")
+    plan = method(**given)
+    if args.plan_picture:
+        from postdiff.picture import draw_plan
+
+        draw_plan(plan).save(args.plan_picture)
+    return plan
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from PIL import Image
+    from tqdm import tqdm
+
+    from postdiff.sampling import sample
+
+    if args.n < 1:
+        raise ValueError(f"--n must be 1 or more, got {args.n}")
+    plan = _plan(args)
+    prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
+    seeds = [args.seed + i for i in range(len(prompts))]
+    backbones.resolve(args.backbone)  # a typo is told before any weights are read
+    args.out.mkdir(parents=True, exist_ok=True)
+    backbone = backbones.load(args.backbone)
+    with tqdm(total=len(plan), desc=plan.name, unit="step") as bar:
+        images = sample(
+            backbone, prompts, seeds, plan,
+            guidance=args.guidance, solver=args.solver, size=args.size, on_step=lambda i: bar.update(),
+        )  # fmt: skip
+    for seed, image in zip(seeds, images, strict=True):
+        # Named by seed and plan: prompts are data, and never part of a path.
+        file = args.out / f"{plan.name}-{plan.id[:6]}-seed{seed}.png"
+        Image.fromarray(image).save(file)
+        print(file)
+
+
+def _cost(args: argparse.Namespace) -> None:
+    from postdiff.cost import cost
+
+    plan = _plan(args)
+    price = cost(plan, backbones.resolve(args.backbone), args.size)
+    if args.json:
+        total = {name: getattr(price, name) for name in ("macs_paper", "macs_printed", "flops")}
+        steps = [{"step": i, **vars(step)} for i, step in enumerate(price.steps)]
+        print(json.dumps({**total, "steps": steps} if args.per_step else total))
+        return
+    print(f"{args.backbone}, {plan.name}, {len(plan)} steps, one image")
+    print(strip(plan))
+    if args.per_step:
+        print(f"\n  {'step':>4}{'scale':>7}{'halves':>8}{'G MACs (paper)':>16}{'GFLOPs':>12}")
+        for i, (step, of) in enumerate(zip(price.steps, plan.steps, strict=True)):
+            halves = 2 if of.guided else 1
+            print(f"  {i:>4}{of.scale:>7.2f}{halves:>8}{step.macs_paper / 1e9:>16.3f}{step.flops / 1e9:>12.3f}")
+    print(f"\n  macs_paper    {price.macs_paper / 1e12:10.4f} T   linear, convolution, norm: the paper's 'FLOPs'")
+    if price.macs_printed != price.macs_paper:
+        print(f"  macs_printed  {price.macs_printed / 1e12:10.4f} T   as the paper's tables subtract cross-attention")
+    print(f"  flops         {price.flops / 1e12:10.4f} T   2 x MAC, attention included")
+
+
+def _methods(args: argparse.Namespace) -> None:
+    for name, method in METHODS.items():
+        settings = ", ".join(str(p) for p in inspect.signature(method).parameters.values())
+        print(f"{name}({settings.replace('postdiff.plan.', '')})\n    {inspect.getdoc(method)}")
+
+
+def _models(args: argparse.Namespace) -> None:
+    for name in backbones.NAMES:
+        spec = backbones.resolve(name)
+        where = f"{spec.source}@{spec.revision[:8]}" if spec.revision else "in this package"
+        print(f"{name:<15}{spec.size:>5} px  w={spec.guidance}  {spec.solver:<6}{where}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
