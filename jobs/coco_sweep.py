@@ -10,8 +10,6 @@ Run it again and it goes on where it stopped: what is in the store is done.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -164,9 +162,10 @@ def write_report(
     figures = [plots.front_plot(rows, m, f"{args.backbone}, n = {n}") for m in metrics]
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, args.backbone)
+    first = points[0].configuration
     facts = {
-        "model": f"{args.backbone} (weights {points[0].configuration.weights}), solver {points[0].configuration.solver}, "
-        f"guidance {points[0].configuration.guidance}, {points[0].configuration.size} px",
+        "model": f"{args.backbone} (weights {first.weights}), {first.size} px",
+        "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
         "prompts": f"{n} of {args.prompts}, one image each",
         "FID": f"Frechet distance of {args.fid} features to {n_ref} reference images; jackknife over generated images"
         if n_ref
@@ -174,8 +173,8 @@ def write_report(
         "CLIP score": f"100 x cosine of {args.clip} embeddings; Student's t over prompts",
         "seconds an image": "median over batches of "
         f"{args.batch_size}, wall time in a worker, decoding included, while other workers were busy",
-        "machine": machine(),
-        "commit": commit(),
+        "machine": workers.machine(),
+        "commit": report.commit(),
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
     images = examples(store, points, rows)
@@ -210,9 +209,8 @@ def print_dry_run(args, points: list[Point], listed: list, shards: list) -> None
     print(f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units")
     for point in points:
         label = f"{point.method.replace('_', ' ')} T={len(point.configuration.plan)} {point.settings}"
-        print(
-            f"  {point.configuration.id}  {label:<44}{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
-        )
+        price = f"{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
+        print(f"  {point.configuration.id}  {label:<44}{price}")
     print(f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP")
     print(
         f"time: {flops / (args.tflops * 1e12) / 3600:.2f} worker-hours at {args.tflops:g} TFLOP/s sustained (--tflops)"
@@ -235,26 +233,6 @@ def token_lengths(backbone: str, texts: list[str]) -> list[int]:
 
     words = CLIPTokenizer.from_pretrained(f"{resolve(backbone).source}/tokenizer")
     return [len(ids) for ids in words(texts).input_ids]
-
-
-def machine() -> str:
-    import ray
-    import torch
-
-    total = ray.cluster_resources()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {int(total.get('CPU', 0))} CPU cores, {int(total.get('GPU', 0))} GPUs ({gpu}), torch {torch.__version__}"
-
-
-def commit() -> str:
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return git.stdout.strip() or "unknown (not a git checkout)"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

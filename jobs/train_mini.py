@@ -1,33 +1,40 @@
-"""Train the mini models from nothing: python jobs/train_mini.py {autoencoder,clip,text,unet,export,all}
+"""Train the mini models from nothing: python jobs/train_mini.py {autoencoder,clip,text,unet,export,evaluate,all}
 
 Each stage trains on Shapes with two single-threaded processes that average their gradients (on two cores a third
 faster than one process with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after
 a kill, and appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors:
 
-    models/mini-sd     StableDiffusionPipeline.from_pretrained(folder) loads it
-    models/mini-clip   pipelines and postdiff.encoders score with it (open_clip.create_model takes its config)
+    postdiff/mini/mini-sd      StableDiffusionPipeline.from_pretrained(folder) loads it
+    postdiff/mini/mini-clip    open_clip.create_model("local-dir:FOLDER") loads it; scores are made with it
+
+`evaluate` measures them, and draws a grid of 64 samples beside them.
 """
 
 import argparse
+import json
 import os
-import time
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import mini
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 from tqdm import tqdm
 
-from pipelines import shapes
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SEED = 20261122
-CHECKPOINT_SECONDS = 120
+import postdiff
+from pipelines import mini, shapes
+from pipelines.training import SEED, Trainer
+from postdiff.backbones import MINI
+from postdiff.encoders import ClipEncoder
+
 N_TRAIN, N_LATENTS, N_VAL = 40_000, 24_000, 512
 
 
@@ -51,90 +58,6 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two images in [-1, 1]."""
     return float(10 * torch.log10(4 / F.mse_loss(a, b)))
-
-
-class Trainer:
-    """AdamW, warm-up and cosine, clipping, EMA, gradient averaging, checkpoints, a CSV of losses."""
-
-    def __init__(self, stage: str, model: torch.nn.Module, steps: int, lr: float, work: Path, ema: float = 0.999):
-        self.stage, self.model, self.steps, self.lr, self.work, self.decay = stage, model, steps, lr, work, ema
-        self.params = [p for p in model.parameters() if p.requires_grad]
-        groups = [[p for p in self.params if p.ndim > 1], [p for p in self.params if p.ndim <= 1]]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": groups[0], "weight_decay": 0.01}, {"params": groups[1], "weight_decay": 0.0}],
-            lr=lr,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
-        self.ema = {k: v.clone() for k, v in model.state_dict().items()}
-        self.step = 0
-        self.file = work / f"{stage}.pt"
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.ema, self.step = saved["ema"], saved["step"]
-
-    def learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / 100)
-        return float(self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / self.steps))))
-
-    def run(self, loss_of, validate=None, every: int = 250) -> None:
-        """Take the steps that are left. `loss_of(step, rng) -> (loss, {name: number})`; rng differs by step and rank."""
-        rank, saved_at, seen = dist.get_rank(), time.monotonic(), []
-        bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=rank > 0, mininterval=10)
-        while self.step < self.steps:
-            torch.manual_seed(SEED + 1_000_003 * rank + self.step)
-            rng = np.random.default_rng([SEED, rank, self.step])
-            loss, numbers = loss_of(self.step, rng)
-            self.optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            self._average_gradients()
-            norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-            self.optimizer.step()
-            self.step += 1
-            decay = min(self.decay, (1 + self.step) / (10 + self.step))
-            for k, v in self.model.state_dict().items():
-                self.ema[k].lerp_(v, 1 - decay) if v.is_floating_point() else self.ema[k].copy_(v)
-            seen.append({"loss": float(loss.detach()), "grad_norm": float(norm), **numbers})
-            bar.update()
-            if rank == 0 and self.step % 50 == 0:
-                mean = {
-                    k: round(float(np.mean([s[k] for s in seen if k in s])), 5) for k in {k for s in seen for k in s}
-                }
-                self._log(mean)
-                bar.set_postfix(mean)
-                seen = []
-            if validate and rank == 0 and (self.step % every == 0 or self.step == self.steps):
-                self._log(validate(self.ema))
-            if rank == 0 and (time.monotonic() - saved_at > CHECKPOINT_SECONDS or self.step == self.steps):
-                self._save()
-                saved_at = time.monotonic()
-        dist.barrier()
-
-    def _average_gradients(self) -> None:
-        flat = torch.cat([p.grad.reshape(-1) for p in self.params])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for p, g in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
-            p.grad.copy_(g.view_as(p))
-
-    def _log(self, numbers: dict) -> None:
-        line = {"step": self.step, "time": time.strftime("%H:%M:%S"), **numbers}
-        with open(self.work / f"{self.stage}.csv", "a") as f:
-            f.write(" ".join(f"{k}={v}" for k, v in line.items()) + "\n")
-
-    def _save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema,
-            "step": self.step,
-        }
-        torch.save(state, self.file.with_suffix(".tmp"))
-        os.replace(self.file.with_suffix(".tmp"), self.file)
 
 
 def load_ema(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:
@@ -313,6 +236,36 @@ def export(work: Path, out: Path) -> None:
     mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
 
 
+def evaluate(out: Path, n: int = 256, steps: int = 20) -> dict[str, float]:
+    """What the issue asks of the models, measured on the exported fp16 folders; and a picture of 64 samples."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    backbone, clip = postdiff.load(out / "mini-sd", device="cpu"), ClipEncoder(str(out / "mini-clip"))
+    vae = backbone.pipe.vae
+    val = [shapes.scene("val", i) for i in range(N_VAL)]
+    drawn = np.stack([shapes.render(scene) for scene in val])
+    x = to_tensor(drawn)
+    with torch.no_grad():
+        decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
+    prompts = [scene.caption for scene in shapes.distinct_scenes("prompts", n)]
+    numbers = {
+        "autoencoder_psnr_db": round(psnr(decoded.clamp(-1, 1), x), 2),
+        "mini_clip_choice_of_100": choice(clip, drawn, [scene.caption for scene in val]),
+    }
+    plan = postdiff.methods.dense(steps)
+    for guidance in (3.0, 5.0, 7.5):
+        images = postdiff.sample(backbone, prompts, list(range(n)), plan, guidance=guidance, batch_size=32)
+        numbers[f"mini_sd_choice_of_100_w{guidance:g}_n{n}"] = choice(clip, images, prompts)
+    rows = images[:64].reshape(8, 8, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(512, 512, 3)
+    Image.fromarray(rows).resize((1024, 1024), Image.Resampling.NEAREST).save(out / "samples.png", optimize=True)
+    (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+def choice(clip: ClipEncoder, images: np.ndarray, captions: list[str]) -> float:
+    image, text = torch.from_numpy(clip.images(images)), torch.from_numpy(clip.texts(captions))
+    return round(choice_of_100(image, text, captions), 4)
+
+
 STAGES = {"autoencoder": train_autoencoder, "clip": train_clip, "text": train_text, "unet": train_unet}
 
 
@@ -326,9 +279,9 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "export", "all"])
+    parser.add_argument("stage", choices=[*STAGES, "export", "evaluate", "all"])
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
-    parser.add_argument("--out", type=Path, default=Path("models"), help="finished folders")
+    parser.add_argument("--out", type=Path, default=MINI, help="finished folders")
     parser.add_argument("--workers", type=int, default=2, help="processes; part of what the weights depend on")
     args = parser.parse_args()
     for stage in STAGES if args.stage == "all" else [args.stage]:
@@ -340,6 +293,8 @@ def main() -> None:
             torch.multiprocessing.spawn(_worker, (args.workers, port, stage, args.work), nprocs=args.workers)
     if args.stage in ("export", "all"):
         export(args.work, args.out)
+    if args.stage in ("evaluate", "all"):
+        print(json.dumps(evaluate(args.out), indent=2))
 
 
 if __name__ == "__main__":

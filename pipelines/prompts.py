@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipelines import shapes
 from pipelines.records import Prompt
 
@@ -34,7 +37,7 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
         raise ValueError(f"no prompt file at {source!r}")
     try:
         prompts = [Prompt(str(id), text.strip()) for id, text in readers[path.suffix](path) if text.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, csv.Error, OSError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, csv.Error, OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{source!r} is not readable as {path.suffix}: {error!r}") from error
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
@@ -56,8 +59,6 @@ def _table(path: Path):
 
 
 def _parquet(path: Path):
-    import pyarrow.parquet as pq
-
     text, id = _columns(path, pq.read_schema(path).names)
     table = pq.read_table(path, columns=[c for c in (text, id) if c])
     for number, row in enumerate(table.to_pylist()):

@@ -1,8 +1,10 @@
 """The report of a sweep: one HTML file that needs nothing else. Prompts and names are data, and escaped."""
 
 import base64
+import subprocess
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from pipelines import plots
 from pipelines.tables import Row
@@ -76,3 +78,11 @@ GFLOPs count everything (2 x MAC, attention included); the paper's own rule coun
 <table class="protocol">{lines}</table>
 </html>
 """
+
+
+def commit() -> str:
+    """The commit that this code is, `-dirty` if it was changed since."""
+    folder = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return git.stdout.strip() or "unknown (not a git checkout)"

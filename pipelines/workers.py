@@ -7,11 +7,13 @@ what happens exactly once. Only a worker that has answered is given work, and on
 """
 
 import os
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ray
+import torch
 from ray.exceptions import RayActorError, RayTaskError
 from tqdm import tqdm
 
@@ -184,3 +186,11 @@ def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator
     """`function(item)` for every item, each a Ray task that may be retried; results in the items' order."""
     task = ray.remote(function).options(num_cpus=threads, max_retries=ATTEMPTS)
     yield from map(ray.get, [task.remote(item) for item in items])
+
+
+def machine() -> str:
+    """What the connected cluster is, in words, for reports."""
+    total = ray.cluster_resources()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here"
+    cores, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    return f"{platform.machine()}, {cores} CPU cores, {gpus} GPUs ({gpu}), torch {torch.__version__}"

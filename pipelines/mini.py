@@ -1,4 +1,4 @@
-"""The architectures of the mini models, and the folders that they are saved as. jobs/train_mini.py trains them."""
+"""The architectures of the mini models, and the folders that they are saved as; jobs/train_mini.py trains them."""
 
 import json
 import shutil

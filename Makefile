@@ -1,0 +1,31 @@
+# make sweep     environment, installation, and the main job: prompts to out/sweep/report.html
+# make test      the tests that run everywhere; make test-all adds the slow ones; make check adds ruff and mypy
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
+
+.PHONY: sweep test test-all check install
+
+sweep: install
+	$(RUN) jobs/coco_sweep.py $(ARGS)
+
+test: install
+	$(RUN) -m pytest -q tests
+
+test-all: install
+	$(RUN) -m pytest -q -m "slow or not slow" tests
+
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(MAKE) test
+
+install: $(VENV)/installed
+
+# torch and torchvision first and pinned: a range takes a build that does not fit the other.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q torch==2.14.1 torchvision==0.29.1
+	$(VENV)/bin/pip install -q -e ".[pipelines,test]"
+	touch $@

@@ -1,0 +1,52 @@
+"""Imports point one way, heavy dependencies have one door each, and cluster.yaml is what Ray's launcher takes."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [f for folder in ("postdiff", "pipelines", "jobs") for f in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_imports_point_down_and_files_are_short(file):
+    above = {"postdiff": {"pipelines", "jobs", "ray", "pyarrow", "wandb"}, "pipelines": {"jobs"}, "jobs": set()}
+    assert not set(imports(file)) & above[file.parent.name]
+    assert len(file.read_text().splitlines()) <= 320
+
+
+@pytest.mark.parametrize(
+    ("package", "door"), [("ray", "workers.py"), ("wandb", "tracking.py"), ("matplotlib", "plots.py")]
+)
+def test_one_door_for_each_heavy_dependency(package, door):
+    users = {file.name for file in SOURCES if package in imports(file)}
+    assert users == {door}
+
+
+def test_cluster_yaml_is_valid_for_rays_launcher():
+    import jsonschema
+    import ray
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    validate_config(prepare_config(cluster))
+    workers = cluster["available_node_types"]["gpu_worker"]
+    assert workers["min_workers"] == 0
+    assert workers["resources"]["GPU"] >= 1
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    assert "GPU" not in head["resources"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**cluster, "max_worker": 3}, schema)

@@ -1,0 +1,95 @@
+"""Caching: equal to the authors' DeepCache on every branch; cross-attention stored, resized and dropped as planned."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPTS, SEEDS
+
+import postdiff
+from postdiff import caching, methods, sampling
+
+
+@pytest.mark.parametrize("branch", range(11))
+@pytest.mark.parametrize("k", [2, 3])
+def test_deepcache_equals_the_authors_package(backbone, branch, k):
+    from DeepCache import DeepCacheSDHelper
+
+    ours = postdiff.sample(backbone, PROMPTS[:2], SEEDS[:2], methods.deepcache(5, k=k, branch=branch))
+    helper = DeepCacheSDHelper(pipe=backbone.pipe)
+    helper.set_params(cache_interval=k, cache_branch_id=branch)
+    helper.enable()
+    noise = sampling.draw(SEEDS[:2], "initial", 8, (16, 16))
+    theirs = backbone.pipe(PROMPTS[:2], num_inference_steps=5, latents=noise, output_type="np").images
+    helper.disable()
+    np.testing.assert_array_equal(ours, (theirs * 255).round().astype(np.uint8))
+
+
+def test_caching_changes_the_image(backbone):
+    dense = postdiff.sample(backbone, PROMPTS, SEEDS, methods.dense(8))
+    for plan in (methods.deepcache(8), methods.cross_attention_cache(8, m=4), methods.mixed_resolution(8)):
+        assert (postdiff.sample(backbone, PROMPTS, SEEDS, plan) != dense).any()
+
+
+def test_skips_are_numbered_from_the_outside(backbone):
+    unet = backbone.denoiser
+    assert caching.skip_count(unet) == 12
+    assert caching.deep_modules(unet, 1)[:3] == [
+        "down_blocks.0.resnets.1",
+        "down_blocks.0.attentions.1",
+        "down_blocks.0.downsamplers.0",
+    ]
+    assert caching.deep_modules(unet, 1)[3:] == [
+        "down_blocks.1",
+        "down_blocks.2",
+        "down_blocks.3",
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.1",
+        "up_blocks.2",
+        "up_blocks.3.resnets.0",
+        "up_blocks.3.attentions.0",
+    ]
+
+
+@pytest.mark.parametrize("plan", [methods.postdiff(8), methods.postdiff(8, s=0.5, m=3), methods.deepcache(8, k=3)])
+def test_what_is_reused_is_not_computed(backbone, plan):
+    calls = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, module in backbone.denoiser.named_modules()
+        if name.endswith(("attn2.to_q", "mid_block.resnets.0.conv1"))
+    ]
+    per_step = []
+
+    def count(_):
+        per_step.append((sum(name.endswith("to_q") for name in calls), sum("mid_block.r" in name for name in calls)))
+        calls.clear()
+
+    postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=count)
+    for handle in handles:
+        handle.remove()
+    shallow = 2 + 1  # cross-attentions within branch 1: the decoder's last two and the encoder's first
+    for step, (attention, mid) in zip(plan.steps, per_step, strict=True):
+        assert mid == (step.deep != "reuse")
+        expected = 16 if step.deep != "reuse" else shallow
+        assert attention == (0 if step.cross_attention == "reuse" else expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("ave", [2.0]), ("cond", [3.0]), ("uncond", [1.0]), ("cfg", [1.0 + 7.5 * 2.0])]
+)
+def test_the_four_choices_of_what_to_cache(mode, expected):
+    output = torch.tensor([[[1.0]], [[3.0]]])  # unconditional half first
+    assert caching.merge_guidance(output, mode, 7.5).flatten().tolist() == expected
+
+
+def test_stored_tokens_are_resized_to_the_grid_of_the_step():
+    ramp = torch.arange(4.0).repeat(4, 1).reshape(1, 16, 1)  # 4x4 tokens, rising to the right
+    bigger = caching.resize_tokens(ramp, (8, 8), (16, 16), 64)
+    assert bigger.shape == (1, 64, 1)
+    assert torch.equal(bigger.reshape(8, 8)[0], bigger.reshape(8, 8)[7])
+    assert (bigger.reshape(8, 8)[0].diff() >= 0).all()
+    assert caching.resize_tokens(ramp, (8, 8), (8, 8), 16) is ramp
+    assert caching.token_grid((5, 7), 12) == (3, 4)  # odd sides are halved upwards, as a U-Net does
+    with pytest.raises(ValueError, match="no level"):
+        caching.token_grid((8, 8), 17)

@@ -1,0 +1,64 @@
+"""Metrics: closed forms, and equality with clean-fid and torchmetrics on the same numbers."""
+
+import numpy as np
+import pytest
+
+from postdiff import metrics
+
+
+def test_frechet_distance_equals_clean_fid():
+    from cleanfid.fid import frechet_distance
+
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(64, 64))
+    a, b = rng.normal(size=(500, 64)) @ mix, rng.normal(0.3, 1.2, size=(400, 64)) @ mix
+    theirs = frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    assert metrics.frechet_distance(metrics.moments(a), metrics.moments(b)) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_frechet_distance_of_known_gaussians():
+    rng = np.random.default_rng(1)
+    scale_a, scale_b, shift = rng.uniform(0.5, 2, 30), rng.uniform(0.5, 2, 30), rng.normal(size=30)
+    turn, _ = np.linalg.qr(rng.normal(size=(30, 30)))  # commuting covariances: the root is known
+    a = metrics.Moments(9, np.zeros(30), turn @ np.diag(scale_a**2) @ turn.T)
+    b = metrics.Moments(9, shift, turn @ np.diag(scale_b**2) @ turn.T)
+    expected = (shift**2).sum() + ((scale_a - scale_b) ** 2).sum()
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+    assert metrics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+
+
+def test_frechet_distance_with_fewer_images_than_features():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(10, 40)), rng.normal(size=(12, 40))
+    value = metrics.frechet_distance(metrics.moments(a), metrics.moments(b))
+    assert np.isfinite(value)
+    assert value > 0
+
+
+def test_frechet_interval_covers_its_own_estimate_and_shrinks():
+    rng = np.random.default_rng(3)
+    reference = metrics.moments(rng.normal(size=(2000, 8)))
+    few, many = (metrics.frechet_interval(rng.normal(0.5, 1, size=(n, 8)), reference) for n in (100, 1600))
+    assert few.low < few.value < few.high
+    assert (many.high - many.low) < 0.5 * (few.high - few.low)
+
+
+def test_clip_score_equals_the_cosine_and_never_falls_below_zero():
+    image, text = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [-1.0, 0.0]])
+    assert metrics.clip_scores(image, text).tolist() == pytest.approx([100.0, 0.0])
+    with pytest.raises(ValueError, match="one text an image"):
+        metrics.clip_scores(image, text[:1])
+
+
+def test_mean_interval_covers_at_its_level():
+    rng = np.random.default_rng(4)
+    intervals = [metrics.mean_interval(rng.normal(2, 3, 20)) for _ in range(1000)]
+    assert 0.93 < np.mean([i.low < 2 < i.high for i in intervals]) < 0.97
+
+
+def test_too_few_is_told():
+    with pytest.raises(ValueError, match="N >= 2"):
+        metrics.moments(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="at least 4 images"):
+        metrics.frechet_interval(np.zeros((3, 4)), metrics.Moments(2, np.zeros(4), np.eye(4)))

@@ -1,0 +1,89 @@
+"""Plans: the whole schedule of each method as a literal, and every illegal plan refused with its reason."""
+
+import pytest
+
+from postdiff import Plan, StepPlan, methods
+from postdiff.plan import strip
+
+
+def rows(plan):
+    return [line.split()[-1] for line in strip(plan).splitlines()[:4]]
+
+
+def test_postdiff_with_the_papers_settings_is_this_schedule():
+    assert rows(methods.postdiff()) == [
+        "----------##########",  # s = 0.5
+        "22222222222222211111",  # m = 15
+        "S.S.S.S.S.S.S.#S.S.#",  # k = 2, in full again at the switch (10) and at m (15)
+        "##############S.....",
+    ]
+
+
+def test_cross_attention_is_stored_where_each_module_last_ran_before_m():
+    # m-1 = 9 skips the deep part, so the deep cross-attentions come from the full step 8.
+    assert rows(methods.postdiff(s=0.0, m=10))[2:] == ["S.S.S.S.S.S.S.S.S.S.", "########SS.........."]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
+def test_a_method_that_is_off_is_the_dense_plan(steps):
+    off = methods.postdiff(steps=steps, s=0.0, k=1, m=steps)
+    assert off.steps == methods.dense(steps).steps
+    assert off.id == methods.dense(steps).id
+    assert methods.mixed_resolution(steps, s=0.0).id == methods.dense(steps).id
+
+
+@pytest.mark.parametrize("steps", range(1, 31))
+def test_every_setting_makes_a_legal_plan(steps):
+    for k in (1, 2, 3, 5):
+        for m in range(1, steps + 1):
+            for s in (0.0, 0.1, 0.33, 0.5):
+                if int(s * steps + 0.5) < steps:
+                    plan = methods.postdiff(steps, s=s, k=k, m=m)  # Plan checks itself
+                    assert sum(step.scale < 1 for step in plan.steps) == int(s * steps + 0.5)
+                    assert sum(step.guided for step in plan.steps) == m
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"s": -0.1}, r"s must be in \[0, 1\).*-0.1"),
+        ({"s": 1.0}, r"s must be in \[0, 1\)"),
+        ({"s": 0.99}, "leaves no step at full resolution"),
+        ({"beta": 1.5}, r"beta must be in \(0, 1\].*1.5"),
+        ({"beta": 0.0}, "beta must be"),
+        ({"k": 0}, "k must be a whole number of 1 or more.*0"),
+        ({"m": 21}, "m must be a step from 1 to T=20.*21"),
+        ({"m": 0}, "m must be"),
+        ({"m": 1.5}, "share of the steps"),
+        ({"mode": "mean"}, "mode must be one of ave, cond, uncond, cfg.*mean"),
+        ({"steps": 0}, "steps must be a whole number of 1 or more"),
+        ({"branch": -1}, "branch must be 0 or more"),
+    ],
+)
+def test_bad_settings_say_what_was_expected_and_what_came(settings, message):
+    with pytest.raises(ValueError, match=message):
+        methods.postdiff(**settings)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((), "at least 1 step"),
+        ((StepPlan(scale=0.5),), "last step must be at full resolution"),
+        ((StepPlan(), StepPlan(scale=0.5), StepPlan()), "may only rise"),
+        ((StepPlan(deep="reuse"),), "nothing deep is stored"),
+        ((StepPlan(0.5, deep="store"), StepPlan(deep="reuse")), "nothing deep is stored at scale 1.0"),
+        ((StepPlan(deep="store"), StepPlan(guided=False, deep="reuse")), "nothing deep is stored"),
+        ((StepPlan(guided=False, cross_attention="reuse"),), "no cross-attention is stored"),
+        ((StepPlan(cross_attention="store"), StepPlan(cross_attention="reuse")), "must be unguided"),
+    ],
+)
+def test_illegal_plans_are_refused(steps, message):
+    with pytest.raises(ValueError, match=message):
+        Plan("illegal", steps)
+
+
+def test_the_id_is_of_the_computation_not_of_the_name():
+    assert methods.deepcache(k=2).id == methods.postdiff(s=0.0, k=2, m=20).id
+    assert methods.deepcache(k=2).id != methods.deepcache(k=2, branch=0).id
+    assert methods.dense(8).id != methods.dense(20).id

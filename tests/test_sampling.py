@@ -1,0 +1,162 @@
+"""The sampler equals diffusers where it must, lands where theory says, and leaves no trace."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPTS, SEEDS
+
+import postdiff
+from postdiff import methods, sampling, solvers
+from postdiff.resolution import upsample
+
+
+def pipeline_images(backbone, n, solver, steps=4, guidance=7.5):
+    """What the untouched diffusers pipeline makes of the same prompts and noise."""
+    pipe, before = backbone.pipe, backbone.pipe.scheduler
+    pipe.scheduler = solvers.make_solver(solver, before.config)
+    noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
+    images = pipe(
+        PROMPTS[:n], num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np"
+    ).images
+    pipe.scheduler = before
+    return (images * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_dense_equals_the_diffusers_pipeline_bit_for_bit(backbone, solver, n):
+    ours = postdiff.sample(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(4), solver=solver)
+    np.testing.assert_array_equal(ours, pipeline_images(backbone, n, solver))
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+def test_no_cfg_equals_the_pipeline_at_guidance_1(backbone, solver):
+    ours = postdiff.sample(backbone, PROMPTS, SEEDS, methods.no_cfg(4), solver=solver)
+    np.testing.assert_array_equal(ours, pipeline_images(backbone, 3, solver, guidance=1.0))
+
+
+def test_switched_off_methods_equal_dense_bit_for_bit(backbone):
+    dense = postdiff.sample(backbone, PROMPTS, SEEDS, methods.dense(4))
+    for off in (
+        methods.deepcache(4, k=1),
+        methods.cross_attention_cache(4, m=4),
+        methods.mixed_resolution(4, s=0.0),
+        methods.mixed_resolution(4, beta=1.0, s=0.5),
+        methods.postdiff(4, s=0.0, k=1, m=4),
+    ):
+        np.testing.assert_array_equal(postdiff.sample(backbone, PROMPTS, SEEDS, off), dense)
+
+
+def test_the_model_is_untouched_afterwards(backbone):
+    before = pipeline_images(backbone, 2, "dpm")
+    weights = {name: value.clone() for name, value in backbone.denoiser.state_dict().items()}
+    attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
+    postdiff.sample(backbone, PROMPTS, SEEDS, methods.postdiff(6))
+    assert attributes == {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
+    assert all(torch.equal(weights[name], value) for name, value in backbone.denoiser.state_dict().items())
+    np.testing.assert_array_equal(pipeline_images(backbone, 2, "dpm"), before)
+
+
+def test_the_model_is_untouched_after_an_error_in_the_middle(backbone):
+    def fail(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        postdiff.sample(backbone, PROMPTS, SEEDS, methods.postdiff(6), on_step=fail)
+    assert not any("forward" in module.__dict__ for module in backbone.denoiser.modules())
+
+
+class Oracle(torch.nn.Module):
+    """A denoiser that knows x0: what it returns is the exact noise in its input."""
+
+    def __init__(self, x0, alphas_cumprod):
+        super().__init__()
+        self.x0, self.alphas_cumprod = x0, alphas_cumprod
+        self.config = SimpleNamespace(in_channels=x0.shape[1])
+        self.seen = []
+
+    def forward(self, x, t, encoder_hidden_states, return_dict):
+        alpha = self.alphas_cumprod[int(t)]
+        x0 = self.x0 if x.shape[2:] == self.x0.shape[2:] else self.low
+        x0 = torch.cat([x0] * (len(x) // len(x0)))
+        self.seen.append((x - alpha.sqrt() * x0) / (1 - alpha).sqrt())
+        return (self.seen[-1],)
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("s", [0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("beta", [0.5, 0.75])
+def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
+    torch.manual_seed(0)
+    low = torch.randn(2, 8, int(16 * beta), int(16 * beta))
+    config = backbone.pipe.scheduler.config
+    oracle = Oracle(upsample(low, (16, 16)), solvers.make_solver("ddim", config).alphas_cumprod)
+    oracle.low = low
+    text = torch.zeros(2, 1, 1)
+    pipe = SimpleNamespace(
+        unet=oracle,
+        device=torch.device("cpu"),
+        scheduler=SimpleNamespace(config=config),
+        encode_prompt=lambda *args: (text, text),
+    )
+    knowing = postdiff.Backbone(backbone.spec, pipe)
+    plan = methods.mixed_resolution(20, beta=beta, s=s)
+    state = sampling.begin(knowing, ["", ""], [1, 2], plan, solver, 64)
+    latents = sampling.denoise(knowing, state, plan, 7.5, 64)
+    torch.testing.assert_close(latents, oracle.x0, atol=2e-4, rtol=0)
+    for switch in plan.switches:  # re-noised to the level of the next timestep: the noise in it is the noise drawn
+        drawn = sampling.draw([1, 2], f"switch-{switch}", 8, (16, 16))
+        torch.testing.assert_close(oracle.seen[switch][:2], drawn, atol=1e-3, rtol=0)
+
+
+def test_noise_does_not_depend_on_batch_order_or_plan():
+    together = sampling.draw([1, 2, 3], "initial", 4, (5, 7))
+    assert torch.equal(sampling.draw([3], "initial", 4, (5, 7))[0], together[2])
+    assert not torch.equal(sampling.draw([3], "switch-4", 4, (5, 7))[0], together[2])
+    assert abs(float(sampling.draw(range(100), "initial", 4, (8, 8)).std()) - 1) < 0.02
+
+
+def test_a_fixed_batch_shape_makes_bytes_independent_of_sharding(backbone):
+    plan = methods.postdiff(6)
+    whole = postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=2)
+    alone = [postdiff.sample(backbone, [p], [s], plan, batch_size=2)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    np.testing.assert_array_equal(whole, alone)
+
+
+def test_across_batch_shapes_pixels_agree_within_a_bound(backbone):
+    plan = methods.dense(6)
+    one, three = (postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=n).astype(int) for n in (1, 3))
+    assert np.abs(one - three).max() <= 2  # of 255: fp32 sums in another order
+
+
+def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
+    plan = methods.postdiff(8, s=0.25, m=6)
+    state = sampling.begin(backbone, PROMPTS, SEEDS, plan, None, 64)
+    copies = []
+
+    def copy_in_the_middle(i):
+        if i == 5:
+            copies.append(state.copy())
+
+    first = sampling.denoise(backbone, state, plan, 7.5, 64, copy_in_the_middle)
+    assert torch.equal(sampling.denoise(backbone, copies[0], plan, 7.5, 64), first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1]}, "one seed a prompt"),
+        ({"prompts": [], "seeds": []}, "at least one prompt"),
+        ({"guidance": 0.5}, "guidance must be 1 or more"),
+        ({"size": 63}, "multiple of 4"),
+        ({"solver": "pndm"}, "solver must be one of"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"plan": methods.deepcache(4, branch=11)}, "branch must be from 0 to 10"),
+    ],
+)
+def test_bad_input_is_told(backbone, change, message):
+    good = {"prompts": PROMPTS, "seeds": SEEDS, "plan": methods.dense(2)}
+    with pytest.raises(ValueError, match=message):
+        postdiff.sample(backbone, **{**good, **change})
