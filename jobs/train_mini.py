@@ -195,7 +195,7 @@ def scaling_factor(stored: dict[int, np.ndarray]) -> float:
     return round(1 / float(np.std(stored[16][:4000].astype(np.float32))), 5)
 
 
-def train_unet(work: Path, steps: int = 3000) -> None:
+def train_unet(work: Path, steps: int = 2600) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
     words = mini.tokenizer()
     _, captions = data("train", N_TRAIN, work)

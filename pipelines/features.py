@@ -75,23 +75,25 @@ class Extractor:
 
     def __init__(self, store: Store):
         self.store = store
-        self.loaded: ClipEncoder | InceptionEncoder | None = None
-        self.name = ""
+        self.loaded: dict[str, ClipEncoder | InceptionEncoder] = {}
 
     def __call__(self, task: Task) -> None:
-        if self.name != task.encoder:
-            self.loaded, self.name = make_encoder(task.encoder), task.encoder
+        if task.encoder not in self.loaded:
+            self.loaded = {task.encoder: make_encoder(task.encoder)}  # the other one is freed
+        encoder = self.loaded[task.encoder]
         if isinstance(task.of, str):
             table = records.from_parquet(self.store.get(task.of), ["prompt_id", "image"])
             ids = table["prompt_id"].to_pylist()
             images = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
-            features = _batched(self.loaded.images, images)
+            features = _batched(encoder.images, images)
         elif isinstance(task.of[0], Prompt):
+            if not isinstance(encoder, ClipEncoder):
+                raise ValueError(f"{task.encoder} encodes images only, not prompts")
             ids = [prompt.id for prompt in task.of]
-            features = _batched(self.loaded.texts, [prompt.text for prompt in task.of])
+            features = _batched(encoder.texts, [prompt.text for prompt in task.of])
         else:
             ids = list(task.of)
-            features = _batched(self.loaded.images, [reference_image(key) for key in task.of])
+            features = _batched(encoder.images, [reference_image(key) for key in task.of])
         self.store.put(task.name, records.feature_rows(ids, features))
 
 

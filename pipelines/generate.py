@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 
 import postdiff
@@ -30,7 +31,7 @@ class Configuration:
     batch_size: int
     sampler: int = VERSION
 
-    @property
+    @cached_property
     def id(self) -> str:
         value = {**asdict(self), "plan": self.plan.id}
         del value["backbone"]  # two names of one checkpoint make the same pixels
@@ -55,7 +56,8 @@ class Task:
 
 def units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]], cost_per_image: float) -> list[Unit]:
     """One unit a shard. `cost_per_image` orders the units and feeds the progress bar."""
-    named = [(shard_name(f"images/{configuration.id}", i, len(shards)), shard) for i, shard in enumerate(shards)]
+    folder = f"images/{configuration.id}"
+    named = [(shard_name(folder, i, len(shards)), shard) for i, shard in enumerate(shards)]
     return [
         Unit(name, configuration.backbone, cost_per_image * len(shard), Task(name, configuration, shard))
         for name, shard in named
@@ -96,7 +98,7 @@ def generate(backbone: postdiff.Backbone, configuration: Configuration, prompts:
         )
         images += [records.encode_image(image) for image in made]
         seconds += [(time.perf_counter() - began) / len(made)] * len(made)
-    columns = {
+    columns: dict[str, Sequence] = {
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.text for prompt in prompts],
         "seed": seeds,

@@ -2,20 +2,19 @@
 
 import io
 from collections.abc import Sequence
-from typing import Literal
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from pipelines.tables import FAMILIES, Row, front
+from pipelines.tables import FAMILIES, Metric, Row, front
 
 STYLE = dict(zip(FAMILIES, (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D")), strict=True))
 AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
 
 
-def front_plot(rows: Sequence[Row], metric: Literal["fid", "clip"], title: str) -> plt.Figure:
+def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
     """Quality against FLOPs with 95 % intervals; the fewer-step curve and the front are lines."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for family, (colour, marker) in STYLE.items():
@@ -23,7 +22,7 @@ def front_plot(rows: Sequence[Row], metric: Literal["fid", "clip"], title: str) 
         if not own:
             continue
         x = [row.flops / 1e9 for row in own]
-        intervals = [getattr(row, metric) for row in own]
+        intervals = [row.interval(metric) for row in own]
         y = [interval.value for interval in intervals]
         spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
         axes.errorbar(x, y, spread, fmt=marker, ms=5, color=colour, ecolor=colour + "55", elinewidth=1, label=family)
@@ -34,7 +33,7 @@ def front_plot(rows: Sequence[Row], metric: Literal["fid", "clip"], title: str) 
     best = front(rows, metric)
     axes.plot(
         [r.flops / 1e9 for r in best],
-        [getattr(r, metric).value for r in best],
+        [r.interval(metric).value for r in best],
         "-",
         color="#bbbbbb",
         lw=5,

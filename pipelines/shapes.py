@@ -88,11 +88,11 @@ def is_held_out(caption: str) -> bool:
 def distinct_scenes(split: str, n: int) -> list[Scene]:
     """The first `n` scenes of `split` whose captions differ from all before them."""
     seen: dict[str, Scene] = {}
-    for index in count():
-        drawn = scene(split, index)
+    indices = count()
+    while len(seen) < n:
+        drawn = scene(split, next(indices))
         seen.setdefault(drawn.caption, drawn)
-        if len(seen) == n:
-            return list(seen.values())
+    return list(seen.values())
 
 
 def vocabulary() -> list[str]:

@@ -17,6 +17,8 @@ FAMILIES = {
     "PostDiff": ("postdiff",),
 }
 
+Metric = Literal["fid", "clip"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -35,6 +37,13 @@ class Row:
     @property
     def family(self) -> str:
         return next(family for family, methods in FAMILIES.items() if self.method in methods)
+
+    def interval(self, metric: Metric) -> Interval:
+        if metric == "clip":
+            return self.clip
+        if self.fid is None:
+            raise ValueError(f"{self.label} has no FID: there were no reference images")
+        return self.fid
 
     @property
     def label(self) -> str:
@@ -71,7 +80,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def front(rows: Sequence[Row], metric: Literal["fid", "clip"]) -> list[Row]:
+def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """The rows that no cheaper row equals or betters, by rising FLOPs."""
     best, kept = -np.inf, []
     for row in sorted(rows, key=lambda r: (r.flops, -quality(r, metric))):
@@ -81,9 +90,10 @@ def front(rows: Sequence[Row], metric: Literal["fid", "clip"]) -> list[Row]:
     return kept
 
 
-def quality(row: Row, metric: Literal["fid", "clip"]) -> float:
+def quality(row: Row, metric: Metric) -> float:
     """Higher is better."""
-    return -row.fid.value if metric == "fid" else row.clip.value
+    value = row.interval(metric).value
+    return -value if metric == "fid" else value
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Verdict:
     clear_losses: int
 
 
-def verdict(rows: Sequence[Row], metric: Literal["fid", "clip"]) -> Verdict:
+def verdict(rows: Sequence[Row], metric: Metric) -> Verdict:
     """Compare each cheaper-step row with the fewer-step rows, interpolated linearly in FLOPs."""
     dense = sorted((row for row in rows if row.method == "dense"), key=lambda r: r.flops)
     flops = [row.flops for row in dense]
@@ -104,10 +114,10 @@ def verdict(rows: Sequence[Row], metric: Literal["fid", "clip"]) -> Verdict:
     wins = clear_wins = clear_losses = 0
     for row in others:
         gain = quality(row, metric) - float(np.interp(row.flops, flops, [quality(r, metric) for r in dense]))
-        interval = row.fid if metric == "fid" else row.clip
+        interval = row.interval(metric)
         half = (interval.high - interval.low) / 2
         nearest = min(dense, key=lambda r: abs(r.flops - row.flops))
-        other = nearest.fid if metric == "fid" else nearest.clip
+        other = nearest.interval(metric)
         margin = float(np.hypot(half, (other.high - other.low) / 2))
         wins += gain > 0
         clear_wins += gain > margin
@@ -120,15 +130,16 @@ def answer(rows: Sequence[Row], model: str) -> str:
     if not any(row.method == "dense" for row in rows) or all(row.method == "dense" for row in rows):
         return f"{model}: nothing to compare; the sweep needs both fewer steps and cheaper steps."
     parts = []
-    for metric, name in (("fid", "FID"), ("clip", "CLIP score")):
+    names: dict[Metric, str] = {"fid": "FID", "clip": "CLIP score"}
+    for metric, name in names.items():
         if metric == "fid" and any(row.fid is None for row in rows):
             continue
         v = verdict(rows, metric)
         if not v.compared:
             continue
         word = "cheaper steps" if v.wins > v.compared / 2 else "fewer steps" if v.wins < v.compared / 2 else "neither"
-        clear = f"{v.clear_wins} clearly better, {v.clear_losses} clearly worse"
-        parts.append(f"by {name} {word} ({v.wins} of {v.compared} cheaper-step configurations are better; {clear})")
+        clear = f"{v.clear_wins} clearly so, {v.clear_losses} clearly worse"
+        parts.append(f"by {word} on {name} ({v.wins} of {v.compared} cheaper-step configurations are better, {clear})")
     if not parts:
         return f"{model}: no cheaper-step configuration has the FLOPs of a fewer-step one, so nothing can be compared."
     return f"At equal FLOPs, {model} is better served {' and '.join(parts)}, n = {rows[0].clip.n} images each."

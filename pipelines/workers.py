@@ -11,9 +11,9 @@ import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayTaskError
 from tqdm import tqdm
 
@@ -191,6 +191,6 @@ def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator
 def machine() -> str:
     """What the connected cluster is, in words, for reports."""
     total = ray.cluster_resources()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here"
+    kinds = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
     cores, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    return f"{platform.machine()}, {cores} CPU cores, {gpus} GPUs ({gpu}), torch {torch.__version__}"
+    return f"{platform.machine()}, {cores} CPU cores, {gpus} GPUs {' '.join(kinds)}, torch {version('torch')}"

@@ -7,7 +7,7 @@
 The wrappers keep no state of their own: what is stored lives in a `Cache`, which belongs to one batch of images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -134,7 +134,8 @@ def _beyond(units: list[tuple[int, list[str]]], branch: int, block: str) -> list
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
-    replay, wrappers = Replay(plan.mode), {}
+    replay = Replay(plan.mode)
+    wrappers: dict[str, Callable] = {}
     if any(step.deep == "reuse" for step in plan.steps):
         check_branch(denoiser, plan.branch)
         wrappers |= dict.fromkeys(deep_modules(denoiser, plan.branch), replay.wrap_deep)

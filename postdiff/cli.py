@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import json
-import sys
 from pathlib import Path
 
 from postdiff import backbones
@@ -150,4 +149,4 @@ def _models(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -96,7 +96,7 @@ def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: list[s
         printed -= sum(n for name, n in traced.macs.items() if cached(name))
         run = {name: n for name, n in run.items() if not cached(name)}
         flops -= sum(traced.flops.get(name, 0) for name in attention if not beyond(name))
-    layers = Counter()
+    layers: Counter[str] = Counter()
     for name, n in run.items():
         layers[layer_of(name)] += halves * n
     return StepCost(layers.total(), halves * printed, halves * flops, dict(layers))
@@ -126,7 +126,8 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], text_tokens: int
 @contextmanager
 def count_macs(denoiser: torch.nn.Module) -> Iterator[Counter]:
     """Count `macs_paper` by module of whatever runs inside the `with`: a Counter that fills as it runs."""
-    macs, handles = Counter(), []
+    macs: Counter[str] = Counter()
+    handles = []
     for name, module in denoiser.named_modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm, torch.nn.LayerNorm)):
 

@@ -32,7 +32,7 @@ def moments(features: np.ndarray) -> Moments:
     """Moments of features [N, D]. Raises ValueError for fewer than 2."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"moments need features [N, D] with N >= 2, got shape {features.shape}")
-    x = features.astype(np.float64)
+    x: np.ndarray = features.astype(np.float64)
     mean = x.mean(0)
     centred = x - mean
     return Moments(len(x), mean, centred.T @ centred / (len(x) - 1))

@@ -6,6 +6,7 @@ A method, its ablations and every baseline differ in nothing else, so a method i
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
 from typing import Literal
@@ -92,7 +93,7 @@ class Plan:
         """Steps that begin at another scale than the step before them ended."""
         return tuple(i for i in range(1, len(self)) if self.steps[i].scale != self.steps[i - 1].scale)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """12 hex digits of everything that changes pixels; two names for the same computation share it."""
         value = asdict(self)

@@ -37,4 +37,5 @@ def renoise(x0: torch.Tensor, noise: torch.Tensor, alpha: float, sigma: float) -
 
 def latent_size(full: tuple[int, int], scale: float) -> tuple[int, int]:
     """(h, w) of the latents at `scale`, rounded to whole cells, at least one."""
-    return tuple(max(1, int(side * scale + 0.5)) for side in full)
+    h, w = (max(1, int(side * scale + 0.5)) for side in full)
+    return h, w

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class State:
     """All that a run holds between two steps: copy it, and both copies go on independently."""
 
     latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
-    solver: object
+    solver: Any  # a diffusers scheduler
     text: torch.Tensor  # [2B, L, D] unconditional half first, or [B, L, D]
     seeds: tuple[int, ...]
     index: int = 0

@@ -1,0 +1,166 @@
+"""Speed, as ratios measured side by side: alternating runs in one call, medians; one JSON line last.
+
+python jobs/bench.py overhead    the Ray pipeline's wall time over the bare sampler loop's, same work, same cores
+python jobs/bench.py speedup     PostDiff over dense on SD1.5's real topology, beside what their FLOPs allow
+python jobs/bench.py planning    time and memory to plan 150,000 units
+python jobs/bench.py all
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import postdiff
+from pipelines import generate, prompts, report, workers
+from pipelines.records import Prompt
+from pipelines.store import Store
+from pipelines.workers import Resources
+from postdiff import methods, sampling
+from postdiff.backbones import HUB
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
+    """Both sides start `processes` single-threaded processes, load mini-SD and draw the same images."""
+    configuration = generate.configure("mini-sd", methods.dense(20))
+    shards = prompts.shard(prompts.load_prompts("shapes", images), 16)
+    workers.connect()
+    ray_seconds, bare_seconds = [], []
+    for pair in range(pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(folder)
+            units = generate.units(configuration, shards, 1.0)
+            began = time.perf_counter()
+            committed = partial(_committed, store)
+            failed = workers.run(units, partial(generate.Generator, store), committed, Resources(processes))
+            ray_seconds.append(time.perf_counter() - began)
+            assert not failed, failed
+            assert len(store.names("images")) == len(shards)
+        bare_seconds.append(_bare(images, processes))
+        print(f"pair {pair + 1}/{pairs}: Ray {ray_seconds[-1]:.1f} s, bare {bare_seconds[-1]:.1f} s", flush=True)
+    ratios = [a / b for a, b in zip(ray_seconds, bare_seconds, strict=True)]
+    return {
+        "ray_over_bare": round(median(ratios), 4),
+        "ratios": [round(r, 4) for r in ratios],
+        "ray_s": [round(s, 2) for s in ray_seconds],
+        "bare_s": [round(s, 2) for s in bare_seconds],
+        "images": images,
+    }
+
+
+def _committed(store: Store, name: str) -> bool:
+    return name in store.names()
+
+
+def _bare(images: int, processes: int) -> float:
+    """Seconds of plain processes that share the prompts and only sample: no store, no encoding, no Ray."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import postdiff\n"
+        "from pipelines import prompts\n"
+        "share = prompts.load_prompts('shapes', int(sys.argv[2]))[int(sys.argv[3]) :: int(sys.argv[4])]\n"
+        "texts, seeds = [p.text for p in share], [prompts.seed(p) for p in share]\n"
+        "postdiff.sample(postdiff.load('mini-sd'), texts, seeds, postdiff.methods.dense(20), batch_size=8)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    began = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(ROOT), str(images), str(i), str(processes)], env=environment
+        )
+        for i in range(processes)
+    ]
+    assert all(process.wait() == 0 for process in running)
+    return time.perf_counter() - began
+
+
+def speedup(pairs: int, size: int = 256, steps: int = 8) -> dict:
+    """Denoising only, fp32, batch 1, guided, SD1.5's U-Net with random weights, all cores."""
+    spec = replace(HUB["sd15"], size=size)
+    torch.set_num_threads(os.cpu_count() or 1)
+    backbone = postdiff.Backbone(spec, random_pipe(spec))
+    plans = {"dense": methods.dense(steps), "postdiff": methods.postdiff(steps)}
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    for pair in range(pairs + 1):
+        for name, plan in plans.items():
+            state = sampling.begin(backbone, [""], [0], plan, None, size)
+            began = time.perf_counter()
+            sampling.denoise(backbone, state, plan, spec.guidance, size)
+            seconds[name].append(time.perf_counter() - began)
+        label = "warm-up" if pair == 0 else f"pair {pair}/{pairs}"
+        print(f"{label}: " + ", ".join(f"{name} {s[-1]:.1f} s" for name, s in seconds.items()), flush=True)
+    ratios = [d / p for d, p in zip(seconds["dense"][1:], seconds["postdiff"][1:], strict=True)]
+    dense, cheap = postdiff.costs(list(plans.values()), spec)
+    allowed = dense.flops / cheap.flops
+    return {
+        "speedup": round(median(ratios), 4),
+        "flops_ratio": round(allowed, 4),
+        "share_of_flops_ratio": round(median(ratios) / allowed, 4),
+        "ratios": [round(r, 4) for r in ratios],
+        "steps": steps,
+        "size": size,
+    }
+
+
+def random_pipe(spec) -> SimpleNamespace:
+    """As much of a pipeline as denoising needs, with random weights."""
+    from diffusers import PNDMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    text = torch.randn(1, spec.text_tokens, spec.denoiser["cross_attention_dim"])
+    return SimpleNamespace(
+        unet=UNet2DConditionModel.from_config(spec.denoiser).eval(),
+        device=torch.device("cpu"),
+        encode_prompt=lambda *args: (text, text),
+        scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+    )
+
+
+def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: int = 1000) -> dict:
+    """Plan a grid of 5,000 configurations over 30 shards against the listing of a store that holds half of it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    shards = prompts.shard([Prompt(str(i), f"caption {i}") for i in range(prompts_each)], per_shard)
+    base = generate.configure("mini-sd", methods.postdiff())
+    grid = [replace(base, guidance=1 + i / 1000) for i in range(configurations)]
+    units = [unit for configuration in grid for unit in generate.units(configuration, shards, 1.0)]
+    listed = {unit.name for unit in units[: len(units) // 2]}
+    todo = [unit for unit in units if unit.name not in listed]
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(todo) == len(units) - len(listed)
+    return {"units": len(units), "seconds": round(seconds, 2), "megabytes": round((after - before) / 1024, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "speedup", "planning", "all"])
+    parser.add_argument("--pairs", type=int, default=5, help="alternating runs of each side")
+    args = parser.parse_args()
+    results: dict[str, object] = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
+    if args.what in ("planning", "all"):
+        results["planning"] = planning()
+    if args.what in ("speedup", "all"):
+        results["speedup"] = speedup(args.pairs)
+    if args.what in ("overhead", "all"):
+        results["overhead"] = overhead(args.pairs)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The sweep, on the mini model: the same bytes however it is cut, interrupted or resumed; a report at the end."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelines import generate, prompts, records, workers
+from pipelines.store import Store
+from pipelines.workers import Resources
+from postdiff import methods
+
+ROOT = Path(__file__).parents[1]
+CAPTIONS = ROOT.parent / "shared" / "data" / "coco2014" / "captions_30k.txt"
+
+
+def image_bytes(store):
+    """{(configuration, prompt): image bytes} of everything in the store, with a check of the other columns."""
+    found = {}
+    for name in sorted(store.names("images")):
+        for row in records.from_parquet(store.get(name)).to_pylist():
+            key = (row["configuration"], row["prompt_id"])
+            assert key not in found, "committed twice"
+            assert row["seed"] == prompts.seed(records.Prompt(row["prompt_id"], row["prompt"]))
+            assert row["seconds"] > 0
+            found[key] = row["image"]["bytes"]
+    return found
+
+
+def generate_all(root, shard_size, n_workers):
+    store = Store(root)
+    shards = prompts.shard(prompts.load_prompts("shapes", 24), shard_size)
+    plans = [methods.dense(3), methods.postdiff(4, m=2)]
+    units = [u for p in plans for u in generate.units(generate.configure("mini-sd", p, batch_size=6), shards, 1.0)]
+    todo = [unit for unit in units if unit.name not in store.names()]
+    make = partial(generate.Generator, store)
+    assert workers.run(todo, make, lambda name: name in store.names(), Resources(n_workers)) == {}
+    return len(todo)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bytes_do_not_depend_on_workers_shards_or_resumption(tmp_path):
+    generate_all(tmp_path / "one", 8, 1)
+    expected = image_bytes(Store(tmp_path / "one"))
+    assert len(expected) == 48
+    generate_all(tmp_path / "two", 20, 2)
+    assert image_bytes(Store(tmp_path / "two")) == expected
+    for name in sorted(Store(tmp_path / "one").names("images"))[::2]:  # as if the run had been cut in the middle
+        (tmp_path / "one" / name).unlink()
+    assert generate_all(tmp_path / "one", 8, 2) == 3
+    assert image_bytes(Store(tmp_path / "one")) == expected
+    assert generate_all(tmp_path / "one", 8, 2) == 0
+
+
+def sweep(*args, check=True, **kwargs):
+    command = [sys.executable, str(ROOT / "jobs" / "coco_sweep.py"), *args]
+    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+SMALL = ("--grid", "small", "--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
+
+
+def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
+    out = tmp_path / "sweep"
+    first = sweep(*SMALL, "--out", str(out))
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
+    assert "At equal FLOPs, mini-sd is better served by" in page
+    assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
+    results = (out / "results.csv").read_text().splitlines()
+    assert len(results) == 1 + 7
+    assert results[0].startswith("configuration,method,settings,steps,macs_paper,flops,seconds,fid,fid_low,fid_high")
+    runs = list((out / "wandb-offline" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 7 + 1  # one a configuration, and the summary
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")}
+    again = sweep(*SMALL, "--out", str(out))
+    assert {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")} == before
+    assert again.stdout == first.stdout
+    assert len(list((out / "wandb-offline" / "wandb").glob("offline-run-*"))) == 8
+    other = sweep(*SMALL[:2], "--limit", "9", "--shard", "4", "--out", str(out), check=False)
+    assert other.returncode == 1
+    assert "is of another spec" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-sd, sd15"),
+        (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
+        (("--limit", "0"), "must be 1 or more, got 0"),
+        (("--shard", "0"), "prompts a shard must be 1 or more, got 0"),
+        (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
+        (("--guidance", "0.5"), "guidance must be 1 or more, got 0.5"),
+        (("--out", "/proc/nowhere/sweep"), "is not writable"),
+        (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(tmp_path, args, message):
+    done = sweep("--grid", "small", "--out", str(tmp_path / "out"), *args, check=False)
+    assert done.returncode == 1
+    error = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not (tmp_path / "out" / "images").exists()
+
+
+@pytest.mark.skipif(not CAPTIONS.exists(), reason="the real COCO captions are not beside this checkout")
+def test_the_real_captions_plan_shard_and_tokenise_in_under_a_minute(tmp_path):
+    began = time.time()
+    done = sweep("--backbone", "sd15", "--prompts", str(CAPTIONS), "--out", str(tmp_path), "--dry-run")
+    assert time.time() - began < 60
+    assert "30003 prompts" in done.stdout
+    assert "truncated at 77" in done.stdout
+    assert "MACs" in done.stdout
+    assert "GB of images" in done.stdout
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_driver_leave_the_same_images(tmp_path):
+    args = ("--grid", "small", "--limit", "16", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
+    sweep(*args, "--out", str(tmp_path / "whole"))
+    rng, kills = random.Random(0), 0
+    for _ in range(10):
+        command = [sys.executable, str(ROOT / "jobs" / "coco_sweep.py"), *args, "--out", str(tmp_path / "cut")]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            driver.wait(rng.uniform(12, 25))
+        except subprocess.TimeoutExpired:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+            kills += 1
+    sweep(*args, "--out", str(tmp_path / "cut"))
+    assert kills >= 5
+    assert image_bytes(Store(tmp_path / "cut")) == image_bytes(Store(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_ray_job_submit_runs_the_sweep_on_a_local_cluster(tmp_path):
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
+    environment["RAY_worker_niceness"] = "0"
+    start = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=6399", "--dashboard-port=8299"]
+    head = subprocess.Popen(
+        start, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(12)
+        submit = [ray, "job", "submit", "--address", "http://127.0.0.1:8299", "--working-dir", str(ROOT)]
+        excluded = json.dumps({"excludes": [".git", ".venv", "out", ".train"]})
+        job = [sys.executable, "jobs/coco_sweep.py", *SMALL, "--out", str(tmp_path / "out")]
+        done = subprocess.run(
+            [*submit, "--runtime-env-json", excluded, "--", *job], env=environment, capture_output=True, text=True,
+            timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert (tmp_path / "out" / "report.html").exists()
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(30)

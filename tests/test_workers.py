@@ -1,0 +1,148 @@
+"""Workers: whatever dies, the store ends as if nothing had; a unit that cannot be done is set aside, and why."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipelines import workers
+from pipelines.store import Store
+from pipelines.workers import Resources, Unit
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def make_units(n, group="g"):
+    return [Unit(f"out/{i:03d}.bin", group, cost=1 + i % 3, task=i) for i in range(n)]
+
+
+def handler_factory(root, before=(), after=(), poison=(), seconds=0.0):
+    """A handler that commits f(task); dies by SIGKILL before or after its first commit of the tasks named."""
+
+    def make():
+        store = Store(root)
+
+        def once(kind, task):
+            mark = f"{root}/faults/{kind}-{task}"
+            if os.path.exists(mark):
+                return False
+            os.makedirs(os.path.dirname(mark), exist_ok=True)
+            open(mark, "w").close()
+            return True
+
+        def handle(task):
+            if task in poison:
+                raise ValueError(f"task {task} is poison")
+            time.sleep(seconds)
+            if task in before and once("before", task):
+                os.kill(os.getpid(), signal.SIGKILL)
+            store.put(f"out/{task:03d}.bin", f"content of {task}".encode() * 100)
+            if task in after and once("after", task):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return handle
+
+    return make
+
+
+def run(root, units, resources, **faults):
+    store = Store(root)
+    watch = faults.pop("on_worker", None)
+    failed = workers.run(
+        units, handler_factory(str(root), **faults), lambda name: name in store.names(), resources, on_worker=watch
+    )
+    return failed, {name: store.get(name) for name in store.names("out")}
+
+
+def test_deaths_before_and_after_the_commit_leave_the_same_store(tmp_path):
+    units = make_units(12)
+    _, undisturbed = run(tmp_path / "a", units, Resources(2))
+    failed, disturbed = run(tmp_path / "b", units, Resources(2), before={1, 5, 8}, after={2, 9})
+    assert failed == {}
+    assert disturbed == undisturbed
+    assert len(disturbed) == 12
+    assert len(os.listdir(tmp_path / "b" / "faults")) == 5  # every fault fired
+
+
+def test_ten_random_kills_leave_the_same_store(tmp_path):
+    units = make_units(40)
+    _, undisturbed = run(tmp_path / "a", units, Resources(2))
+    alive, killed, stop = [], [], threading.Event()
+    rng = random.Random(0)
+
+    def killer():
+        while len(killed) < 10 and not stop.wait(rng.uniform(0.3, 1.0)):
+            if alive:
+                pid = alive.pop(rng.randrange(len(alive)))
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                except ProcessLookupError:
+                    pass
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    failed, disturbed = run(tmp_path / "b", units, Resources(2), seconds=0.6, on_worker=alive.append)
+    stop.set()
+    thread.join()
+    assert failed == {}
+    assert disturbed == undisturbed
+    assert len(killed) >= 8
+
+
+def test_a_poison_unit_is_set_aside_and_the_rest_goes_on(tmp_path):
+    failed, done = run(tmp_path, make_units(6), Resources(2), poison={3})
+    assert failed == {"out/003.bin": "task 3 is poison"}
+    assert len(done) == 5
+
+
+def test_workers_that_cannot_start_are_told(tmp_path):
+    def make():
+        raise ImportError("no module named torch")
+
+    with pytest.raises(RuntimeError, match=r"workers do not start(.|\n)*no module named torch"):
+        workers.run(make_units(2), make, lambda name: False, Resources(1))
+
+
+def test_units_are_ordered_by_group_then_longest_first(tmp_path):
+    order = tmp_path / "order"
+
+    def make():
+        def handle(task):
+            with open(order, "a") as file:
+                file.write(f"{task}\n")
+
+        return handle
+
+    units = [Unit(f"{g}{c}", g, c, f"{g}{c}") for g, c in (("b", 1), ("a", 1), ("b", 3), ("a", 2))]
+    assert workers.run(units, make, lambda name: False, Resources(1)) == {}
+    assert order.read_text().split() == ["a2", "a1", "b3", "b1"]
+
+
+def test_map_keeps_the_order():
+    assert list(workers.map_tasks(lambda x: x * x, [3, 1, 2])) == [9, 1, 4]
+
+
+def test_each_worker_is_pinned_to_its_gpu(tmp_path):
+    script = f"""
+import os, time, ray
+from pipelines import workers
+from pipelines.workers import Resources, Unit
+ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+assert workers.default_resources() == Resources(2, gpus=1)
+def make():
+    def handle(task):
+        open({str(tmp_path)!r} + f"/{{task}}", "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
+        time.sleep(1)
+    return handle
+units = [Unit(str(i), "g", 1, i) for i in range(4)]
+assert workers.run(units, make, lambda name: False, workers.default_resources()) == {{}}
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=180)
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"0", "1"}
