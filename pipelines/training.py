@@ -43,7 +43,10 @@ class Trainer:
         """Take the steps left. `loss_of(step, rng) -> (loss, {name: number})`; rng differs by step and rank."""
         rank, saved_at, seen = dist.get_rank(), time.monotonic(), []
         bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=rank > 0, mininterval=10)
+        parent = os.getppid()
         while self.step < self.steps:
+            if os.getppid() != parent:  # a killed launcher must not leave its workers training on
+                raise SystemExit("the process that started this worker is gone")
             torch.manual_seed(SEED + 1_000_003 * rank + self.step)
             rng = np.random.default_rng([SEED, rank, self.step])
             loss, numbers = loss_of(self.step, rng)
