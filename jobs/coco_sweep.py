@@ -23,7 +23,7 @@ from pipelines.generate import Configuration
 from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import costs, methods
-from postdiff.backbones import resolve
+from postdiff.backbones import HUB, resolve
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
@@ -119,7 +119,8 @@ def sweep(args: argparse.Namespace) -> None:
         names = sorted(n for n in store.names("images") if n.split("/")[1] in ids)
         units += features.image_units(encoder, names)
     run_units(units, partial(features.Extractor, store), store, resources, "features")
-    tasks = [scores.Task(store, p.configuration.id, args.clip, args.fid if reference else None) for p in points]
+    name = features.reference_name(reference) if reference else None
+    tasks = [scores.Task(store, p.configuration.id, args.clip, args.fid, name) for p in points]
     results = list(workers.map_tasks(scores.score, tasks))
     write_report(args, store, points, results, len(listed), len(reference), time.time() - began)
 
@@ -240,7 +241,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
     add("--prompts", default="shapes", help="'shapes', or a file: txt, csv, tsv, parquet, COCO annotation json")
-    add("--limit", type=int, help="use the first N prompts (default: 192 of Shapes, all of a file)")
+    add("--limit", type=int, help="use the first N prompts (default: 128 of Shapes, all of a file)")
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
@@ -252,13 +253,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip", help="CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")
     add("--fid", help="encoder of FID: mini-clip, or the path of clean-fid's Inception .pt (default: --clip)")
     add("--workers", type=int, help="actors (default: one a GPU, else one a core)")
-    add("--tflops", type=float, default=30.0, help="sustained TFLOP/s of a worker, for --dry-run's time")
+    add(
+        "--tflops",
+        type=float,
+        help="sustained TFLOP/s of a worker, for --dry-run's time (default: 0.03, or 30 on hub models)",
+    )
     add("--dry-run", action="store_true", help="print what would run, and stop")
     args = parser.parse_args(argv)
     mini = args.prompts == "shapes"
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
     args.fid = args.fid or args.clip
-    args.limit = args.limit if args.limit is not None else (192 if mini else None)
+    args.tflops = args.tflops or (30.0 if args.backbone in HUB or "@" in args.backbone else 0.03)
+    args.limit = args.limit if args.limit is not None else (128 if mini else None)
     return args
 
 

@@ -1,8 +1,10 @@
 """Features of stored images, of prompts, and of reference images: units of work downstream of the images."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,12 @@ def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Uni
 def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> list[Unit]:
     """`keys`: `val/INDEX` of Shapes, or paths of image files that every worker can read."""
     shards = [tuple(keys[i : i + per_shard]) for i in range(0, len(keys), per_shard)]
-    return _numbered(encoder, folder(encoder, "reference"), shards)
+    return _numbered(encoder, folder(encoder, reference_name(keys)), shards)
+
+
+def reference_name(keys: Sequence[str]) -> str:
+    """Names a reference set by what is in it, so that two of them never mix in one store."""
+    return f"reference-{sha256(json.dumps(list(keys)).encode()).hexdigest()[:12]}"
 
 
 def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:

@@ -13,12 +13,13 @@ from postdiff import metrics
 
 @dataclass(frozen=True)
 class Task:
-    """Score `configuration` in `store`. `fid_encoder` is None where there are no reference images."""
+    """Score `configuration` in `store`. `reference` names the set of reference images; None means no FID."""
 
     store: Store
     configuration: str
     clip_encoder: str
-    fid_encoder: str | None
+    fid_encoder: str
+    reference: str | None
 
     @property
     def name(self) -> str:
@@ -33,8 +34,8 @@ def score(task: Task) -> dict:
     row_of = {id: i for i, id in enumerate(text_ids)}
     clip = metrics.clip_scores(image, text[[row_of[id] for id in image_ids]])
     fid = None
-    if task.fid_encoder:
-        _, reference = read_features(store, names, task.fid_encoder, "reference")
+    if task.reference:
+        _, reference = read_features(store, names, task.fid_encoder, task.reference)
         _, generated = read_features(store, names, task.fid_encoder, task.configuration)
         fid = asdict(metrics.frechet_interval(generated, metrics.moments(reference)))
     seconds = [
@@ -51,7 +52,7 @@ def score(task: Task) -> dict:
 
 
 def read_features(store: Store, names: set[str], encoder: str, of: str) -> tuple[list[str], np.ndarray]:
-    """Prompt ids and features [N, D] of a configuration, of `prompts` or of `reference`, in shard order."""
+    """Prompt ids and features [N, D] of a configuration, of `prompts` or of a reference set, in shard order."""
     tables = [records.from_parquet(store.get(name)) for name in _under(names, folder(encoder, of) + "/")]
     if not tables:
         raise ValueError(f"no features of {encoder} for {of} in {store.url}")

@@ -2,7 +2,7 @@
 
     <root>/spec.json                                            what this store was made for
     <root>/images/<configuration>/00003-of-00013.parquet
-    <root>/features/<encoder>/<configuration | prompts | reference>/00003-of-00013.parquet
+    <root>/features/<encoder>/<configuration | prompts | reference-...>/00003-of-00013.parquet
     <root>/scores/<configuration>.json
     <root>/failed/<configuration>/00003-of-00013.json           units set aside, each with its reason
 

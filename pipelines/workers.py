@@ -140,7 +140,7 @@ def run(
                 if unit.name not in state.failed and unit not in state.queue:
                     done += 1
                     bar.update(unit.cost)
-                    bar.set_postfix_str(f", {done}/{len(units)} units")
+                    bar.set_postfix_str(f"{done}/{len(units)} units")
     finally:
         bar.close()
         for actor in [*idle, *starting.values(), *(actor for actor, _ in busy.values())]:

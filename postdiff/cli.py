@@ -129,10 +129,14 @@ def _cost(args: argparse.Namespace) -> None:
         for i, (step, of) in enumerate(zip(price.steps, plan.steps, strict=True)):
             halves = 2 if of.guided else 1
             print(f"  {i:>4}{of.scale:>7.2f}{halves:>8}{step.macs_paper / 1e9:>16.3f}{step.flops / 1e9:>12.3f}")
-    print(f"\n  macs_paper    {price.macs_paper / 1e12:10.4f} T   linear, convolution, norm: the paper's 'FLOPs'")
+    unit, letter = (1e12, "T") if price.macs_paper >= 1e11 else (1e9, "G")
+    print(
+        f"\n  macs_paper    {price.macs_paper / unit:10.4f} {letter}   linear, convolution, norm: the paper's 'FLOPs'"
+    )
     if price.macs_printed != price.macs_paper:
-        print(f"  macs_printed  {price.macs_printed / 1e12:10.4f} T   as the paper's tables subtract cross-attention")
-    print(f"  flops         {price.flops / 1e12:10.4f} T   2 x MAC, attention included")
+        note = "as the paper's tables subtract cross-attention"
+        print(f"  macs_printed  {price.macs_printed / unit:10.4f} {letter}   {note}")
+    print(f"  flops         {price.flops / unit:10.4f} {letter}   2 x MAC, attention included")
 
 
 def _methods(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from postdiff import methods, sampling, solvers
 from postdiff.resolution import upsample
 
 
-def pipeline_images(backbone, n, solver, steps=4, guidance=7.5):
+def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
     pipe.scheduler = solvers.make_solver(solver, before.config)
