@@ -160,7 +160,8 @@ def write_report(
 ) -> None:
     rows = [to_row(point, result) for point, result in zip(points, results, strict=True)]
     metrics = ("fid", "clip") if n_ref else ("clip",)
-    figures = [plots.front_plot(rows, m, f"{args.backbone}, n = {n}") for m in metrics]
+    titles = {"fid": f"{args.backbone}, n = {n}, {args.fid} features", "clip": f"{args.backbone}, n = {n}, {args.clip}"}
+    figures = [plots.front_plot(rows, m, titles[m]) for m in metrics]
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, args.backbone)
     first = points[0].configuration

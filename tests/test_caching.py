@@ -19,7 +19,9 @@ def test_deepcache_equals_the_authors_package(backbone, branch, k):
     helper.set_params(cache_interval=k, cache_branch_id=branch)
     helper.enable()
     noise = sampling.draw(SEEDS[:2], "initial", 8, (16, 16))
-    theirs = backbone.pipe(PROMPTS[:2], num_inference_steps=5, guidance_scale=3.0, latents=noise, output_type="np").images
+    theirs = backbone.pipe(
+        PROMPTS[:2], num_inference_steps=5, guidance_scale=3.0, latents=noise, output_type="np"
+    ).images
     helper.disable()
     np.testing.assert_array_equal(ours, (theirs * 255).round().astype(np.uint8))
 
