@@ -134,6 +134,7 @@ def save_stable_diffusion(vae, text, denoiser, words: CLIPTokenizer, folder: Pat
     solver = DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
+    solver.register_to_config(clip_sample=False)  # as in SD1.5: DDIM made from this config must not clip latents
     pipe = StableDiffusionPipeline(
         vae, text, words, denoiser, solver, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
