@@ -13,9 +13,9 @@ from pipelines import records
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
-from postdiff.backbones import Spec, fingerprint, resolve
+from postdiff.backbones import fingerprint, resolve
 from postdiff.plan import Plan
-from postdiff.sampling import VERSION
+from postdiff.sampling import VERSION, settle
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Configuration:
 def configure(
     backbone: str, plan: Plan, guidance: float | None = None, solver: str | None = None, batch_size: int = 8
 ) -> Configuration:
-    spec: Spec = resolve(backbone)
-    return Configuration(
-        backbone, fingerprint(spec), plan, guidance or spec.guidance, solver or spec.solver, spec.size, batch_size
-    )
+    """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range."""
+    spec = resolve(backbone)
+    guidance, solver, size = settle(spec, guidance, solver, None)
+    if batch_size < 1:
+        raise ValueError(f"batch size must be 1 or more, got {batch_size}")
+    return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size)
 
 
 @dataclass(frozen=True)

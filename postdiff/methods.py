@@ -72,8 +72,7 @@ def _compose(
     branch: int = 1,
     cache_attention: bool = False,
 ) -> Plan:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
+    _check_steps(steps)
     if not 0 < beta <= 1:
         raise ValueError(f"beta must be in (0, 1], got {beta}")
     if not 0 <= s < 1:
@@ -110,8 +109,14 @@ def _compose(
     return Plan(name, tuple(plan), branch, mode)
 
 
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
+
+
 def _gate(m: int | float, steps: int) -> int:
     """m as a step. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
+    _check_steps(steps)
     gate = int(m * steps + 0.5) if isinstance(m, float) else m
     if isinstance(m, float) and not 0 < m <= 1:
         raise ValueError(f"m as a share of the steps must be in (0, 1], got {m}")

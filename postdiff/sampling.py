@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from postdiff import caching, resolution, solvers
-from postdiff.backbones import Backbone
+from postdiff.backbones import Backbone, Spec
 from postdiff.plan import Plan
 
 VERSION = 1  # counts changes of this package that change pixels
@@ -67,12 +67,7 @@ def sample(
         raise ValueError("prompts must be strings")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    guidance = backbone.spec.guidance if guidance is None else guidance
-    if guidance < 1:
-        raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
-    size = size or backbone.spec.size
-    if size % backbone.spec.vae_factor or size <= 0:
-        raise ValueError(f"size must be a multiple of {backbone.spec.vae_factor} pixels, got {size}")
+    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
     batch_size = batch_size or len(prompts)
     images = []
     for start in range(0, len(prompts), batch_size):
@@ -82,6 +77,20 @@ def sample(
         latents = denoise(backbone, state, plan, guidance, size, on_step)
         images.append(decode(backbone, latents)[: len(chunk)])
     return np.concatenate(images)
+
+
+def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
+    """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
+    guidance = spec.guidance if guidance is None else guidance
+    solver = spec.solver if solver is None else solver
+    size = spec.size if size is None else size
+    if guidance < 1:
+        raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
+    if solver not in solvers.SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(solvers.SOLVERS)}, got {solver!r}")
+    if size <= 0 or size % spec.vae_factor:
+        raise ValueError(f"size must be a multiple of {spec.vae_factor} pixels, got {size}")
+    return guidance, solver, size
 
 
 @torch.no_grad()

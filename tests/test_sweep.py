@@ -100,6 +100,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         (("--shard", "0"), "prompts a shard must be 1 or more, got 0"),
         (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
         (("--guidance", "0.5"), "guidance must be 1 or more, got 0.5"),
+        (("--batch-size", "0"), "batch size must be 1 or more, got 0"),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
         (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
     ],
