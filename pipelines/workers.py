@@ -3,21 +3,32 @@
 Plain actors and a `ray.wait` loop of our own. Ray restarts and retries nothing (`max_restarts=0`,
 `max_task_retries=0`): the loop owns the retries, asks the store whether a dead worker had committed before it died,
 and sets a unit aside after `ATTEMPTS`. Execution is at least once; the commit, one atomic write under a fixed name, is
-what happens exactly once. Only a worker that has answered is given work, and one unit at a time.
+what happens exactly once. Only a worker that has answered is given work, and one unit at a time; a worker that failed
+is replaced, since a GPU or a disk that failed one unit would fail the next.
 """
 
 import os
 import platform
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from tqdm import tqdm
 
 ATTEMPTS = 3
+# Different units that failed with none done between them: then it is not the units that are wrong. Deaths are given
+# more room, since a cluster of spot machines can lose all of its workers at once.
+ERRORS_IN_A_ROW, DEATHS_IN_A_ROW_A_WORKER = 5, 10
+OVERDUE = 20  # times the slowest pace seen so far, and ten minutes at least: then a unit hangs
+
+
+class WorkersError(RuntimeError):
+    """The work cannot go on. What is committed is not lost."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,6 @@ class Resources:
     gpus: float = 0
 
 
-@dataclass
-class _Run:
-    queue: deque
-    attempts: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    started_in_vain: int = 0
-
-
 class _Worker:
     def __init__(self, make_handler: Callable[[], Callable]):
         self.handle = make_handler()
@@ -71,16 +74,42 @@ def connect() -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
-    else:  # only receipts travel through the object store; images go to disk
-        ray.init(include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
+    else:  # our own, even beside a running head; only receipts travel through the object store, images go to disk
+        ray.init(address="local", include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
 
 
-def default_resources() -> Resources:
-    """One worker a GPU where there are GPUs, else one single-threaded worker a core."""
+def default_resources(workers: int | None = None, gpus: float | None = None) -> Resources:
+    """One worker a GPU where there are GPUs, else one single-threaded worker a core.
+
+    Args:
+        workers: their number, or None for as many as the cluster has room for now. A cluster that starts its nodes
+            on demand has none yet: it must be told.
+        gpus: GPUs of each (a share of one is allowed), or None: 1 if the cluster has any, else 0.
+
+    Raises: ValueError if there is room for none and `workers` does not say how many to ask for.
+    """
     total = ray.cluster_resources()
-    if total.get("GPU"):
-        return Resources(int(total["GPU"]), gpus=1)
-    return Resources(max(1, int(total.get("CPU", 1))))
+    gpus = float("GPU" in total) if gpus is None else gpus
+    room = int(total.get("GPU", 0) / gpus) if gpus else int(total.get("CPU", 0))
+    if workers is None and room < 1:
+        raise ValueError(f"no node with {gpus:g} GPUs is up: --workers says how many workers to ask the cluster for")
+    return Resources(room if workers is None else workers, gpus=gpus)
+
+
+@dataclass
+class _Run:
+    """What the loop knows. Every unit is in `queue`, with an actor in `busy`, in `failed`, or done."""
+
+    workers: int
+    queue: deque[Unit]
+    starting: dict[Any, Any] = field(default_factory=dict)  # ray reference -> actor
+    busy: dict[Any, tuple[Any, Unit, float]] = field(default_factory=dict)  # reference -> actor, its unit, since when
+    idle: list[Any] = field(default_factory=list)
+    attempts: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, str] = field(default_factory=dict)
+    in_a_row: set[str] = field(default_factory=set)  # units that failed since one was done
+    in_vain: int = 0  # workers that did not start since one did
+    slowest: float = 0.0  # seconds a unit of cost
 
 
 def run(
@@ -98,10 +127,10 @@ def run(
         is_committed: whether a name is in the store, asked only after a worker's death.
         on_worker: told the process id of every worker that comes up.
 
-    Raises: RuntimeError if workers cannot be started at all; nothing that is committed is lost.
+    Raises: WorkersError if workers cannot be started at all, or unit after unit fails.
     """
     # By group, so that weights stay loaded; the longest first, so that none is left alone at the end.
-    state = _Run(deque(sorted(units, key=lambda u: (u.group, -u.cost, u.name))))
+    state = _Run(resources.workers, deque(sorted(units, key=lambda u: (u.group, -u.cost, u.name))))
     actor_class = ray.remote(_Worker).options(
         num_cpus=resources.threads,  # Ray sets OMP_NUM_THREADS to it
         num_gpus=resources.gpus,
@@ -109,9 +138,6 @@ def run(
         max_task_retries=0,
         scheduling_strategy="SPREAD",
     )
-    starting: dict = {}
-    busy: dict = {}
-    idle: list = []
     bar = tqdm(
         total=sum(u.cost for u in units) or 1,
         desc=description,
@@ -120,66 +146,85 @@ def run(
     )
     done = 0
     try:
-        while state.queue or busy:
-            wanted = min(resources.workers, len(state.queue) + len(busy))
-            for _ in range(wanted - len(starting) - len(busy) - len(idle)):
+        while state.queue or state.busy:
+            wanted = min(resources.workers, len(state.queue) + len(state.busy))
+            for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
                 actor = actor_class.remote(make_handler)
-                starting[actor.ready.remote()] = actor
-            while idle and state.queue:
-                actor, unit = idle.pop(), state.queue.popleft()
-                busy[actor.run.remote(unit.task)] = (actor, unit)
-            finished, _ = ray.wait([*busy, *starting], num_returns=1, timeout=5)
-            for ref in finished:
-                if ref in starting:
-                    idle += _started(ref, starting.pop(ref), state, on_worker)
+                state.starting[actor.ready.remote()] = actor
+            while state.idle and state.queue:
+                actor, unit = state.idle.pop(), state.queue.popleft()
+                state.busy[actor.run.remote(unit.task)] = (actor, unit, time.monotonic())
+            while state.idle:  # nothing is left for it; kept, it could die unseen and be given a retry
+                ray.kill(state.idle.pop())
+            finished, _ = ray.wait([*state.busy, *state.starting], num_returns=1, timeout=5)
+            for ref in [*finished, *_overdue(state)]:
+                if ref in state.starting:
+                    _started(ref, state, on_worker)
                     continue
-                actor, unit = busy.pop(ref)
-                survives = _finished(ref, unit, state, is_committed)
-                if survives:
-                    idle.append(actor)
-                if unit.name not in state.failed and unit not in state.queue:
+                cost = state.busy[ref][1].cost
+                if _settle(ref, state, is_committed):
                     done += 1
-                    bar.update(unit.cost)
-                    bar.set_postfix_str(f"{done}/{len(units)} units")
+                    bar.update(cost)
+            waiting = f", {len(state.starting)} workers starting" if state.starting else ""
+            bar.set_postfix_str(f"{done}/{len(units)} units{waiting}", refresh=False)
     finally:
         bar.close()
-        for actor in [*idle, *starting.values(), *(actor for actor, _ in busy.values())]:
+        for actor in [*state.idle, *state.starting.values(), *(actor for actor, _, _ in state.busy.values())]:
             ray.kill(actor)
     return state.failed
 
 
-def _started(ref, actor, state: _Run, on_worker) -> list:
-    """The worker, if it came up. One that never does (a broken import, no memory) must not be replaced for ever."""
+def _overdue(state: _Run) -> list:
+    """Units that take so much longer than any before that they must hang."""
+    now = time.monotonic()
+    allowed = {ref: max(600.0, OVERDUE * state.slowest * unit.cost) for ref, (_, unit, _) in state.busy.items()}
+    return [ref for ref, (_, _, since) in state.busy.items() if state.slowest and now - since > allowed[ref]]
+
+
+def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
+    """Take in a worker that came up. One that never does (a broken import, no memory) is not replaced for ever."""
+    actor = state.starting.pop(ref)
     try:
         pid = ray.get(ref)
-    except RayActorError as error:
-        state.started_in_vain += 1
-        if state.started_in_vain >= ATTEMPTS:
-            raise RuntimeError(f"workers do not start ({ATTEMPTS} tries): {error}") from error
-        return []
-    state.started_in_vain = 0
+    except RayError as error:
+        state.in_vain += 1
+        if state.in_vain >= ATTEMPTS and not state.busy and not state.idle:
+            raise WorkersError(f"workers do not start ({state.in_vain} tries): {error}") from error
+        return
+    state.in_vain = 0
+    state.idle.append(actor)
     if on_worker:
         on_worker(pid)
-    return [actor]
 
 
-def _finished(ref, unit: Unit, state: _Run, is_committed: Callable[[str], bool]) -> bool:
-    """Settle one unit: committed, queued again, or set aside. Returns whether its worker is still alive."""
+def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
+    """Settle one unit: done (True), queued again, or set aside."""
+    actor, unit, since = state.busy.pop(ref)
+    limit = ERRORS_IN_A_ROW
     try:
-        ray.get(ref)
+        ray.get(ref, timeout=0)
+        state.idle.append(actor)
+        state.slowest = max(state.slowest, (time.monotonic() - since) / unit.cost)
+        state.in_a_row.clear()
         return True
+    except GetTimeoutError:
+        reason = f"hung: no answer after {time.monotonic() - since:.0f} s"
     except RayTaskError as error:
-        reason, alive = str(error.cause), True
-    except RayActorError as error:
+        reason = str(error.cause)
+    except RayError as error:
         if is_committed(unit.name):  # it died between its commit and its answer
-            return False
-        reason, alive = f"worker died: {error}", False
-    state.attempts[unit.name] = state.attempts.get(unit.name, 0) + 1
+            return True
+        reason, limit = f"worker died: {error}", DEATHS_IN_A_ROW_A_WORKER * state.workers
+    ray.kill(actor)
+    state.attempts[unit.name] += 1
+    state.in_a_row.add(unit.name)
+    if len(state.in_a_row) >= limit:
+        raise WorkersError(f"{len(state.in_a_row)} units failed in a row; the last, {unit.name}: {reason}")
     if state.attempts[unit.name] >= ATTEMPTS:
         state.failed[unit.name] = reason
     else:
         state.queue.append(unit)
-    return alive
+    return False
 
 
 def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator:

@@ -70,7 +70,7 @@ def test_deaths_before_and_after_the_commit_leave_the_same_store(tmp_path):
 
 
 def test_ten_random_kills_leave_the_same_store(tmp_path):
-    units = make_units(40)
+    units = make_units(60)
     _, undisturbed = run(tmp_path / "a", units, Resources(2))
     alive, killed, stop = [], [], threading.Event()
     rng = random.Random(0)
@@ -92,7 +92,7 @@ def test_ten_random_kills_leave_the_same_store(tmp_path):
     thread.join()
     assert failed == {}
     assert disturbed == undisturbed
-    assert len(killed) >= 8
+    assert len(killed) == 10
 
 
 def test_a_poison_unit_is_set_aside_and_the_rest_goes_on(tmp_path):
@@ -101,11 +101,51 @@ def test_a_poison_unit_is_set_aside_and_the_rest_goes_on(tmp_path):
     assert len(done) == 5
 
 
+def test_a_machine_on_which_every_unit_fails_stops_the_run(tmp_path):
+    with pytest.raises(workers.WorkersError, match=r"5 units failed in a row; the last.*is poison"):
+        run(tmp_path, make_units(40), Resources(2), poison=set(range(40)))
+
+
+def test_a_worker_that_failed_is_replaced(tmp_path):
+    def make():
+        broken = []
+
+        def handle(task):
+            if task == 0 and not (tmp_path / "failed").exists():
+                (tmp_path / "failed").touch()
+                broken.append(True)  # as a CUDA error does to its process
+            if broken:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            (tmp_path / str(task)).touch()
+
+        return handle
+
+    assert workers.run(make_units(6), make, lambda name: False, Resources(1)) == {}
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_unit_that_hangs_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_overdue", lambda state: [r for r, b in state.busy.items() if time.monotonic() - b[2] > 8])
+
+    def make():
+        def handle(task):
+            if task == 2 and not (tmp_path / "hung").exists():
+                (tmp_path / "hung").touch()
+                time.sleep(600)
+
+        return handle
+
+    began = time.monotonic()
+    assert workers.run(make_units(4), make, lambda name: False, Resources(2)) == {}
+    assert (tmp_path / "hung").exists()
+    assert time.monotonic() - began < 120
+
+
 def test_workers_that_cannot_start_are_told(tmp_path):
     def make():
         raise ImportError("no module named torch")
 
-    with pytest.raises(RuntimeError, match=r"workers do not start(.|\n)*no module named torch"):
+    with pytest.raises(workers.WorkersError, match=r"workers do not start(.|\n)*no module named torch"):
         workers.run(make_units(2), make, lambda name: False, Resources(1))
 
 
@@ -135,6 +175,14 @@ from pipelines import workers
 from pipelines.workers import Resources, Unit
 ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
 assert workers.default_resources() == Resources(2, gpus=1)
+assert workers.default_resources(gpus=0) == Resources(4)
+assert workers.default_resources(workers=8, gpus=1) == Resources(8, gpus=1)  # what an autoscaler is asked for
+try:
+    workers.default_resources(gpus=4)
+except ValueError as error:
+    assert "no node with 4 GPUs is up" in str(error)
+else:
+    raise AssertionError("4 GPUs of 2")
 def make():
     def handle(task):
         open({str(tmp_path)!r} + f"/{{task}}", "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
