@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 
+import torch
+
 import postdiff
 from pipelines import prompts as prompting
 from pipelines import records
@@ -16,6 +18,8 @@ from pipelines.workers import Unit
 from postdiff.backbones import fingerprint, resolve
 from postdiff.plan import Plan
 from postdiff.sampling import VERSION, settle
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Configuration:
     solver: str
     size: int
     batch_size: int
+    dtype: str = "float32"
     sampler: int = VERSION
 
     @cached_property
@@ -39,14 +44,26 @@ class Configuration:
 
 
 def configure(
-    backbone: str, plan: Plan, guidance: float | None = None, solver: str | None = None, batch_size: int = 8
+    backbone: str,
+    plan: Plan,
+    guidance: float | None = None,
+    solver: str | None = None,
+    batch_size: int = 8,
+    dtype: str | None = None,
 ) -> Configuration:
-    """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range."""
+    """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range.
+
+    dtype: float16 for checkpoints of the hub, float32 for folders: what a configuration is must not depend on the
+    machine that plans it.
+    """
     spec = resolve(backbone)
     guidance, solver, size = settle(spec, guidance, solver, None)
+    dtype = dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")
-    return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size, dtype)
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ def units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]], co
     folder = f"images/{configuration.id}"
     named = [(shard_name(folder, i, len(shards)), shard) for i, shard in enumerate(shards)]
     return [
-        Unit(name, configuration.backbone, cost_per_image * len(shard), Task(name, configuration, shard))
+        Unit(name, f"{configuration.backbone} {configuration.dtype}", cost_per_image * len(shard), Task(name, configuration, shard))
         for name, shard in named
     ]
 
@@ -71,13 +88,14 @@ class Generator:
 
     def __init__(self, store: Store):
         self.store = store
-        self.loaded: tuple[str, postdiff.Backbone] | None = None
+        self.loaded: tuple[tuple[str, str], postdiff.Backbone] | None = None
 
     def __call__(self, task: Task) -> None:
         configuration = task.configuration
-        if self.loaded is None or self.loaded[0] != configuration.backbone:
+        wanted = configuration.backbone, configuration.dtype
+        if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = None  # free the old one first
-            self.loaded = (configuration.backbone, postdiff.load(configuration.backbone))
+            self.loaded = wanted, postdiff.load(configuration.backbone, dtype=DTYPES[configuration.dtype])
         self.store.put(task.name, generate(self.loaded[1], configuration, task.prompts))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pipelines import plots
+from pipelines import plots, tables
 from pipelines.tables import Row
 
 CSS = """
@@ -40,14 +40,12 @@ def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes
 
 
 def configuration_table(rows: Sequence[Row], fronts: set[str]) -> str:
-    head = "<th>configuration</th><th>GFLOPs</th><th>MACs (paper rule, G)</th><th>s/image</th><th>FID</th>"
+    head = "".join(f"<th>{name}</th>" for name in tables.HEADER)
     body = ""
-    for row in rows:
-        cells = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
-        cells += [str(row.fid) if row.fid else "no reference", str(row.clip)]
+    for row, cells in zip(rows, tables.cells(rows), strict=True):
         mark = ' class="front"' if row.configuration in fronts else ""
         body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
-    return f"<table><tr>{head}<th>CLIP score</th></tr>\n{body}</table>"
+    return f"<table><tr>{head}</tr>\n{body}</table>"
 
 
 def html(
@@ -67,10 +65,13 @@ def html(
 <title>{escape(title)}</title><style>{CSS}</style>
 <h1>{escape(title)}</h1>
 <p class="answer">{escape(answer)}</p>
+<p>{escape(tables.more_steps(rows))}</p>
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
-GFLOPs count everything (2 x MAC, attention included); the paper's own rule counts MACs without attention products.</p>
+GFLOPs count everything (2 x MAC, attention included); the paper's own rule counts MACs without attention products.
+Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its interval is what
+decides, and is tighter than the two numbers' own. FID is better when lower, the CLIP score when higher.</p>
 <div class="scroll">{configuration_table(rows, fronts)}</div>
 <h2>The same prompts and noise</h2>
 <div class="scroll">{images}</div>
@@ -84,5 +85,7 @@ def commit() -> str:
     """The commit that this code is, `-dirty` if it was changed since."""
     folder = Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty"]
-    git = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    return git.stdout.strip() or "unknown (not a git checkout)"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"

@@ -4,11 +4,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from postdiff.metrics import Interval
+from postdiff.metrics import Interval, difference
 
 FAMILIES = {
     "fewer steps": ("dense",),
@@ -18,6 +19,7 @@ FAMILIES = {
 }
 
 Metric = Literal["fid", "clip"]
+METRICS: dict[Metric, str] = {"fid": "FID", "clip": "CLIP score"}
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,38 @@ def to_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    lines = [
-        "| configuration | GFLOPs | MACs (paper rule, G) | s/image | FID | CLIP score |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+HEADER = (
+    "configuration",
+    "GFLOPs",
+    "MACs (paper rule, G)",
+    "s/image",
+    "FID",
+    "gain",
+    "CLIP score",
+    "gain",
+)
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table of configurations as text, under HEADER. `gain`: over fewer steps at equal FLOPs, see `gains`."""
+    over: dict[Metric, dict[str, Interval]] = {metric: gains(rows, metric) for metric in METRICS if measured(rows, metric)}
+    lines = []
     for row in rows:
-        fid = str(row.fid) if row.fid else "no reference"
-        cost = f"{row.flops / 1e9:.2f} | {row.macs_paper / 1e9:.2f} | {row.seconds:.3f}"
-        lines.append(f"| {row.label} | {cost} | {fid} | {row.clip} |")
-    return "\n".join(lines) + "\n"
+        line = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
+        for metric in METRICS:
+            gain = over.get(metric, {}).get(row.configuration)
+            line += [str(row.interval(metric)) if metric in over else "no reference", f"{gain:+}" if gain else ""]
+        lines.append(line)
+    return lines
+
+
+def measured(rows: Sequence[Row], metric: Metric) -> bool:
+    return metric == "clip" or all(row.fid for row in rows)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *cells(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
@@ -96,50 +120,54 @@ def quality(row: Row, metric: Metric) -> float:
     return -value if metric == "fid" else value
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Cheaper steps against fewer steps at equal FLOPs, for one metric."""
+def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
+    """What each cheaper-step configuration gains over fewer steps at its own FLOPs, in units of the metric.
 
-    compared: int  # cheaper-step configurations whose FLOPs lie within those of the fewer-step ones
-    wins: int  # of them, better than the fewer-step curve at the same FLOPs
-    clear_wins: int  # of them, by more than the interval
-    clear_losses: int
-
-
-def verdict(rows: Sequence[Row], metric: Metric) -> Verdict:
-    """Compare each cheaper-step row with the fewer-step rows, interpolated linearly in FLOPs."""
+    {configuration: paired difference to the fewer-step rows, interpolated linearly in FLOPs}; below 0 is better for
+    FID, above 0 for the CLIP score. Configurations outside the fewer-step rows' FLOPs are left out.
+    """
     dense = sorted((row for row in rows if row.method == "dense"), key=lambda r: r.flops)
-    flops = [row.flops for row in dense]
-    others = [row for row in rows if row.method != "dense" and flops[0] <= row.flops <= flops[-1]]
-    wins = clear_wins = clear_losses = 0
-    for row in others:
-        gain = quality(row, metric) - float(np.interp(row.flops, flops, [quality(r, metric) for r in dense]))
-        interval = row.interval(metric)
-        half = (interval.high - interval.low) / 2
-        nearest = min(dense, key=lambda r: abs(r.flops - row.flops))
-        other = nearest.interval(metric)
-        margin = float(np.hypot(half, (other.high - other.low) / 2))
-        wins += gain > 0
-        clear_wins += gain > margin
-        clear_losses += gain < -margin
-    return Verdict(len(others), wins, clear_wins, clear_losses)
+    found = {}
+    for low, high in pairwise(dense):
+        for row in rows:
+            if row.method != "dense" and low.flops <= row.flops <= high.flops:
+                share = (row.flops - low.flops) / (high.flops - low.flops)
+                parts = [(1 - share, low.interval(metric)), (share, high.interval(metric))]
+                found[row.configuration] = difference(row.interval(metric), parts)
+    return found
+
+
+def more_steps(rows: Sequence[Row]) -> str:
+    """A sentence: what the most steps change over the fewest, as paired differences."""
+    dense = sorted((row for row in rows if row.method == "dense"), key=lambda r: r.steps)
+    if len(dense) < 2:
+        return ""
+    few, many = dense[0], dense[-1]
+    changes = [
+        f"{name} by {difference(many.interval(metric), [(1.0, few.interval(metric))]):+}"
+        for metric, name in METRICS.items()
+        if measured(rows, metric)
+    ]
+    return f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
 
 
 def answer(rows: Sequence[Row], model: str) -> str:
     """One plain sentence: fewer steps or cheaper steps, for this model, on this evidence."""
-    if not any(row.method == "dense" for row in rows) or all(row.method == "dense" for row in rows):
-        return f"{model}: nothing to compare; the sweep needs both fewer steps and cheaper steps."
     parts = []
-    names: dict[Metric, str] = {"fid": "FID", "clip": "CLIP score"}
-    for metric, name in names.items():
-        if metric == "fid" and any(row.fid is None for row in rows):
+    for metric, name in METRICS.items():
+        if not measured(rows, metric):
             continue
-        v = verdict(rows, metric)
-        if not v.compared:
+        compared = gains(rows, metric).values()
+        if not compared:
             continue
-        word = "cheaper steps" if v.wins > v.compared / 2 else "fewer steps" if v.wins < v.compared / 2 else "neither"
-        clear = f"{v.clear_wins} clearly so, {v.clear_losses} clearly worse"
-        parts.append(f"by {word} on {name} ({v.wins} of {v.compared} cheaper-step configurations are better, {clear})")
+        above, below = sum(g.low > 0 for g in compared), sum(g.high < 0 for g in compared)
+        better, worse = (below, above) if metric == "fid" else (above, below)
+        word = "cheaper steps" if better > worse else "fewer steps" if worse > better else "neither clearly"
+        parts.append(
+            f"{word} on {name} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
+            f"{worse} clearly worse)"
+        )
     if not parts:
-        return f"{model}: no cheaper-step configuration has the FLOPs of a fewer-step one, so nothing can be compared."
-    return f"At equal FLOPs, {model} is better served {' and '.join(parts)}, n = {rows[0].clip.n} images each."
+        return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
+    n = rows[0].clip.n
+    return f"At equal FLOPs, what serves {model} better is {', and '.join(parts)}; paired 95 % intervals, n = {n}."

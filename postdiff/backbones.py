@@ -11,7 +11,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 MINI = Path(__file__).parent / "mini"  # trained by jobs/train_mini.py
 
@@ -36,6 +36,12 @@ class Spec:
     guidance: float
     solver: str
     denoiser: dict
+
+    def latents(self, size: int) -> tuple[int, int]:
+        """(h, w) of the latents of images of `size` pixels. Raises ValueError if there are none."""
+        if size <= 0 or size % self.vae_factor:
+            raise ValueError(f"size must be a positive multiple of {self.vae_factor} pixels, got {size}")
+        return (size // self.vae_factor,) * 2
 
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are diffusers' defaults for this class
@@ -128,6 +134,8 @@ def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None
     Args:
         device: a torch device; the GPU if there is one.
         dtype: float16 on a GPU, float32 on a CPU.
+
+    Raises: ValueError if `where` is none of these, or the checkpoint is not what its row or id promises.
     """
     spec = resolve(where)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -135,11 +143,27 @@ def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None
     pipe = StableDiffusionPipeline.from_pretrained(
         spec.source,
         revision=spec.revision,
-        torch_dtype=dtype,
+        dtype=dtype,
         use_safetensors=True,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     return Backbone(spec, pipe.to(device))
+
+
+def check(spec: Spec, pipe: StableDiffusionPipeline) -> None:
+    """Raise ValueError if `pipe` is not what `spec` says: costs are computed from the spec alone."""
+    with torch.device("meta"):
+        expected = UNet2DConditionModel.from_config(spec.denoiser).config
+    sizes = ("in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim")
+    pairs = {key: (expected[key], pipe.unet.config[key]) for key in (*sizes, "attention_head_dim")}
+    pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
+    pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
+    if "@" in spec.name:  # a named row may run a checkpoint at another size than its config's, as the paper does
+        pairs["size"] = spec.size, pipe.unet.config.sample_size * pipe.vae_scale_factor
+    wrong = [f"{key} {a!r}, got {b!r}" for key, (a, b) in pairs.items() if str(a) != str(b)]
+    if wrong:
+        raise ValueError(f"{spec.name} is not the kind of model that is expected here: {'; '.join(wrong)}")

@@ -101,7 +101,13 @@ def deep_modules(unet: torch.nn.Module, branch: int) -> list[str]:
 
     Skips are numbered from the outside: 0 is conv_in's output, each layer and each downsampler of the encoder
     produces the next, and the decoder's layers consume them in reverse. Whole blocks are named as one.
+
+    Raises: ValueError if the denoiser has no such branch.
     """
+    if not hasattr(unet, "down_blocks"):
+        raise ValueError(f"deep caching needs a U-Net with skip connections, got {type(unet).__name__}")
+    if branch > skip_count(unet) - 2:
+        raise ValueError(f"branch must be from 0 to {skip_count(unet) - 2} for this U-Net, got {branch}")
     names, skip = [], 0
     for b, block in enumerate(unet.down_blocks):
         layers, down = len(block.resnets), bool(block.downsamplers)
@@ -137,7 +143,6 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     replay = Replay(plan.mode)
     wrappers: dict[str, Callable] = {}
     if any(step.deep == "reuse" for step in plan.steps):
-        check_branch(denoiser, plan.branch)
         wrappers |= dict.fromkeys(deep_modules(denoiser, plan.branch), replay.wrap_deep)
     if any(step.cross_attention == "reuse" for step in plan.steps):
         names = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
@@ -156,10 +161,3 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
                 del module.forward
             else:
                 module.forward = before
-
-
-def check_branch(unet: torch.nn.Module, branch: int) -> None:
-    if not hasattr(unet, "down_blocks"):
-        raise ValueError(f"deep caching needs a U-Net with skip connections, got {type(unet).__name__}")
-    if branch > skip_count(unet) - 2:
-        raise ValueError(f"branch must be from 0 to {skip_count(unet) - 2} for this U-Net, got {branch}")

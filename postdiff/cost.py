@@ -65,7 +65,10 @@ class _Pass:
 
 
 def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
-    """Price `plan` on the denoiser of `spec` for one image of `size` pixels (the backbone's own by default)."""
+    """Price `plan` on the denoiser of `spec` for one image of `size` pixels (the backbone's own by default).
+
+    Raises: ValueError if the denoiser lacks the plan's branch, or `size` is no size of its images.
+    """
     return costs([plan], spec, size)[0]
 
 
@@ -73,13 +76,14 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     """Price many plans: the denoiser is traced once a resolution, and what a step skips is taken off."""
     with torch.device("meta"):
         denoiser = UNet2DConditionModel.from_config(spec.denoiser).eval()
-    full = ((size or spec.size) // spec.vae_factor,) * 2
+    full = spec.latents(spec.size if size is None else size)
     scales = {step.scale for plan in plans for step in plan.steps}
     passes = {scale: _trace(denoiser, latent_size(full, scale), spec.text_tokens) for scale in scales}
     attention = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
     priced = []
     for plan in plans:
-        deep = caching.deep_modules(denoiser, plan.branch)
+        skips = any(step.deep == "reuse" for step in plan.steps)
+        deep = caching.deep_modules(denoiser, plan.branch) if skips else []
         known = {step: _step_cost(passes[step.scale], step, deep, attention) for step in set(plan.steps)}
         priced.append(Cost(tuple(known[step] for step in plan.steps)))
     return priced

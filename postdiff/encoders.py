@@ -6,6 +6,8 @@ InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and Torch
 """
 
 from collections.abc import Sequence
+from functools import cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +17,54 @@ from PIL import Image
 
 from postdiff.backbones import MINI
 
+# What clean-fid downloads.
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+
+
+def clip_folder(name: str) -> Path | None:
+    """The folder of a CLIP model, None for open_clip's `MODEL/WEIGHTS`. Raises ValueError if it is neither."""
+    folder = MINI / name if name == "mini-clip" else Path(name)
+    if folder.is_dir():
+        return folder
+    if tuple(name.split("/", 1)) in open_clip.list_pretrained():
+        return None
+    raise ValueError(
+        f"unknown CLIP model {name!r}: expected mini-clip, a folder, or open_clip's MODEL/WEIGHTS "
+        "(as ViT-L-14/openai; open_clip.list_pretrained() has them all)"
+    )
+
+
+def fingerprint(encoder: str) -> str:
+    """Names the weights of an encoder, fit for a path: `mini-clip-1f2e3d4c`, `ViT-L-14-openai`.
+
+    Raises: ValueError if there is no such encoder.
+    """
+    if encoder.endswith(".pt"):
+        return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
+    folder = clip_folder(encoder)
+    if folder is None:
+        return encoder.replace("/", "-")
+    return f"{folder.name}-{_digest(sorted(folder.glob('*.json')) + sorted(folder.glob('*.safetensors')))}"
+
+
+@cache
+def _digest_file(file: Path, size: int, changed: int) -> bytes:
+    with open(file, "rb") as opened:
+        return file_digest(opened, "sha256").digest()
+
+
+def _digest(files: Sequence[Path]) -> str:
+    stats = [(file, file.stat()) for file in files]
+    return sha256(b"".join(_digest_file(f, s.st_size, s.st_mtime_ns) for f, s in stats)).hexdigest()[:8]
+
 
 class ClipEncoder:
     """An open_clip model: image and text embeddings, not normalised. `name` is `MODEL/WEIGHTS`, or a folder."""
 
     def __init__(self, name: str = "mini-clip", device: str = "cpu"):
-        folder = MINI / name if name == "mini-clip" else Path(name)
-        if folder.is_dir():
-            model, weights = f"local-dir:{folder}", None
-        elif "/" in name:
-            model, weights = name.split("/", 1)
-        else:
-            raise ValueError(f"unknown CLIP model {name!r}: expected mini-clip, a folder, or MODEL/WEIGHTS")
-        self.name, self.device = name, device
+        folder = clip_folder(name)
+        model, weights = (f"local-dir:{folder}", None) if folder else name.split("/", 1)
+        self.device = device
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(model)
@@ -42,6 +79,12 @@ class ClipEncoder:
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float().cpu().numpy()
 
 
+def inception_file(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"no Inception weights at {path}: expected the file of {INCEPTION_URL}")
+    return Path(path)
+
+
 class InceptionEncoder:
     """clean-fid's features, [N, 2048]: its antialiased bicubic resize to 299x299, then its TorchScript Inception.
 
@@ -52,11 +95,9 @@ class InceptionEncoder:
     def __init__(self, path: str | Path, device: str = "cpu"):
         from cleanfid.resize import build_resizer
 
-        if not Path(path).is_file():
-            raise ValueError(f"no Inception weights at {path}: expected clean-fid's inception-2015-12-05.pt")
-        self.name, self.device = f"inception/{Path(path).stem}", device
+        self.device = device
         self.resize = build_resizer("clean")
-        self.layers = torch.jit.load(str(path), map_location=device).eval().layers
+        self.layers = torch.jit.load(str(inception_file(path)), map_location=device).eval().layers
 
     @torch.no_grad()
     def images(self, images: np.ndarray) -> np.ndarray:

@@ -1,22 +1,34 @@
 """Frechet distance, CLIP score, and how sure they are: pure functions on arrays."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.linalg import eigh, eigvalsh
 
+GROUPS = 20  # of the jackknife
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, its 95 % interval, and the number of images behind it."""
+    """A number, its 95 % interval, and the number of images behind it.
+
+    left_out: the number without each group of images in turn (image i is in group i modulo their number): what paired
+        differences are made of.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    left_out: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return format(self, "")
+
+    def __format__(self, sign: str) -> str:
+        """`sign` is a format's sign: `+` for differences."""
+        return f"{self.value:{sign}.2f} [{self.low:{sign}.2f}, {self.high:{sign}.2f}]"
 
 
 @dataclass(frozen=True)
@@ -47,25 +59,45 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return _frechet(a, b, _root(b.covariance))
 
 
-def frechet_interval(features: np.ndarray, reference: Moments, groups: int = 20) -> Interval:
+def frechet_interval(features: np.ndarray, reference: Moments) -> Interval:
     """Frechet distance of features [N, D] to `reference`, with a 95 % interval over the choice of images.
 
     Delete-a-group jackknife: a bootstrap draws images twice, and FID, which is biased by the number of different
     images, would move with it. The reference set is taken as given; so is FID's own bias at this N.
+    Raises: ValueError for fewer than 4 images.
     """
-    n = len(features)
-    groups = min(groups, n // 2)
-    if groups < 2:
-        raise ValueError(f"an interval needs at least 4 images, got {n}")
     root = _root(reference.covariance)
     value = _frechet(moments(features), reference, root)
-    left_out = [
-        _frechet(moments(np.delete(features, slice(g, None, groups), 0)), reference, root) for g in range(groups)
-    ]
+    rest = [_frechet(moments(part), reference, root) for part in _without_each_group(features)]
+    return _jackknife(value, rest, len(features))
+
+
+def difference(a: Interval, parts: Sequence[tuple[float, Interval]]) -> Interval:
+    """`a` less the weighted sum of `parts`, of numbers on the same prompts and noise: the 95 % interval is paired.
+
+    What one prompt does to all of them cancels, so it is far tighter than the two intervals suggest.
+    Raises: ValueError if they are not of equally many images.
+    """
+    if any((b.n, len(b.left_out)) != (a.n, len(a.left_out)) for _, b in parts):
+        raise ValueError(f"a paired difference needs the same images: got n = {[a.n, *(b.n for _, b in parts)]}")
+    value = a.value - sum(w * b.value for w, b in parts)
+    rest = np.asarray(a.left_out) - sum(w * np.asarray(b.left_out) for w, b in parts)
+    return _jackknife(value, rest, a.n)
+
+
+def _without_each_group(values: np.ndarray) -> Iterator[np.ndarray]:
+    n = len(values)
+    groups = min(GROUPS, n // 2)
+    if groups < 2:
+        raise ValueError(f"an interval needs at least 4 images, got {n}")
+    yield from (np.delete(values, slice(g, None, groups), 0) for g in range(groups))
+
+
+def _jackknife(value: float, left_out: Sequence[float] | np.ndarray, n: int) -> Interval:
+    groups = len(left_out)
     spread = np.asarray(left_out) - np.mean(left_out)
-    error = float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
-    half = student_t(groups - 1) * error
-    return Interval(value, value - half, value + half, n)
+    half = student_t(groups - 1) * float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
+    return Interval(value, value - half, value + half, n, tuple(float(x) for x in left_out))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -90,12 +122,10 @@ def clip_scores(image: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean of independent values [N] with its 95 % interval (Student's t)."""
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"an interval needs at least 2 values, got {n}")
+    """Mean of independent values [N >= 4] with its 95 % interval (Student's t)."""
+    n, left_out = len(values), tuple(float(part.mean()) for part in _without_each_group(values))
     mean, half = float(np.mean(values)), student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
-    return Interval(mean, mean - half, mean + half, n)
+    return Interval(mean, mean - half, mean + half, n, left_out)
 
 
 def student_t(df: int) -> float:

@@ -88,8 +88,7 @@ def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | N
         raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
     if solver not in solvers.SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(solvers.SOLVERS)}, got {solver!r}")
-    if size <= 0 or size % spec.vae_factor:
-        raise ValueError(f"size must be a multiple of {spec.vae_factor} pixels, got {size}")
+    spec.latents(size)
     return guidance, solver, size
 
 
@@ -104,7 +103,7 @@ def begin(
     guided = any(step.guided for step in plan.steps)
     cond, uncond = pipe.encode_prompt(list(prompts), device, 1, guided)
     text = torch.cat([uncond, cond]) if guided else cond
-    full = (size // backbone.spec.vae_factor,) * 2
+    full = backbone.spec.latents(size)
     noise = draw(
         seeds, "initial", backbone.denoiser.config.in_channels, resolution.latent_size(full, plan.steps[0].scale)
     )
@@ -122,7 +121,7 @@ def denoise(
     on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent."""
-    full = (size // backbone.spec.vae_factor,) * 2
+    full = backbone.spec.latents(size)
     with caching.attach(backbone.denoiser, plan) as replay:
         while state.index < len(plan):
             output = _evaluate(backbone, state, plan, guidance, replay)

@@ -11,9 +11,27 @@ SOLVERS = {
 }
 
 
+# What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
+# is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
+PINNED = {
+    "ddim": {"clip_sample": False, "thresholding": False},
+    "dpm": {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "thresholding": False,
+        "variance_type": None,
+    },
+    "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
+    "unipc": {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero", "thresholding": False},
+}
+
+
 def make_solver(name: str, config: dict):
     """A fresh scheduler on the noise schedule of `config` (a checkpoint's own scheduler config)."""
-    return SOLVERS[name].from_config(config)
+    return SOLVERS[name].from_config(config, **PINNED[name])
 
 
 def noise_level(solver, i: int) -> tuple[float, float]:

@@ -52,7 +52,7 @@ def test_mini_clip_chooses_the_caption_of_a_scene():
 
 
 def test_unknown_encoders_are_told(tmp_path):
-    with pytest.raises(ValueError, match="expected mini-clip, a folder, or MODEL/WEIGHTS"):
+    with pytest.raises(ValueError, match="expected mini-clip, a folder, or open_clip's MODEL/WEIGHTS"):
         ClipEncoder("maxi-clip")
     with pytest.raises(ValueError, match="no Inception weights at"):
         InceptionEncoder(tmp_path / "missing.pt")

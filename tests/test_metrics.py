@@ -44,6 +44,31 @@ def test_frechet_interval_covers_its_own_estimate_and_shrinks():
     assert (many.high - many.low) < 0.5 * (few.high - few.low)
 
 
+def test_frechet_interval_covers_at_its_level():
+    """What it covers is the mean over sets of this size: FID's own bias at N is stated, not hidden in the interval."""
+    rng = np.random.default_rng(5)
+    reference = metrics.moments(rng.normal(size=(4000, 6)))
+    intervals = [metrics.frechet_interval(rng.normal(0.3, 1.1, size=(200, 6)), reference) for _ in range(300)]
+    expected = np.mean([i.value for i in intervals])
+    assert 0.90 <= np.mean([i.low < expected < i.high for i in intervals]) <= 0.985
+
+
+def test_paired_differences_cover_and_are_tighter_than_their_parts():
+    rng = np.random.default_rng(6)
+    reference = metrics.moments(rng.normal(size=(4000, 6)))
+    found = []
+    for _ in range(200):
+        a = rng.normal(0.3, 1.1, size=(200, 6))
+        b = a + rng.normal(0.05, 0.1, size=a.shape)  # the same prompts and noise, another method
+        first, second = metrics.frechet_interval(a, reference), metrics.frechet_interval(b, reference)
+        found.append((metrics.difference(first, [(1.0, second)]), first))
+    expected = np.mean([d.value for d, _ in found])
+    assert 0.90 <= np.mean([d.low < expected < d.high for d, _ in found]) <= 0.985
+    assert np.median([(d.high - d.low) / (i.high - i.low) for d, i in found]) < 0.5
+    with pytest.raises(ValueError, match="needs the same images"):
+        metrics.difference(found[0][1], [(1.0, metrics.mean_interval(np.arange(10.0)))])
+
+
 def test_clip_score_equals_the_cosine_and_never_falls_below_zero():
     image, text = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [-1.0, 0.0]])
     assert metrics.clip_scores(image, text).tolist() == pytest.approx([100.0, 0.0])

@@ -5,6 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+)
 from conftest import PROMPTS, SEEDS
 
 import postdiff
@@ -29,6 +35,35 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
 def test_dense_equals_the_diffusers_pipeline_bit_for_bit(backbone, solver, n):
     ours = postdiff.sample(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(4), solver=solver)
     np.testing.assert_array_equal(ours, pipeline_images(backbone, n, solver))
+
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize(
+    "shipped",
+    [
+        DEISMultistepScheduler(**SCHEDULE),  # DreamShaper-7's
+        PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False),  # SD1.5's
+        DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="sde-dpmsolver++", solver_order=3),
+        EulerAncestralDiscreteScheduler(**SCHEDULE),
+    ],
+    ids=lambda shipped: type(shipped).__name__,
+)
+def test_every_solver_runs_deterministically_whatever_scheduler_a_checkpoint_ships(backbone, solver, shipped):
+    pipe, before = backbone.pipe, backbone.pipe.scheduler
+    pipe.scheduler = shipped
+    try:
+        images = [postdiff.sample(backbone, PROMPTS[:1], [1], methods.postdiff(4, m=2), solver=solver) for _ in "ab"]
+        own = solvers.make_solver(solver, shipped.config)
+    finally:
+        pipe.scheduler = before
+    np.testing.assert_array_equal(*images)
+    assert images[0].std() > 10
+    assert type(own) is solvers.SOLVERS[solver]
+    if solver == "dpm":
+        assert (own.config.algorithm_type, own.config.solver_order) == ("dpmsolver++", 2)
 
 
 @pytest.mark.parametrize("solver", solvers.SOLVERS)

@@ -4,14 +4,18 @@ import pytest
 
 from pipelines import report, tables
 from pipelines.tables import Row
-from postdiff.metrics import Interval
+from postdiff.metrics import Interval, student_t
+
+
+def interval(value, half):
+    """With jackknife values whose own 95 % interval is value +- half."""
+    step = half / (student_t(19) * 19**0.5)
+    return Interval(value, value - half, value + half, 100, tuple(value + step * (-1) ** i for i in range(20)))
 
 
 def row(method, flops, fid, clip, steps=20, half=0.1):
-    return Row(
-        f"{method}{flops}", method, "", steps, flops, flops, 0.1,
-        Interval(fid, fid - half, fid + half, 100), Interval(clip, clip - half, clip + half, 100),
-    )  # fmt: skip
+    scores = interval(fid, half), interval(clip, half)
+    return Row(f"{method}{flops}", method, "", steps, flops, flops, 0.1, *scores)
 
 
 FEW = [row("dense", 10, 30.0, 25.0, 8), row("dense", 20, 20.0, 30.0, 16), row("dense", 30, 10.0, 35.0, 20)]
@@ -23,20 +27,34 @@ def test_the_front_is_what_nothing_cheaper_betters():
     assert [r.flops for r in tables.front(rows, "clip")] == [10, 20, 25]
 
 
-def test_verdict_compares_at_equal_flops():
-    cheaper = [row("postdiff", 15, 24.0, 20.0), row("postdiff", 25, 15.1, 31.0), row("postdiff", 5, 0.0, 99.0)]
-    # The fewer-step curve at 15 and 25 FLOPs: FID 25 and 15, CLIP score 27.5 and 32.5. 5 FLOPs is off the curve.
-    assert tables.verdict([*FEW, *cheaper], "fid") == tables.Verdict(2, 1, 1, 0)
-    assert tables.verdict([*FEW, *cheaper], "clip") == tables.Verdict(2, 0, 0, 2)
+def test_gains_are_at_equal_flops_and_paired():
+    cheaper = [row("postdiff", 12.5, 24.0, 20.0, half=0.5), row("postdiff", 25, 15.1, 31.0), row("postdiff", 5, 0, 99)]
+    # The fewer-step curve at 12.5 and 25 FLOPs: FID 27.5 and 15, CLIP score 26.25 and 32.5. 5 FLOPs is off the curve.
+    fid, clip = tables.gains([*FEW, *cheaper], "fid"), tables.gains([*FEW, *cheaper], "clip")
+    assert {k: v.value for k, v in fid.items()} == pytest.approx({"postdiff12.5": -3.5, "postdiff25": 0.1})
+    assert {k: v.value for k, v in clip.items()} == pytest.approx({"postdiff12.5": -6.25, "postdiff25": -1.5})
+    # All rows swing together here, so what they share cancels: 0.5 - 0.1 is left, and 0.
+    assert fid["postdiff12.5"].high - fid["postdiff12.5"].value == pytest.approx(0.4)
+    assert fid["postdiff25"].high == pytest.approx(0.1)
 
 
 def test_the_answer_names_the_winner_of_each_metric():
     sentence = tables.answer([*FEW, row("postdiff", 15, 20.0, 20.0)], "a model")
-    assert "by cheaper steps on FID (1 of 1" in sentence
-    assert "by fewer steps on CLIP score (0 of 1" in sentence
+    assert "cheaper steps on FID (1 of 1 cheaper-step configurations are clearly better, 0 clearly worse)" in sentence
+    assert "fewer steps on CLIP score (0 of 1 cheaper-step configurations are clearly better, 1 " in sentence
     assert "n = 100" in sentence
-    assert "nothing to compare" in tables.answer(FEW, "a model")
+    unsure = tables.answer([*FEW, row("postdiff", 15, 24.9, 27.6, half=2.0)], "a model")
+    assert "neither clearly on FID (0 of 1" in unsure
+    assert "nothing can be compared" in tables.answer(FEW, "a model")
     assert "nothing can be compared" in tables.answer([*FEW, row("postdiff", 5, 1.0, 1.0)], "a model")
+
+
+def test_what_more_steps_change_is_told():
+    assert tables.more_steps(FEW) == (
+        "From 8 to 20 steps, nothing cached or shrunk, changes FID by -20.00 [-20.00, -20.00] and CLIP score by "
+        "+10.00 [+10.00, +10.00] (paired)."
+    )
+    assert tables.more_steps(FEW[:1]) == ""
 
 
 def test_tables_hold_every_row():
