@@ -18,16 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import features, generate, plots, prompts, records, report, scores, tables, tracking, workers
+from pipelines import features, generate, plots, prompts, report, scores, tables, tracking, workers
 from pipelines.generate import Configuration
 from pipelines.store import Store
 from pipelines.workers import Resources
-from postdiff import costs, methods
+from postdiff import costs, encoders, methods
 from postdiff.backbones import HUB, resolve
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
-
-EXAMPLES = 8  # prompts in the report's grid of images
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,11 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     points: dict[str, Point] = {}
     entries = grid(args.grid)
     prices = costs([plan for _, _, plan in entries], resolve(args.backbone))
+    first = generate.configure(
+        args.backbone, entries[0][2], args.guidance, args.solver, args.batch_size, args.dtype
+    )  # reads the checkpoint's fingerprint: once
     for (method, settings, plan), price in zip(entries, prices, strict=True):
-        configuration = generate.configure(args.backbone, plan, args.guidance, args.solver, args.batch_size)
+        configuration = replace(first, plan=plan)
         points.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
     return list(points.values())
 
@@ -82,6 +83,9 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
     todo = [unit for unit in units if unit.name not in done]
     if not todo:
         return
+    for unit in todo:
+        if f"failed/{unit.name}.json" in done:  # of an earlier run: it is tried again now
+            store.delete(f"failed/{unit.name}.json")
     failed = workers.run(todo, make_handler, lambda name: name in store.names(), resources, what)
     for name, reason in failed.items():
         store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
@@ -98,6 +102,7 @@ def sweep(args: argparse.Namespace) -> None:
     listed = prompts.load_prompts(args.prompts, args.limit)
     shards = prompts.shard(listed, args.shard)
     reference = reference_keys(args)
+    check(args, len(listed), bool(reference))
     points = plan_sweep(args)
     if args.dry_run:
         return print_dry_run(args, points, listed, shards)
@@ -105,28 +110,52 @@ def sweep(args: argparse.Namespace) -> None:
     store.check_writable()
     store.claim({"prompts": prompts.fingerprint(listed), "prompts_per_shard": args.shard})
     workers.connect()
-    resources = workers.default_resources()
-    if args.workers:
-        resources = replace(resources, workers=args.workers)
+    resources = workers.default_resources(args.workers, args.gpus_per_worker)
+    if resolve(args.backbone).revision and not resources.gpus and args.gpus_per_worker is None:
+        raise ValueError(
+            f"{args.backbone} is made for GPUs and none is up: --gpus-per-worker 1 --workers N asks the cluster for "
+            "them, --gpus-per-worker 0 runs it on CPUs (with --dtype float32)"
+        )
 
     units = [u for p in points for u in generate.units(p.configuration, shards, p.flops / 1e9)]
     run_units(units, partial(generate.Generator, store), store, resources, "images")
     units = features.prompt_units(args.clip, shards)
     if reference:
         units += features.reference_units(args.fid, reference)
+    ids = [p.configuration.id for p in points]
+    names = sorted(n for n in store.names("images") if n.split("/")[1] in ids)
     for encoder in {args.clip, args.fid if reference else args.clip}:
-        ids = [p.configuration.id for p in points]
-        names = sorted(n for n in store.names("images") if n.split("/")[1] in ids)
         units += features.image_units(encoder, names)
     run_units(units, partial(features.Extractor, store), store, resources, "features")
-    name = features.reference_name(reference) if reference else None
-    tasks = [scores.Task(store, p.configuration.id, args.clip, args.fid, name) for p in points]
+    where = features.folder
+    texts = where(args.clip, "prompts")
+    name = where(args.fid, features.reference_name(reference)) if reference else None
+    tasks = [
+        scores.Task(store, id, where(args.clip, id), texts, where(args.fid, id) if name else None, name) for id in ids
+    ]
     results = list(workers.map_tasks(scores.score, tasks))
-    write_report(args, store, points, results, len(listed), len(reference), time.time() - began)
+    write_report(args, store, points, results, listed, reference, time.time() - began)
+
+
+def check(args: argparse.Namespace, n: int, has_reference: bool) -> None:
+    """Raise ValueError for what only the later stages would meet, hours from now."""
+    if n < 4:
+        raise ValueError(f"intervals need at least 4 prompts, got {n}")
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {args.workers}")
+    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
+        raise ValueError(f"--gpus-per-worker must be 0 or more, got {args.gpus_per_worker:g}")
+    if args.clip.endswith(".pt"):
+        raise ValueError(f"--clip must be a CLIP model, got {args.clip!r}")
+    encoders.fingerprint(args.clip)
+    if has_reference:
+        encoders.fingerprint(args.fid)
 
 
 def reference_keys(args: argparse.Namespace) -> list[str]:
     """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID."""
+    if args.n_reference < 2:
+        raise ValueError(f"--n-reference must be 2 or more, got {args.n_reference}")
     if args.reference:
         files = sorted(
             str(f.absolute())
@@ -156,10 +185,11 @@ def to_row(point: Point, result: dict) -> tables.Row:
 
 
 def write_report(
-    args, store: Store, points: list[Point], results: list[dict], n: int, n_ref: int, seconds: float
+    args, store: Store, points: list[Point], results: list[dict], listed: list, reference: list[str], seconds: float
 ) -> None:
     rows = [to_row(point, result) for point, result in zip(points, results, strict=True)]
-    metrics = ("fid", "clip") if n_ref else ("clip",)
+    metrics = ("fid", "clip") if reference else ("clip",)
+    n = len(listed)
     titles = {"fid": f"{args.backbone}, n = {n}, {args.fid} features", "clip": f"{args.backbone}, n = {n}, {args.clip}"}
     figures = [plots.front_plot(rows, m, titles[m]) for m in metrics]
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
@@ -168,18 +198,19 @@ def write_report(
     facts = {
         "model": f"{args.backbone} (weights {first.weights}), {first.size} px",
         "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
-        "prompts": f"{n} of {args.prompts}, one image each",
-        "FID": f"Frechet distance of {args.fid} features to {n_ref} reference images; jackknife over generated images"
-        if n_ref
+        "prompts": f"{n} of {args.prompts} ({prompts.fingerprint(listed)}), one image each",
+        "FID": f"Frechet distance of {encoders.fingerprint(args.fid)} features to {len(reference)} reference images "
+        f"({features.reference_name(reference)}); jackknife over generated images"
+        if reference
         else "not computed: no reference images (--reference)",
-        "CLIP score": f"100 x cosine of {args.clip} embeddings; Student's t over prompts",
+        "CLIP score": f"100 x cosine of {encoders.fingerprint(args.clip)} embeddings; Student's t over prompts",
         "seconds an image": "median over batches of "
         f"{args.batch_size}, wall time in a worker, decoding included, while other workers were busy",
         "machine": workers.machine(),
         "commit": report.commit(),
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
-    images = examples(store, points, rows)
+    images = report.examples(store, rows)
     page = report.html(f"postdiff: {args.backbone}", answer, rows, fronts, figures, images, facts)
     pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
@@ -188,20 +219,10 @@ def write_report(
     for name, png in pictures.items():
         store.put(f"{name}.png", png)
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    protocol = {key: facts[key] for key in ("prompts", "FID", "CLIP score")}
     local = Path(store.root) if store.is_local else Path("out")
-    tracking.log(store, f"sweep-{args.backbone}".replace("/", "-"), rows, specs, pictures, local / "wandb-offline")
+    tracking.log(store, f"sweep-{args.backbone}", protocol, rows, specs, pictures, local / "wandb-offline")
     print(f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.url}/report.html")
-
-
-def examples(store: Store, points: list[Point], rows: list[tables.Row]) -> str:
-    """The first images of every configuration: a column a prompt, the same noise down it."""
-    lines, texts = [], []
-    for point, row in zip(points, rows, strict=True):
-        first = min(name for name in store.names(f"images/{point.configuration.id}"))
-        table = records.from_parquet(store.get(first), ["prompt", "image"]).slice(0, EXAMPLES)
-        texts = table["prompt"].to_pylist()
-        lines.append((row.label, [image["bytes"] for image in table["image"].to_pylist()]))
-    return report.image_table(texts, lines)
 
 
 def print_dry_run(args, points: list[Point], listed: list, shards: list) -> None:
@@ -252,8 +273,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")
     add("--solver", help="ddim, dpm, euler, unipc (default: the backbone's)")
     add("--clip", help="CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")
-    add("--fid", help="encoder of FID: mini-clip, or the path of clean-fid's Inception .pt (default: --clip)")
-    add("--workers", type=int, help="actors (default: one a GPU, else one a core)")
+    add(
+        "--fid",
+        help="encoder of FID: a CLIP model, or the path of clean-fid's inception-2015-12-05.pt on every worker "
+        "(default: mini-clip for Shapes, inception-2015-12-05.pt else)",
+    )
+    add("--dtype", choices=list(generate.DTYPES), help="of weights and latents (default: float16 for hub models)")
+    add("--workers", type=int, help="actors (default: one a GPU that is up, else one a core)")
+    add("--gpus-per-worker", type=float, help="(default: 1 if a GPU is up, else 0)")
     add(
         "--tflops",
         type=float,
@@ -263,16 +290,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     mini = args.prompts == "shapes"
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
-    args.fid = args.fid or args.clip
+    args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
     args.tflops = args.tflops or (30.0 if args.backbone in HUB or "@" in args.backbone else 0.03)
     args.limit = args.limit if args.limit is not None else (128 if mini else None)
     return args
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        sweep(parse())
-    except ValueError as error:
+        sweep(parse(argv))
+    except (ValueError, OSError, workers.WorkersError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

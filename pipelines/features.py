@@ -15,9 +15,10 @@ from pipelines import records, shapes
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
-from postdiff.encoders import ClipEncoder, InceptionEncoder
+from postdiff.encoders import ClipEncoder, InceptionEncoder, fingerprint
 
 BATCH = 50
+_SHAPES = re.compile(r"val/\d+")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
 
 
 def folder(encoder: str, of: str) -> str:
-    return (
-        f"features/{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(encoder).name if encoder.endswith('.pt') else encoder)}/{of}"
-    )
+    """Where the features of `of` are kept. `encoder` is named by its weights: another file makes other features."""
+    return f"features/{fingerprint(encoder)}/{of}"
 
 
 def image_units(encoder: str, image_names: Sequence[str]) -> list[Unit]:
@@ -61,8 +61,14 @@ def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> 
 
 
 def reference_name(keys: Sequence[str]) -> str:
-    """Names a reference set by what is in it, so that two of them never mix in one store."""
-    return f"reference-{sha256(json.dumps(list(keys)).encode()).hexdigest()[:12]}"
+    """Names a reference set by what is in it, so that two of them never mix in one store.
+
+    Files count by name, size and time of change; Shapes by its first picture, which changes when the drawing does.
+    """
+    stats = [Path(key).stat() for key in keys if not _SHAPES.fullmatch(key)]
+    facts = [(Path(key).name, s.st_size, s.st_mtime_ns) for key, s in zip(keys, stats, strict=True)] if stats else keys
+    first = reference_image(keys[0]).tobytes()
+    return f"reference-{sha256(json.dumps(list(facts)).encode() + first).hexdigest()[:12]}"
 
 
 def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
@@ -72,7 +78,7 @@ def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
 
 def reference_image(key: str) -> np.ndarray:
     """uint8 [H, W, 3] of `val/INDEX` (Shapes) or of an image file."""
-    if re.fullmatch(r"val/\d+", key):
+    if _SHAPES.fullmatch(key):
         return shapes.render(shapes.scene("val", int(key[4:])))
     return np.asarray(Image.open(key).convert("RGB"))
 

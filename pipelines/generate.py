@@ -78,7 +78,12 @@ def units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]], co
     folder = f"images/{configuration.id}"
     named = [(shard_name(folder, i, len(shards)), shard) for i, shard in enumerate(shards)]
     return [
-        Unit(name, f"{configuration.backbone} {configuration.dtype}", cost_per_image * len(shard), Task(name, configuration, shard))
+        Unit(
+            name,
+            f"{configuration.backbone} {configuration.dtype}",
+            cost_per_image * len(shard),
+            Task(name, configuration, shard),
+        )
         for name, shard in named
     ]
 

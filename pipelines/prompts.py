@@ -36,9 +36,21 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     if not path.is_file():
         raise ValueError(f"no prompt file at {source!r}")
     try:
-        prompts = [Prompt(str(id), text.strip()) for id, text in readers[path.suffix](path) if text.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, csv.Error, OSError, pa.ArrowInvalid) as error:
+        found = [(str(id), "" if text is None else text) for id, text in readers[path.suffix](path)]
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        csv.Error,
+        OSError,
+        pa.ArrowInvalid,
+    ) as error:
         raise ValueError(f"{source!r} is not readable as {path.suffix}: {error!r}") from error
+    other = next((text for _, text in found if not isinstance(text, str)), None)
+    if other is not None:
+        raise ValueError(f"{source!r}: a prompt must be text, got {other!r}")
+    prompts = [Prompt(id, text.strip()) for id, text in found if text.strip()]
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
     if len({prompt.id for prompt in prompts}) < len(prompts):
@@ -55,14 +67,14 @@ def _table(path: Path):
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         text, id = _columns(path, reader.fieldnames or [])
         for number, row in enumerate(reader):
-            yield row[id] if id else number, row[text] or ""
+            yield row[id] if id else number, row[text]
 
 
 def _parquet(path: Path):
     text, id = _columns(path, pq.read_schema(path).names)
     table = pq.read_table(path, columns=[c for c in (text, id) if c])
     for number, row in enumerate(table.to_pylist()):
-        yield row[id] if id else number, row[text] or ""
+        yield row[id] if id else number, row[text]
 
 
 def _coco(path: Path):

@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 
 from pipelines import plots, tables
+from pipelines.store import Store
 from pipelines.tables import Row
 
+EXAMPLES = 8  # prompts in the grid of images
 CSS = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -37,6 +39,17 @@ def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes
         )
         body += f'<tr><td class="name">{escape(label)}</td>{cells}</tr>\n'
     return f'<table class="images"><tr><th></th>{head}</tr>\n{body}</table>'
+
+
+def examples(store: Store, rows: Sequence[Row]) -> str:
+    """The first images of every configuration: a column a prompt, the same noise down it."""
+    lines, texts = [], []
+    for row in rows:
+        first = min(store.names(f"images/{row.configuration}"))
+        table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
+        texts = table["prompt"].to_pylist()
+        lines.append((row.label, [image["bytes"] for image in table["image"].to_pylist()]))
+    return image_table(texts, lines)
 
 
 def configuration_table(rows: Sequence[Row], fronts: set[str]) -> str:

@@ -6,19 +6,23 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pipelines import records
-from pipelines.features import folder
 from pipelines.store import Store
 from postdiff import metrics
 
 
 @dataclass(frozen=True)
 class Task:
-    """Score `configuration` in `store`. `reference` names the set of reference images; None means no FID."""
+    """Score `configuration` in `store`: the features are in the folders named.
+
+    clip, texts: embeddings of the images and of the prompts. fid, reference: features of the images and of the
+        reference images, both None for no FID.
+    """
 
     store: Store
     configuration: str
-    clip_encoder: str
-    fid_encoder: str
+    clip: str
+    texts: str
+    fid: str | None
     reference: str | None
 
     @property
@@ -29,17 +33,17 @@ class Task:
 def score(task: Task) -> dict:
     """{"clip": interval, "fid": interval or None, "seconds": median seconds an image}; committed as `task.name`."""
     store, names = task.store, task.store.names()
-    image_ids, image = read_features(store, names, task.clip_encoder, task.configuration)
-    text_ids, text = read_features(store, names, task.clip_encoder, "prompts")
+    image_ids, image = read_features(store, names, task.clip)
+    text_ids, text = read_features(store, names, task.texts)
     row_of = {id: i for i, id in enumerate(text_ids)}
     clip = metrics.clip_scores(image, text[[row_of[id] for id in image_ids]])
     fid = None
-    if task.reference:
-        _, reference = read_features(store, names, task.fid_encoder, task.reference)
-        _, generated = read_features(store, names, task.fid_encoder, task.configuration)
+    if task.fid and task.reference:
+        _, reference = read_features(store, names, task.reference)
+        _, generated = read_features(store, names, task.fid)
         fid = asdict(metrics.frechet_interval(generated, metrics.moments(reference)))
     seconds = [
-        records.from_parquet(store.get(name), ["seconds"])["seconds"].to_numpy()
+        store.table(name, ["seconds"])["seconds"].to_numpy()  # a column: the images are not read
         for name in _under(names, f"images/{task.configuration}/")
     ]
     result = {
@@ -51,11 +55,11 @@ def score(task: Task) -> dict:
     return result
 
 
-def read_features(store: Store, names: set[str], encoder: str, of: str) -> tuple[list[str], np.ndarray]:
-    """Prompt ids and features [N, D] of a configuration, of `prompts` or of a reference set, in shard order."""
-    tables = [records.from_parquet(store.get(name)) for name in _under(names, folder(encoder, of) + "/")]
+def read_features(store: Store, names: set[str], folder: str) -> tuple[list[str], np.ndarray]:
+    """Prompt ids and features [N, D] of one folder of features, in shard order."""
+    tables = [store.table(name) for name in _under(names, f"{folder}/")]
     if not tables:
-        raise ValueError(f"no features of {encoder} for {of} in {store.url}")
+        raise ValueError(f"no features in {store.url}/{folder}")
     ids = [id for table in tables for id in table["prompt_id"].to_pylist()]
     return ids, np.concatenate([records.feature_matrix(table) for table in tables])
 

@@ -12,9 +12,16 @@ What is listed is done: there is no other state. A file is complete from the mom
 import json
 import os
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
+
+OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "az", "abfs", "abfss", "adl", "r2", "oss", "memory"}
 
 
 class Store:
@@ -47,6 +54,14 @@ class Store:
     def is_local(self) -> bool:
         return isinstance(self.fs, fs.LocalFileSystem)
 
+    @property
+    def appears_whole(self) -> bool:
+        """Is a file invisible until its stream is closed? So it is in object stores."""
+        if isinstance(self.fs, fs.PyFileSystem):
+            protocol = self.fs.handler.fs.protocol  # fsspec's: one name, or several
+            return not OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+        return self.fs.type_name in OBJECT_STORES
+
     def put(self, name: str, data: bytes) -> None:
         """Write `name` in one piece: readers see all of it or none. A second put of a name replaces the first."""
         path = f"{self.root}/{name}"
@@ -64,17 +79,34 @@ class Store:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             return
-        # An object appears when its stream is closed. No `with`: on an error that would close it, and commit half.
-        stream = self.fs.open_output_stream(path)
-        stream.write(data)
-        stream.close()
-        size = self.fs.get_file_info(path).size
-        if size != len(data):
-            raise OSError(f"{path}: wrote {len(data)} bytes, the store holds {size}")
+        # An object appears when its stream is closed. Other file systems write in place: there a finished file is moved.
+        target = path if self.appears_whole else f"{path.rpartition('/')[0]}/.tmp-{uuid4().hex}"
+        if not self.appears_whole:
+            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
+        try:
+            # No `with`: on an error that would close the stream, and commit half.
+            stream = self.fs.open_output_stream(target)
+            stream.write(data)
+            stream.close()
+            size = self.fs.get_file_info(target).size
+            if size != len(data):
+                raise OSError(f"{target}: wrote {len(data)} bytes, the store holds {size}")
+            if target != path:
+                self.delete(name)
+                self.fs.move(target, path)
+        except BaseException:
+            with suppress(OSError):  # never list half a file
+                self.fs.delete_file(target)
+            raise
 
     def get(self, name: str) -> bytes:
         with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
             return stream.read()
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The columns asked for of a Parquet file: only they are read, over a network too."""
+        with self.fs.open_input_file(f"{self.root}/{name}") as file:
+            return pq.read_table(file, columns=columns)
 
     def names(self, folder: str = "") -> set[str]:
         """Names of the complete files below `folder`: one listing, whatever their number."""
@@ -83,11 +115,16 @@ class Store:
         files = (info.path for info in self.fs.get_file_info(selector) if info.type == fs.FileType.File)
         return {path[len(self.root) + 1 :] for path in files if not path.rsplit("/", 1)[-1].startswith(".tmp-")}
 
+    def delete(self, name: str) -> None:
+        """Remove `name` if it is there."""
+        if self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File:
+            self.fs.delete_file(f"{self.root}/{name}")
+
     def check_writable(self) -> None:
         """Raise ValueError, naming the store, if it cannot be written."""
         try:
             self.put(".writable", b"")
-            self.fs.delete_file(f"{self.root}/.writable")
+            self.delete(".writable")
         except OSError as error:
             raise ValueError(f"store {self.url!r} is not writable: {error}") from error
 

@@ -84,7 +84,9 @@ HEADER = (
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
     """The table of configurations as text, under HEADER. `gain`: over fewer steps at equal FLOPs, see `gains`."""
-    over: dict[Metric, dict[str, Interval]] = {metric: gains(rows, metric) for metric in METRICS if measured(rows, metric)}
+    over: dict[Metric, dict[str, Interval]] = {
+        metric: gains(rows, metric) for metric in METRICS if measured(rows, metric)
+    }
     lines = []
     for row in rows:
         line = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
@@ -148,7 +150,9 @@ def more_steps(rows: Sequence[Row]) -> str:
         for metric, name in METRICS.items()
         if measured(rows, metric)
     ]
-    return f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
+    return (
+        f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
+    )
 
 
 def answer(rows: Sequence[Row], model: str) -> str:

@@ -4,10 +4,16 @@ One run a configuration, one group a sweep, and a run with the summary table. A 
 marker in the store is written after its run is finished.
 """
 
+import io
 import json
 import os
+import re
+import sys
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
+
+from PIL import Image
 
 from pipelines.store import Store
 from pipelines.tables import Row
@@ -16,6 +22,7 @@ from pipelines.tables import Row
 def log(
     store: Store,
     sweep: str,
+    protocol: dict[str, str],
     rows: Sequence[Row],
     specs: dict[str, dict],
     pictures: dict[str, bytes],
@@ -24,45 +31,61 @@ def log(
 ) -> int:
     """Log what is not logged yet; returns the number of runs made. Offline unless WANDB_MODE says otherwise.
 
+    A failure is printed and goes no further: results are in the store, and the next run of the sweep tries again.
+
     Args:
+        protocol: prompts and scoring networks; with `sweep` it names the group, so that two protocols never share one.
         specs: configuration id -> what it is, the run's config.
         pictures: name -> PNG, logged with the summary. folder: where W&B keeps its offline runs.
     """
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    digest = sha256(json.dumps([sweep, protocol]).encode()).hexdigest()[:8]
+    group = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep)}-{digest}"
+    runs = [(row.configuration, row.label, {**specs[row.configuration], **protocol}) for row in rows]
+    by_id = {row.configuration: row for row in rows}
+    # The summary's id holds the grid: a larger one gets a summary of its own.
+    whole = f"summary-{sha256(''.join(sorted(by_id)).encode()).hexdigest()[:8]}"
+    made = 0
+    try:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        done = store.names("wandb")
+        for id, name, config in [*runs, (whole, "summary", protocol)]:
+            marker = f"wandb/{group}/{id}.json"
+            if marker in done:
+                continue
+            kind = "configuration" if id in by_id else "summary"
+            run = wandb.init(
+                project=project,
+                group=group,
+                id=f"{group}-{id}",
+                name=name,
+                job_type=kind,
+                config=config,
+                dir=str(folder),
+            )
+            if id in by_id:
+                run.summary.update(_numbers(by_id[id]))
+            else:
+                _log_summary(run, rows, pictures)
+            run.finish()
+            store.put(marker, json.dumps({"run": run.id}).encode())
+            made += 1
+    except Exception as error:  # wandb raises what it likes: no login, no network, a full disk
+        print(f"warning: not all is logged to W&B: {error!r}", file=sys.stderr)
+    return made
+
+
+def _log_summary(run, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
     import wandb
 
-    done = store.names("wandb")
-    made = 0
-
-    def start(id: str, name: str, kind: str, config: dict):
-        return wandb.init(
-            project=project, group=sweep, id=f"{sweep}-{id}", name=name, job_type=kind, config=config, dir=str(folder)
-        )
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        if f"wandb/{row.configuration}.json" in done:
-            continue
-        run = start(row.configuration, row.label, "configuration", specs[row.configuration])
-        run.summary.update(_numbers(row))
-        run.finish()
-        store.put(f"wandb/{row.configuration}.json", json.dumps({"run": run.id}).encode())
-        made += 1
-    if made:
-        run = start("summary", f"{sweep} summary", "summary", {"configurations": len(rows)})
-        table = [{"configuration": row.label, **_numbers(row)} for row in rows]
-        columns = list(table[0])
-        run.log(
-            {"configurations": wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in table])}
-        )
-        for name, png in pictures.items():
-            file = folder / f"{name}.png"
-            file.write_bytes(png)
-            run.log({name: wandb.Image(str(file))})
-        run.finish()
-        made += 1
-    return made
+    lines = [{"configuration": row.label, **_numbers(row)} for row in rows]
+    columns = list(lines[0])
+    run.log({"configurations": wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])})
+    for name, png in pictures.items():
+        run.log({name: wandb.Image(Image.open(io.BytesIO(png)))})
 
 
 def _numbers(row: Row) -> dict[str, float]:

@@ -59,7 +59,11 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 class ClipEncoder:
-    """An open_clip model: image and text embeddings, not normalised. `name` is `MODEL/WEIGHTS`, or a folder."""
+    """An open_clip model: image and text embeddings of length 10. `name` is `MODEL/WEIGHTS`, or a folder.
+
+    CLIP compares directions; lengths vary twofold, and left in they decide a Frechet distance. Ten instead of one makes
+    that distance a number to read.
+    """
 
     def __init__(self, name: str = "mini-clip", device: str = "cpu"):
         folder = clip_folder(name)
@@ -72,11 +76,12 @@ class ClipEncoder:
     @torch.no_grad()
     def images(self, images: np.ndarray) -> np.ndarray:
         batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
-        return self.model.encode_image(batch.to(self.device)).float().cpu().numpy()
+        return 10 * self.model.encode_image(batch.to(self.device), normalize=True).float().cpu().numpy()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float().cpu().numpy()
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        return 10 * self.model.encode_text(tokens, normalize=True).float().cpu().numpy()
 
 
 def inception_file(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ SOLVERS = {
 
 # What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
 # is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
-PINNED = {
+PINNED: dict[str, dict] = {
     "ddim": {"clip_sample": False, "thresholding": False},
     "dpm": {
         "algorithm_type": "dpmsolver++",

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPTS, SEEDS
 from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     PNDMScheduler,
 )
-from conftest import PROMPTS, SEEDS
 
 import postdiff
 from postdiff import methods, sampling, solvers

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from pipelines.workers import Resources
 from postdiff import methods
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "jobs"))
+import coco_sweep  # noqa: E402  (a job is a script, not a package)
+
 CAPTIONS = ROOT.parent / "shared" / "data" / "coco2014" / "captions_30k.txt"
 
 
@@ -68,24 +72,69 @@ def sweep(*args, check=True, **kwargs):
 SMALL = ("--grid", "small", "--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
 
 
+def wandb_records(data):
+    """The messages of a .wandb file: after 7 bytes a LevelDB log, blocks of 32 KiB, records whole or in parts."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # too short for a header: padding
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def wandb_runs(folder):
+    """What W&B wrote offline, as `wandb sync` would read it: runs by time."""
+    from wandb.proto import wandb_internal_pb2
+
+    runs = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns):
+        run = {"summary": {}, "config": {}, "history": set()}
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                run |= {name: getattr(record.run, name) for name in ("run_id", "run_group", "job_type")}
+                run["config"] |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
+            for item in record.summary.update:
+                run["summary"][item.key or item.nested_key[0]] = json.loads(item.value_json)
+            run["history"] |= {item.key or item.nested_key[0] for item in record.history.item}
+        runs.append(run)
+    return runs
+
+
 def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     out = tmp_path / "sweep"
     first = sweep(*SMALL, "--out", str(out))
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 2
     assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
-    assert "At equal FLOPs, mini-sd is better served by" in page
+    assert "At equal FLOPs, what serves mini-sd better is" in page
+    assert "From 8 to 20 steps" in page
     assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
     results = (out / "results.csv").read_text().splitlines()
     assert len(results) == 1 + 7
     assert results[0].startswith("configuration,method,settings,steps,macs_paper,flops,seconds,fid,fid_low,fid_high")
-    runs = list((out / "wandb-offline" / "wandb").glob("offline-run-*"))
-    assert len(runs) == 7 + 1  # one a configuration, and the summary
+    logged = wandb_runs(out / "wandb-offline")
+    assert len(logged) == 7 + 1  # one a configuration, and the summary
+    table = {line.split(",")[0]: line.split(",") for line in results[1:]}
+    for run in (run for run in logged if run["job_type"] == "configuration"):
+        line = table[run["run_id"].rsplit("-", 1)[1]]
+        assert float(run["summary"]["fid"]) == pytest.approx(float(line[7]), abs=1e-4)
+        assert float(run["summary"]["clip_score"]) == pytest.approx(float(line[10]), abs=1e-4)
+        assert run["config"]["plan"]["steps"]
+        assert run["config"]["CLIP score"].startswith("100 x cosine of mini-clip-")
+    assert len({run["run_group"] for run in logged}) == 1
+    assert {"configurations", "fid_front", "clip_front"} <= logged[-1]["history"]
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")}
     again = sweep(*SMALL, "--out", str(out))
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")} == before
     assert again.stdout == first.stdout
-    assert len(list((out / "wandb-offline" / "wandb").glob("offline-run-*"))) == 8
+    assert len(wandb_runs(out / "wandb-offline")) == 8
     other = sweep(*SMALL[:2], "--limit", "9", "--shard", "4", "--out", str(out), check=False)
     assert other.returncode == 1
     assert "is of another spec" in other.stderr
@@ -103,14 +152,25 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         (("--batch-size", "0"), "batch size must be 1 or more, got 0"),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
         (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
+        (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, a folder, or open_clip's"),
+        (("--fid", "nowhere.pt"), "no Inception weights at nowhere.pt"),
+        (("--limit", "3"), "intervals need at least 4 prompts, got 3"),
+        (("--n-reference", "0"), "--n-reference must be 2 or more, got 0"),
+        (("--workers", "-1"), "--workers must be 1 or more, got -1"),
+        (("--backbone", "sd15", "--prompts", "PROMPTS"), "sd15 is made for GPUs and none is up"),
+        (("--gpus-per-worker", "1"), "no node with 1 GPUs is up: --workers says how many"),
     ],
 )
+@pytest.mark.usefixtures("ray_session")
 def test_bad_input_is_one_line_before_any_work(tmp_path, args, message):
-    done = sweep("--grid", "small", "--out", str(tmp_path / "out"), *args, check=False)
-    assert done.returncode == 1
-    error = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(error) == 1
-    assert message in error[0]
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na cow\na fox\n")
+    args = [str(tmp_path / "prompts.txt") if arg == "PROMPTS" else arg for arg in args]
+    with pytest.raises(SystemExit) as stopped:
+        coco_sweep.main(["--grid", "small", "--out", str(tmp_path / "out"), *args])
+    told = str(stopped.value)
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert message in told
     assert not (tmp_path / "out" / "images").exists()
 
 

@@ -125,7 +125,9 @@ def test_a_worker_that_failed_is_replaced(tmp_path):
 
 
 def test_a_unit_that_hangs_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "_overdue", lambda state: [r for r, b in state.busy.items() if time.monotonic() - b[2] > 8])
+    monkeypatch.setattr(
+        workers, "_overdue", lambda state: [r for r, b in state.busy.items() if time.monotonic() - b[2] > 8]
+    )
 
     def make():
         def handle(task):
