@@ -79,7 +79,7 @@ class Store:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             return
-        # An object appears when its stream is closed. Other file systems write in place: there a finished file is moved.
+        # An object appears when its stream is closed. Others write in place: there a finished file is moved.
         target = path if self.appears_whole else f"{path.rpartition('/')[0]}/.tmp-{uuid4().hex}"
         if not self.appears_whole:
             self.fs.create_dir(path.rpartition("/")[0], recursive=True)

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -90,14 +90,15 @@ def _generate(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from postdiff.sampling import sample
+    from postdiff.sampling import sample, settle
 
     if args.n < 1:
         raise ValueError(f"--n must be 1 or more, got {args.n}")
     plan = _plan(args)
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(len(prompts))]
-    backbones.resolve(args.backbone)  # a typo is told before any weights are read
+    # A typo is told before any weights are read.
+    settle(backbones.resolve(args.backbone), args.guidance, args.solver, args.size)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load(args.backbone)
     with tqdm(total=len(plan), desc=plan.name, unit="step") as bar:

@@ -1,9 +1,12 @@
 """The store: whole files or none, refused when it is another sweep's, images that Hugging Face datasets shows."""
 
 import os
+import pickle
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines import records
 from pipelines.store import Store
@@ -45,6 +48,82 @@ def test_an_fsspec_url_works():
     store.put("x/y.bin", b"1")
     assert store.names() == {"x/y.bin"}
     assert store.get("x/y.bin") == b"1"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket of an S3 server on this machine, as the part of a URL after s3://."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    saved = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    os.environ |= dict.fromkeys(saved, "test")
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield lambda path: f"s3://bucket/{path}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+    os.environ |= {name: value for name, value in saved.items() if value is not None}
+    for name in (name for name, value in saved.items() if value is None):
+        del os.environ[name]
+
+
+def test_s3_holds_what_a_folder_holds(s3, tmp_path):
+    features = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    data = records.feature_rows([str(i) for i in range(300)], features)
+    local, remote = Store(tmp_path), pickle.loads(pickle.dumps(Store(s3("sweep"))))
+    for store in (local, remote):
+        store.check_writable()
+        store.claim({"prompts": "abc"})
+        store.put("features/e/c/00000-of-00001.parquet", data)
+        store.put("failed/x.json", b"{}")
+        store.delete("failed/x.json")
+        store.delete("failed/never.json")
+    assert remote.names() == local.names() == {"spec.json", "features/e/c/00000-of-00001.parquet"}
+    assert remote.names("features/e") == {"features/e/c/00000-of-00001.parquet"}
+    assert remote.get("features/e/c/00000-of-00001.parquet") == data
+    assert remote.table("features/e/c/00000-of-00001.parquet", ["prompt_id"]).column_names == ["prompt_id"]
+    with pytest.raises(ValueError, match="this run 'xyz'"):
+        Store(s3("sweep")).claim({"prompts": "xyz"})
+    with pytest.raises(ValueError, match="is not writable"):
+        Store(s3("sweep").replace("//bucket", "//no-such-bucket")).check_writable()
+
+
+class Faulty(LocalFileSystem):
+    """A file system over fsspec that breaks in the middle of a file, where the name says so."""
+
+    protocol = ("faulty",)
+    breaks = True
+
+    def _open(self, path, mode="rb", **kwargs):
+        file = super()._open(path, mode, **kwargs)
+        if "w" in mode and self.breaks:
+            write = file.write
+
+            def half(data):
+                write(bytes(data)[: len(data) // 2])
+                raise OSError("connection reset")
+
+            file.write = half
+        return file
+
+
+@pytest.mark.parametrize("protocol", ["faulty", "s3"])
+def test_a_write_that_breaks_leaves_nothing(tmp_path, monkeypatch, protocol):
+    """Where files are written in place, and where the store is told that objects appear whole but one did not."""
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    store = Store(f"faulty://{tmp_path}/store")
+    os.makedirs(tmp_path / "store" / "a")
+    monkeypatch.setattr(Faulty, "protocol", (protocol,))
+    assert store.appears_whole == (protocol == "s3")
+    with pytest.raises(OSError, match="connection reset"):
+        store.put("a/x.bin", b"0123456789")
+    assert store.names() == set()
+    assert list((tmp_path / "store" / "a").iterdir()) == []
+    monkeypatch.setattr(Faulty, "breaks", False)
+    store.put("a/x.bin", b"0123456789")
+    store.put("a/x.bin", b"again")
+    assert store.names() == {"a/x.bin"}
+    assert store.get("a/x.bin") == b"again"
 
 
 def test_unknown_scheme_is_told():

@@ -1,0 +1,111 @@
+"""The console script: what others script against, and what it says to bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import postdiff
+from postdiff import backbones
+from postdiff.cli import main
+
+
+def run(capsys, *args):
+    main(list(args))
+    return capsys.readouterr().out
+
+
+def test_cost_in_json_has_integers_for_one_image(capsys):
+    price = json.loads(run(capsys, "cost", "sd15", "postdiff", "--m", "20", "--json"))
+    assert type(price["macs_paper"]) is int
+    assert type(price["flops"]) is int
+    assert price["macs_paper"] / 1e12 == pytest.approx(11.129, rel=5e-4)
+    steps = json.loads(run(capsys, "cost", "sd15", "postdiff", "--m", "20", "--json", "--per-step"))["steps"]
+    assert len(steps) == 20
+    assert sum(step["macs_paper"] for step in steps) == price["macs_paper"]
+    assert sum(step["flops"] for step in steps) == price["flops"]
+
+
+def test_cost_as_text_names_its_units(capsys):
+    text = run(capsys, "cost", "mini-sd", "mixed_resolution", "--s", "0.3", "--beta", "0.5", "--per-step")
+    assert "macs_paper" in text
+    assert "2 x MAC, attention included" in text
+    assert text.count(" 0.50 ") == 6
+
+
+def test_settings_reach_the_plan(capsys):
+    ours = postdiff.cost(
+        postdiff.methods.postdiff(10, beta=0.75, s=0.3, k=3, m=7, mode="ave", branch=4), backbones.resolve("mini-sd")
+    )
+    args = [
+        "--steps",
+        "10",
+        "--beta",
+        "0.75",
+        "--s",
+        "0.3",
+        "--k",
+        "3",
+        "--m",
+        "7",
+        "--mode",
+        "ave",
+        "--branch",
+        "4",
+        "--json",
+    ]
+    assert json.loads(run(capsys, "cost", "mini-sd", "postdiff", *args))["flops"] == ours.flops
+
+
+def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone):
+    prompt, out = "a big red star on snow", tmp_path / "images"
+    picture = tmp_path / "plan.png"
+    args = ["--method", "postdiff", "--steps", "4", "--m", "2", "--seed", "3", "--n", "2", "--out", str(out)]
+    files = run(capsys, "generate", prompt, *args, "--plan-picture", str(picture)).split()
+    assert len(files) == 2
+    expected = postdiff.sample(backbone, [prompt] * 2, [3, 4], postdiff.methods.postdiff(4, m=2))
+    np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), expected)
+    assert Image.open(picture).size[0] > 100
+
+
+def test_models_and_methods_are_listed(capsys):
+    models = run(capsys, "models")
+    assert [line.split()[0] for line in models.splitlines()] == list(backbones.NAMES)
+    methods = run(capsys, "methods")
+    assert all(f"{name}(" in methods for name in postdiff.methods.METHODS)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-sd, sd15"),
+        ("cost sd15 densest", "unknown method 'densest': expected one of dense"),
+        ("cost sd15 dense --s 0.5", "dense does not take --s; it takes --steps"),
+        ("cost sd15 mixed_resolution --s -0.1", "s must be"),
+        ("cost sd15 mixed_resolution --beta 1.5", "beta must be"),
+        ("cost sd15 deepcache --k 0", "k must be"),
+        ("cost sd15 postdiff --m 21", "m must be"),
+        ("cost sd15 dense --steps 0", "got 0"),
+        ("cost sd15 deepcache --branch 50", "branch must be from 0 to 10 for this U-Net, got 50"),
+        ("cost sd15 dense --size -8", "size must be a positive multiple of 8 pixels, got -8"),
+        ("generate cat --n 0", "--n must be 1 or more, got 0"),
+        ("generate cat --guidance 0.5", "guidance must be 1 or more, got 0.5"),
+        ("generate cat --solver rk45", "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+        ("generate cat --size 65", "size must be a positive multiple of 4 pixels, got 65"),
+        ("generate cat --out /proc/nowhere", "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(args, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(args.split())
+    told = str(stopped.value)
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert message in told
+
+
+def test_a_checkpoint_that_is_not_what_its_row_says_is_refused(backbone):
+    with pytest.raises(ValueError, match=r"sd15 is not the kind of model.*cross_attention_dim 768, got 96"):
+        backbones.check(backbones.HUB["sd15"], backbone.pipe)
+    backbones.check(backbone.spec, backbone.pipe)
