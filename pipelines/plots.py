@@ -44,7 +44,7 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
     axes.set(xlabel="GFLOPs an image", ylabel=AXES[metric], title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
     return figure
 
 

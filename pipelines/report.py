@@ -19,7 +19,7 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 .dim { color: var(--dim); } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .plots div { flex: 1 1 28rem; background: white; border-radius: 6px; } .plots svg { width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 td:first-child, th:first-child, .protocol td { text-align: left; } tr.front td { font-weight: 600; }
 .images td, .images th { padding: 2px; border: 0; text-align: center; vertical-align: bottom; }
@@ -82,7 +82,7 @@ def html(
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
-GFLOPs count everything (2 x MAC, attention included); the paper's own rule counts MACs without attention products.
+GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
 Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its interval is what
 decides, and is tighter than the two numbers' own. FID is better when lower, the CLIP score when higher.</p>
 <div class="scroll">{configuration_table(rows, fronts)}</div>

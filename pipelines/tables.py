@@ -73,7 +73,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 HEADER = (
     "configuration",
     "GFLOPs",
-    "MACs (paper rule, G)",
+    "GMACs (paper)",
     "s/image",
     "FID",
     "gain",
@@ -166,7 +166,9 @@ def answer(rows: Sequence[Row], model: str) -> str:
             continue
         above, below = sum(g.low > 0 for g in compared), sum(g.high < 0 for g in compared)
         better, worse = (below, above) if metric == "fid" else (above, below)
-        word = "cheaper steps" if better > worse else "fewer steps" if worse > better else "neither clearly"
+        word = (
+            "cheaper steps win" if better > worse else "fewer steps win" if worse > better else "neither wins clearly"
+        )
         parts.append(
             f"{word} on {name} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
             f"{worse} clearly worse)"
@@ -174,4 +176,4 @@ def answer(rows: Sequence[Row], model: str) -> str:
     if not parts:
         return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
     n = rows[0].clip.n
-    return f"At equal FLOPs, what serves {model} better is {', and '.join(parts)}; paired 95 % intervals, n = {n}."
+    return f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals, n = {n}."

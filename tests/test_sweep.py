@@ -116,7 +116,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 2
     assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
-    assert "At equal FLOPs, what serves mini-sd better is" in page
+    assert "At equal FLOPs, for mini-sd, " in page
     assert "From 8 to 20 steps" in page
     assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
     results = (out / "results.csv").read_text().splitlines()

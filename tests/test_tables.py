@@ -40,11 +40,13 @@ def test_gains_are_at_equal_flops_and_paired():
 
 def test_the_answer_names_the_winner_of_each_metric():
     sentence = tables.answer([*FEW, row("postdiff", 15, 20.0, 20.0)], "a model")
-    assert "cheaper steps on FID (1 of 1 cheaper-step configurations are clearly better, 0 clearly worse)" in sentence
-    assert "fewer steps on CLIP score (0 of 1 cheaper-step configurations are clearly better, 1 " in sentence
+    assert (
+        "cheaper steps win on FID (1 of 1 cheaper-step configurations are clearly better, 0 clearly worse)" in sentence
+    )
+    assert "fewer steps win on CLIP score (0 of 1 cheaper-step configurations are clearly better, 1 " in sentence
     assert "n = 100" in sentence
     unsure = tables.answer([*FEW, row("postdiff", 15, 24.9, 27.6, half=2.0)], "a model")
-    assert "neither clearly on FID (0 of 1" in unsure
+    assert "neither wins clearly on FID (0 of 1" in unsure
     assert "nothing can be compared" in tables.answer(FEW, "a model")
     assert "nothing can be compared" in tables.answer([*FEW, row("postdiff", 5, 1.0, 1.0)], "a model")
 
