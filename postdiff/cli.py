@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+from math import ceil
 from pathlib import Path
 
 from postdiff import backbones
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(generate)
     generate.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next seed")
     generate.add_argument("--n", type=int, default=1, help="images a prompt")
+    generate.add_argument("--batch-size", type=int, default=4, help="images a forward pass, at most")
     generate.add_argument("--guidance", type=float)
     generate.add_argument("--solver", help="ddim, dpm, euler, unipc")
     generate.add_argument("--size", type=int, help="pixels")
@@ -92,8 +94,9 @@ def _generate(args: argparse.Namespace) -> None:
 
     from postdiff.sampling import sample, settle
 
-    if args.n < 1:
-        raise ValueError(f"--n must be 1 or more, got {args.n}")
+    for flag in ("n", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} must be 1 or more, got {getattr(args, flag)}")
     plan = _plan(args)
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(len(prompts))]
@@ -101,10 +104,12 @@ def _generate(args: argparse.Namespace) -> None:
     settle(backbones.resolve(args.backbone), args.guidance, args.solver, args.size)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load(args.backbone)
-    with tqdm(total=len(plan), desc=plan.name, unit="step") as bar:
+    batches = ceil(len(prompts) / args.batch_size)
+    with tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
         images = sample(
             backbone, prompts, seeds, plan,
-            guidance=args.guidance, solver=args.solver, size=args.size, on_step=lambda i: bar.update(),
+            guidance=args.guidance, solver=args.solver, size=args.size,
+            batch_size=ceil(len(prompts) / batches), on_step=lambda i: bar.update(),
         )  # fmt: skip
     for seed, image in zip(seeds, images, strict=True):
         # Named by seed and plan: prompts are data, and never part of a path.

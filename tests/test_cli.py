@@ -90,6 +90,7 @@ def test_models_and_methods_are_listed(capsys):
         ("cost sd15 deepcache --branch 50", "branch must be from 0 to 10 for this U-Net, got 50"),
         ("cost sd15 dense --size -8", "size must be a positive multiple of 8 pixels, got -8"),
         ("generate cat --n 0", "--n must be 1 or more, got 0"),
+        ("generate cat --batch-size 0", "--batch-size must be 1 or more, got 0"),
         ("generate cat --guidance 0.5", "guidance must be 1 or more, got 0.5"),
         ("generate cat --solver rk45", "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
         ("generate cat --size 65", "size must be a positive multiple of 4 pixels, got 65"),
