@@ -23,19 +23,26 @@ TEXT_WIDTH = 96
 def tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE with merges learned on Shapes' words: each of them is one token, any other is spelled."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [letter + "</w>" for letter in alphabet]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
-        vocab_size=2_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2_000,
+        min_frequency=1,
+        # Merges of equal count are taken in the order of their letters' ids. Without this, letters at a word's end get
+        # theirs in the order of a hash table, another one in every process.
+        special_tokens=alphabet + endings[::-1],  # backwards, which is how the weights that are shipped learned them
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(shapes.vocabulary(), trainer)
     with tempfile.TemporaryDirectory() as folder:
         learner.model.save(folder)
         lines = (Path(folder) / "merges.txt").read_text().splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#")]
-    letters = alphabet + [letter + "</w>" for letter in alphabet]
     tokens = [
-        *letters,
+        *alphabet,
+        *endings,
         *("".join(pair) for pair in merges),
         "<|startoftext|>",
         "<|endoftext|>",

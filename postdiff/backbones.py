@@ -90,8 +90,8 @@ def resolve(where: str | Path) -> Spec:
         return HUB[where]
     if (
         where == "mini-sd"
-    ):  # at w = 3 its FID, CLIP score and choice of 100 are best (NOTES.md); at 7.5 it is overdriven
-        return replace(_folder_spec("mini-sd", MINI / "mini-sd"), guidance=3.0)
+    ):  # at w = 2 its FID, CLIP score and choice of 100 are best (NOTES.md); at 7.5 it is overdriven
+        return replace(_folder_spec("mini-sd", MINI / "mini-sd"), guidance=2.0)
     if Path(where).is_dir():
         return _folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
