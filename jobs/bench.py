@@ -46,8 +46,7 @@ def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
             store = Store(folder)
             units = generate.units(configuration, shards, 1.0)
             began = time.perf_counter()
-            committed = partial(_committed, store)
-            failed = workers.run(units, partial(generate.Generator, store), committed, Resources(processes))
+            failed = workers.run(units, partial(generate.Generator, store), store.has, Resources(processes))
             ray_seconds.append(time.perf_counter() - began)
             assert not failed, failed
             assert len(store.names("images")) == len(shards)
@@ -61,10 +60,6 @@ def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
         "bare_s": [round(s, 2) for s in bare_seconds],
         "images": images,
     }
-
-
-def _committed(store: Store, name: str) -> bool:
-    return name in store.names()
 
 
 def _bare(images: int, processes: int) -> float:

@@ -1,9 +1,12 @@
 """Fewer denoising steps, or cheaper steps? The sweep that answers it for one model, from prompts to report.
 
     python jobs/coco_sweep.py                                         the mini model on Shapes: minutes on two cores
-    python jobs/coco_sweep.py --backbone sd15 --prompts captions.tsv --reference val2014/ --out s3://bucket/sweep
+    python jobs/coco_sweep.py --backbone sd15 --prompts captions.tsv --out s3://bucket/sweep
     python jobs/coco_sweep.py ... --dry-run                           what would run: units, MACs, time and bytes
-    ray job submit --working-dir . -- python jobs/coco_sweep.py ...   the same on a cluster
+    ray job submit --working-dir . -- python jobs/coco_sweep.py ... --workers 8 --gpus-per-worker 1
+
+The last asks a cluster for GPU nodes that are not up yet. FID on real images needs --reference, a folder of them, and
+--fid, clean-fid's inception-2015-12-05.pt, both readable by every worker; without --reference there is no FID.
 
 Run it again and it goes on where it stopped: what is in the store is done.
 """
@@ -39,28 +42,32 @@ class Point:
     flops: int
 
 
-def grid(name: str = "full") -> list[tuple[str, str, Plan]]:
-    """(method, settings, plan): steps T in {8..20} against mixed resolution (s) and caching (k, m) at T = 20."""
-    few = [("dense", "", methods.dense(t)) for t in ((8, 12, 16, 20) if name == "small" else range(8, 21, 2))]
-    if name == "small":
-        return [
-            *few,
-            ("mixed_resolution", "s=0.3", methods.mixed_resolution(s=0.3)),
-            ("caching", "k=2 m=15", replace(methods.postdiff(s=0.0), name="caching")),
-            ("postdiff", "s=0.3 k=2 m=15", methods.postdiff(s=0.3)),
-        ]
-    mixed = [("mixed_resolution", f"s={s}", methods.mixed_resolution(s=s)) for s in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    caching = [
-        ("no_cfg", "", methods.no_cfg()),
-        *[("deepcache", f"k={k}", methods.deepcache(k=k)) for k in (2, 3)],
-        ("cross_attention_cache", "m=15", methods.cross_attention_cache(m=15)),
-        *[("caching", f"k=2 m={m}", replace(methods.postdiff(s=0.0, m=m), name="caching")) for m in (5, 10, 15)],
+def grid(name: str) -> list[tuple[str, str, Plan]]:
+    """(method, settings, plan): steps T in {8..20} against mixed resolution (s) and caching (k, m) at T = 20.
+
+    `full` is the paper's kind of grid, `laptop` a half of it, `small` what tests can afford.
+    """
+    sizes = {  # steps; s of mixed resolution; k; m of caching; (s, m) of PostDiff
+        "small": ((8, 12, 16, 20), (0.3,), (), (15,), ((0.3, 15),)),
+        "laptop": ((8, 12, 16, 20), (0.1, 0.3, 0.5), (2,), (10, 15), ((0.1, 15), (0.3, 15), (0.5, 15))),
+        "full": (
+            (8, 10, 12, 14, 16, 18, 20),
+            (0.1, 0.2, 0.3, 0.4, 0.5),
+            (2, 3),
+            (5, 10, 15),
+            ((0.1, 15), (0.2, 15), (0.3, 15), (0.5, 15), (0.2, 10)),
+        ),
+    }
+    steps, scales, intervals, ends, whole = sizes[name]
+    alone = [("no_cfg", "", methods.no_cfg()), ("cross_attention_cache", "m=15", methods.cross_attention_cache(m=15))]
+    return [
+        *[("dense", "", methods.dense(t)) for t in steps],
+        *[("mixed_resolution", f"s={s}", methods.mixed_resolution(s=s)) for s in scales],
+        *(alone if name == "full" else alone[1:] if name == "laptop" else []),
+        *[("deepcache", f"k={k}", methods.deepcache(k=k)) for k in intervals],
+        *[("caching", f"k=2 m={m}", replace(methods.postdiff(s=0.0, m=m), name="caching")) for m in ends],
+        *[("postdiff", f"s={s} k=2 m={m}", methods.postdiff(s=s, m=m)) for s, m in whole],
     ]
-    whole = [
-        ("postdiff", f"s={s} k=2 m={m}", methods.postdiff(s=s, m=m))
-        for s, m in ((0.1, 15), (0.2, 15), (0.3, 15), (0.5, 15), (0.2, 10))
-    ]
-    return [*few, *mixed, *caching, *whole]
 
 
 def plan_sweep(args: argparse.Namespace) -> list[Point]:
@@ -86,9 +93,15 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
     for unit in todo:
         if f"failed/{unit.name}.json" in done:  # of an earlier run: it is tried again now
             store.delete(f"failed/{unit.name}.json")
-    failed = workers.run(todo, make_handler, lambda name: name in store.names(), resources, what)
-    for name, reason in failed.items():
-        store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
+    failed: dict[str, str] = {}
+    try:
+        failed = workers.run(todo, make_handler, store.has, resources, what)
+    except workers.WorkersError as error:
+        failed = error.failed
+        raise
+    finally:
+        for name, reason in failed.items():
+            store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
     if failed:
         name, reason = next(iter(failed.items()))
         raise SystemExit(
@@ -220,8 +233,7 @@ def write_report(
         store.put(f"{name}.png", png)
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
     protocol = {key: facts[key] for key in ("prompts", "FID", "CLIP score")}
-    local = Path(store.root) if store.is_local else Path("out")
-    tracking.log(store, f"sweep-{args.backbone}", protocol, rows, specs, pictures, local / "wandb-offline")
+    tracking.log(store, f"sweep-{args.backbone}", protocol, rows, specs, pictures)
     print(f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.url}/report.html")
 
 
@@ -239,23 +251,10 @@ def print_dry_run(args, points: list[Point], listed: list, shards: list) -> None
         f"time: {flops / (args.tflops * 1e12) / 3600:.2f} worker-hours at {args.tflops:g} TFLOP/s sustained (--tflops)"
     )
     print(f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)")
-    lengths = token_lengths(args.backbone, [p.text for p in listed])
+    lengths = prompts.token_lengths(listed, resolve(args.backbone))
     limit = resolve(args.backbone).text_tokens
     cut = sum(length > limit for length in lengths)
     print(f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}")
-
-
-def token_lengths(backbone: str, texts: list[str]) -> list[int]:
-    """Tokens of each prompt, start and end included: CLIP's own tokenizer (open_clip carries it) for hub models."""
-    if resolve(backbone).revision:
-        from open_clip import SimpleTokenizer
-
-        encode = SimpleTokenizer().encode
-        return [len(encode(text)) + 2 for text in texts]
-    from transformers import CLIPTokenizer
-
-    words = CLIPTokenizer.from_pretrained(f"{resolve(backbone).source}/tokenizer")
-    return [len(ids) for ids in words(texts).input_ids]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -263,11 +262,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
     add("--prompts", default="shapes", help="'shapes', or a file: txt, csv, tsv, parquet, COCO annotation json")
-    add("--limit", type=int, help="use the first N prompts (default: 128 of Shapes, all of a file)")
+    add("--limit", type=int, help="use the first N prompts (default: 256 of Shapes, all of a file)")
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--grid", choices=["full", "small"], default="full")
+    add("--grid", choices=["small", "laptop", "full"], help="(default: laptop for Shapes, full else)")
     add("--shard", type=int, default=32, help="prompts a unit of work")
     add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
     add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")
@@ -291,8 +290,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     mini = args.prompts == "shapes"
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
     args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
+    args.grid = args.grid or ("laptop" if mini else "full")
     args.tflops = args.tflops or (30.0 if args.backbone in HUB or "@" in args.backbone else 0.03)
-    args.limit = args.limit if args.limit is not None else (128 if mini else None)
+    args.limit = args.limit if args.limit is not None else (256 if mini else None)
     return args
 
 

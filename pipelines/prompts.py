@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines import shapes
 from pipelines.records import Prompt
+from postdiff.backbones import Spec
 
 TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id")
@@ -97,6 +98,20 @@ def shard(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
     if size < 1:
         raise ValueError(f"prompts a shard must be 1 or more, got {size}")
     return [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+
+
+def token_lengths(prompts: Sequence[Prompt], spec: Spec) -> list[int]:
+    """Tokens of each prompt, start and end included: CLIP's own tokenizer (open_clip carries it) for hub models."""
+    texts = [prompt.text for prompt in prompts]
+    if spec.revision:
+        from open_clip import SimpleTokenizer
+
+        encode = SimpleTokenizer().encode
+        return [len(encode(text)) + 2 for text in texts]
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(f"{spec.source}/tokenizer")
+    return [len(ids) for ids in words(texts).input_ids]
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

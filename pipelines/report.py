@@ -83,8 +83,9 @@ def html(
 <h2>Configurations</h2>
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
 GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
-Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its interval is what
-decides, and is tighter than the two numbers' own. FID is better when lower, the CLIP score when higher.</p>
+Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
+interval decides: tighter than the two numbers' own, since what an image does to both cancels, and wide enough that all
+of a column hold at once (Bonferroni). FID is better when lower, the CLIP score when higher.</p>
 <div class="scroll">{configuration_table(rows, fronts)}</div>
 <h2>The same prompts and noise</h2>
 <div class="scroll">{images}</div>

@@ -79,29 +79,40 @@ class Store:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             return
-        # An object appears when its stream is closed. Others write in place: there a finished file is moved.
+        # Others than object stores write in place: there a finished file is moved.
         target = path if self.appears_whole else f"{path.rpartition('/')[0]}/.tmp-{uuid4().hex}"
-        if not self.appears_whole:
-            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
         try:
-            # No `with`: on an error that would close the stream, and commit half.
-            stream = self.fs.open_output_stream(target)
-            stream.write(data)
-            stream.close()
+            self._write(target, data)
             size = self.fs.get_file_info(target).size
             if size != len(data):
-                raise OSError(f"{target}: wrote {len(data)} bytes, the store holds {size}")
+                self.fs.delete_file(target)
+                raise OSError(f"{path}: wrote {len(data)} bytes, the store holds {size}")
             if target != path:
                 self.delete(name)
                 self.fs.move(target, path)
         except BaseException:
-            with suppress(OSError):  # never list half a file
-                self.fs.delete_file(target)
+            if target != path:
+                with suppress(OSError):  # the first error is the one to tell
+                    self.fs.delete_file(target)
             raise
+
+    def _write(self, path: str, data: bytes) -> None:
+        if isinstance(self.fs, fs.PyFileSystem):  # in one call: a stream that is dropped half-way would be completed
+            other = self.fs.handler.fs
+            other.makedirs(path.rpartition("/")[0], exist_ok=True)
+            other.pipe_file(path, data)
+            return
+        # An object appears when its stream is closed. No `with`: on an error that would close it, and commit half.
+        stream = self.fs.open_output_stream(path)
+        stream.write(data)
+        stream.close()
 
     def get(self, name: str) -> bytes:
         with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
             return stream.read()
+
+    def has(self, name: str) -> bool:
+        return self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The columns asked for of a Parquet file: only they are read, over a network too."""
@@ -117,7 +128,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove `name` if it is there."""
-        if self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File:
+        if self.has(name):
             self.fs.delete_file(f"{self.root}/{name}")
 
     def check_writable(self) -> None:
@@ -131,7 +142,7 @@ class Store:
     def claim(self, spec: dict) -> None:
         """Make this the store of `spec`, or raise ValueError if it is another's: their shards would mix."""
         new = json.loads(json.dumps(spec))
-        if "spec.json" not in self.names():
+        if not self.has("spec.json"):
             self.put("spec.json", json.dumps(new, indent=2).encode())
             return
         old = json.loads(self.get("spec.json"))

@@ -1,7 +1,8 @@
 """Weights & Biases: a mirror of committed results, never the record. The only file that imports wandb.
 
 One run a configuration, one group a sweep, and a run with the summary table. A configuration is logged once: its
-marker in the store is written after its run is finished.
+marker in the store is written after its run is finished. Offline runs are kept in the store: `wandb sync
+STORE/wandb-offline/wandb/offline-run-*` uploads them.
 """
 
 import io
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 from PIL import Image
 
@@ -26,7 +29,6 @@ def log(
     rows: Sequence[Row],
     specs: dict[str, dict],
     pictures: dict[str, bytes],
-    folder: Path,
     project: str = "postdiff",
 ) -> int:
     """Log what is not logged yet; returns the number of runs made. Offline unless WANDB_MODE says otherwise.
@@ -36,9 +38,11 @@ def log(
     Args:
         protocol: prompts and scoring networks; with `sweep` it names the group, so that two protocols never share one.
         specs: configuration id -> what it is, the run's config.
-        pictures: name -> PNG, logged with the summary. folder: where W&B keeps its offline runs.
+        pictures: name -> PNG, logged with the summary.
     """
-    os.environ.setdefault("WANDB_MODE", "offline")
+    mode = os.environ.setdefault("WANDB_MODE", "offline")
+    if mode in ("disabled", "dryrun"):
+        return 0
     os.environ.setdefault("WANDB_SILENT", "true")
     digest = sha256(json.dumps([sweep, protocol]).encode()).hexdigest()[:8]
     group = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep)}-{digest}"
@@ -50,10 +54,11 @@ def log(
     try:
         import wandb
 
+        folder = Path(store.root) / "wandb-offline" if store.is_local else Path(mkdtemp(prefix="wandb-"))
         folder.mkdir(parents=True, exist_ok=True)
         done = store.names("wandb")
         for id, name, config in [*runs, (whole, "summary", protocol)]:
-            marker = f"wandb/{group}/{id}.json"
+            marker = f"wandb/{mode}/{group}/{id}.json"  # what is logged offline only may go online later
             if marker in done:
                 continue
             kind = "configuration" if id in by_id else "summary"
@@ -71,6 +76,10 @@ def log(
             else:
                 _log_summary(run, rows, pictures)
             run.finish()
+            if mode == "offline" and not store.is_local:  # a job's own disk goes away with the job
+                for file in (file for file in folder.rglob("*") if file.is_file()):
+                    store.put(f"wandb-offline/{file.relative_to(folder)}", file.read_bytes())
+                rmtree(folder / "wandb")
             store.put(marker, json.dumps({"run": run.id}).encode())
             made += 1
     except Exception as error:  # wandb raises what it likes: no login, no network, a full disk

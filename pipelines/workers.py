@@ -12,6 +12,7 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -21,14 +22,19 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from tqdm import tqdm
 
 ATTEMPTS = 3
-# Different units that failed with none done between them: then it is not the units that are wrong. Deaths are given
-# more room, since a cluster of spot machines can lose all of its workers at once.
+# Units that fail for the first time with none done between them: then it is not the units that are wrong. Deaths are
+# given more room, since a cluster of spot machines can lose all of its workers at once.
 ERRORS_IN_A_ROW, DEATHS_IN_A_ROW_A_WORKER = 5, 10
-OVERDUE = 20  # times the slowest pace seen so far, and ten minutes at least: then a unit hangs
+# A unit hangs after so many times the slowest pace seen, within these seconds; before any pace is seen, the longest.
+OVERDUE, SHORTEST, LONGEST = 20, 600.0, 7200.0
 
 
 class WorkersError(RuntimeError):
-    """The work cannot go on. What is committed is not lost."""
+    """The work cannot go on. What is committed is not lost. `failed` holds the units set aside until then."""
+
+    def __init__(self, message: str, failed: dict[str, str]):
+        super().__init__(message)
+        self.failed = failed
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,17 @@ def default_resources(workers: int | None = None, gpus: float | None = None) -> 
 
     Raises: ValueError if there is room for none and `workers` does not say how many to ask for.
     """
-    total = ray.cluster_resources()
-    gpus = float("GPU" in total) if gpus is None else gpus
-    room = int(total.get("GPU", 0) / gpus) if gpus else int(total.get("CPU", 0))
+    nodes = _nodes()
+    gpus = float(any(node.get("GPU") for node in nodes)) if gpus is None else gpus
+    room = int(sum(node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) for node in nodes))
     if workers is None and room < 1:
         raise ValueError(f"no node with {gpus:g} GPUs is up: --workers says how many workers to ask the cluster for")
     return Resources(room if workers is None else workers, gpus=gpus)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node that is up has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass
@@ -107,7 +118,8 @@ class _Run:
     idle: list[Any] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
-    in_a_row: set[str] = field(default_factory=set)  # units that failed since one was done
+    errors: int = 0  # units that failed for the first time since one was done, by an exception or a hang
+    deaths: int = 0  # the same, by the death of their worker
     in_vain: int = 0  # workers that did not start since one did
     slowest: float = 0.0  # seconds a unit of cost
 
@@ -157,7 +169,7 @@ def run(
             while state.idle:  # nothing is left for it; kept, it could die unseen and be given a retry
                 ray.kill(state.idle.pop())
             finished, _ = ray.wait([*state.busy, *state.starting], num_returns=1, timeout=5)
-            for ref in [*finished, *_overdue(state)]:
+            for ref in dict.fromkeys([*finished, *_overdue(state)]):  # a unit may have finished late
                 if ref in state.starting:
                     _started(ref, state, on_worker)
                     continue
@@ -176,9 +188,12 @@ def run(
 
 def _overdue(state: _Run) -> list:
     """Units that take so much longer than any before that they must hang."""
-    now = time.monotonic()
-    allowed = {ref: max(600.0, OVERDUE * state.slowest * unit.cost) for ref, (_, unit, _) in state.busy.items()}
-    return [ref for ref, (_, _, since) in state.busy.items() if state.slowest and now - since > allowed[ref]]
+    late = []
+    for ref, (_, unit, since) in state.busy.items():
+        allowed = max(SHORTEST, OVERDUE * state.slowest * unit.cost) if state.slowest else LONGEST
+        if time.monotonic() - since > allowed:
+            late.append(ref)
+    return late
 
 
 def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
@@ -188,8 +203,8 @@ def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
         pid = ray.get(ref)
     except RayError as error:
         state.in_vain += 1
-        if state.in_vain >= ATTEMPTS and not state.busy and not state.idle:
-            raise WorkersError(f"workers do not start ({state.in_vain} tries): {error}") from error
+        if state.in_vain >= ATTEMPTS * state.workers and not state.busy and not state.idle:
+            raise WorkersError(f"workers do not start ({state.in_vain} tries): {error}", state.failed) from error
         return
     state.in_vain = 0
     state.idle.append(actor)
@@ -200,26 +215,30 @@ def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
 def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
     """Settle one unit: done (True), queued again, or set aside."""
     actor, unit, since = state.busy.pop(ref)
-    limit = ERRORS_IN_A_ROW
+    died = False
     try:
         ray.get(ref, timeout=0)
         state.idle.append(actor)
         state.slowest = max(state.slowest, (time.monotonic() - since) / unit.cost)
-        state.in_a_row.clear()
+        state.errors = state.deaths = 0
         return True
     except GetTimeoutError:
         reason = f"hung: no answer after {time.monotonic() - since:.0f} s"
     except RayTaskError as error:
-        reason = str(error.cause)
+        reason = f"{type(error.cause).__name__}: {error.cause}"
     except RayError as error:
-        if is_committed(unit.name):  # it died between its commit and its answer
-            return True
-        reason, limit = f"worker died: {error}", DEATHS_IN_A_ROW_A_WORKER * state.workers
+        with suppress(OSError):  # a store that does not answer: the unit is done again, to the same bytes
+            if is_committed(unit.name):  # it died between its commit and its answer
+                return True
+        reason, died = f"worker died: {error}", True
     ray.kill(actor)
     state.attempts[unit.name] += 1
-    state.in_a_row.add(unit.name)
-    if len(state.in_a_row) >= limit:
-        raise WorkersError(f"{len(state.in_a_row)} units failed in a row; the last, {unit.name}: {reason}")
+    if state.attempts[unit.name] == 1:  # a second failure says more about the unit than about the machine
+        state.errors, state.deaths = state.errors + (not died), state.deaths + died
+    if state.errors >= ERRORS_IN_A_ROW or state.deaths >= DEATHS_IN_A_ROW_A_WORKER * state.workers:
+        raise WorkersError(
+            f"{state.errors + state.deaths} units failed in a row; the last, {unit.name}: {reason}", state.failed
+        )
     if state.attempts[unit.name] >= ATTEMPTS:
         state.failed[unit.name] = reason
     else:

@@ -88,9 +88,7 @@ def resolve(where: str | Path) -> Spec:
     """
     if where in HUB:
         return HUB[where]
-    if (
-        where == "mini-sd"
-    ):  # at w = 2 its FID, CLIP score and choice of 100 are best (NOTES.md); at 7.5 it is overdriven
+    if where == "mini-sd":  # FID, CLIP score and choice of 100 are best at w = 2 (NOTES.md); at 7.5 it is overdriven
         return replace(_folder_spec("mini-sd", MINI / "mini-sd"), guidance=2.0)
     if Path(where).is_dir():
         return _folder_spec(str(where), Path(where))
@@ -163,7 +161,8 @@ def check(spec: Spec, pipe: StableDiffusionPipeline) -> None:
     pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
     pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
     if "@" in spec.name:  # a named row may run a checkpoint at another size than its config's, as the paper does
-        pairs["size"] = spec.size, pipe.unet.config.sample_size * pipe.vae_scale_factor
-    wrong = [f"{key} {a!r}, got {b!r}" for key, (a, b) in pairs.items() if str(a) != str(b)]
+        pairs["size"] = spec.size, pipe.unet.config["sample_size"] * pipe.vae_scale_factor
+    alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
+    wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
     if wrong:
         raise ValueError(f"{spec.name} is not the kind of model that is expected here: {'; '.join(wrong)}")

@@ -44,7 +44,7 @@ def fingerprint(encoder: str) -> str:
     folder = clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
-    return f"{folder.name}-{_digest(sorted(folder.glob('*.json')) + sorted(folder.glob('*.safetensors')))}"
+    return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
 
 
 @cache

@@ -72,17 +72,18 @@ def frechet_interval(features: np.ndarray, reference: Moments) -> Interval:
     return _jackknife(value, rest, len(features))
 
 
-def difference(a: Interval, parts: Sequence[tuple[float, Interval]]) -> Interval:
+def difference(a: Interval, parts: Sequence[tuple[float, Interval]], comparisons: int = 1) -> Interval:
     """`a` less the weighted sum of `parts`, of numbers on the same prompts and noise: the 95 % interval is paired.
 
     What one prompt does to all of them cancels, so it is far tighter than the two intervals suggest.
+    comparisons: differences that are looked at together; the intervals hold for all of them at once (Bonferroni).
     Raises: ValueError if they are not of equally many images.
     """
     if any((b.n, len(b.left_out)) != (a.n, len(a.left_out)) for _, b in parts):
         raise ValueError(f"a paired difference needs the same images: got n = {[a.n, *(b.n for _, b in parts)]}")
     value = a.value - sum(w * b.value for w, b in parts)
     rest = np.asarray(a.left_out) - sum(w * np.asarray(b.left_out) for w, b in parts)
-    return _jackknife(value, rest, a.n)
+    return _jackknife(value, rest, a.n, comparisons)
 
 
 def _without_each_group(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -93,10 +94,10 @@ def _without_each_group(values: np.ndarray) -> Iterator[np.ndarray]:
     yield from (np.delete(values, slice(g, None, groups), 0) for g in range(groups))
 
 
-def _jackknife(value: float, left_out: Sequence[float] | np.ndarray, n: int) -> Interval:
+def _jackknife(value: float, left_out: Sequence[float] | np.ndarray, n: int, comparisons: int = 1) -> Interval:
     groups = len(left_out)
     spread = np.asarray(left_out) - np.mean(left_out)
-    half = student_t(groups - 1) * float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
+    half = student_t(groups - 1, comparisons) * float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
     return Interval(value, value - half, value + half, n, tuple(float(x) for x in left_out))
 
 
@@ -128,8 +129,8 @@ def mean_interval(values: np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half, n, left_out)
 
 
-def student_t(df: int) -> float:
-    """97.5 % quantile of Student's t."""
+def student_t(df: int, comparisons: int = 1) -> float:
+    """97.5 % quantile of Student's t; with several comparisons, what makes all of them hold together at 95 %."""
     from scipy.stats import t  # scipy comes with clean-fid; importing it takes half a second
 
-    return float(t.ppf(0.975, df))
+    return float(t.ppf(1 - 0.025 / comparisons, df))

@@ -21,11 +21,21 @@ PINNED: dict[str, dict] = {
         "solver_type": "midpoint",
         "final_sigmas_type": "zero",
         "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
         "thresholding": False,
         "variance_type": None,
     },
     "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
-    "unipc": {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero", "thresholding": False},
+    "unipc": {
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "disable_corrector": [],
+        "lower_order_final": True,
+        "final_sigmas_type": "zero",
+        "thresholding": False,
+    },
 }
 
 

@@ -1,9 +1,12 @@
 """The console script: what others script against, and what it says to bad input."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import postdiff
@@ -104,6 +107,29 @@ def test_bad_input_is_one_line(args, message):
     assert told.startswith("error: ")
     assert "\n" not in told
     assert message in told
+
+
+def test_sd15s_own_config_is_what_its_row_says():
+    """As JSON gives it, with lists where diffusers' defaults are tuples; typed from its unet/config.json."""
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 64,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "layers_per_block": 2,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    }
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    pipe = SimpleNamespace(unet=unet, vae_scale_factor=8, tokenizer=SimpleNamespace(model_max_length=77))
+    for name in ("sd15", "sd15-original", f"someone/finetune@{'0' * 40}"):
+        backbones.check(backbones.resolve(name), pipe)
+    large = SimpleNamespace(**{**vars(pipe), "unet": SimpleNamespace(config={**unet.config, "sample_size": 96})})
+    with pytest.raises(ValueError, match="size 512, got 768"):
+        backbones.check(backbones.resolve(f"someone/finetune@{'0' * 40}"), large)
 
 
 def test_a_checkpoint_that_is_not_what_its_row_says_is_refused(backbone):

@@ -1,11 +1,16 @@
 """Encoders: ours equal clean-fid's own on the same TorchScript file; mini-CLIP knows its captions."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipelines import shapes
+from pipelines import mini, shapes
+from postdiff import encoders
+from postdiff.backbones import MINI
 from postdiff.encoders import ClipEncoder, InceptionEncoder
 
 
@@ -49,6 +54,24 @@ def test_mini_clip_chooses_the_caption_of_a_scene():
     text = clip.texts([scene.caption for scene in scenes])
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     assert ((image @ text.T).argmax(1) == np.arange(100)).mean() >= 0.9
+
+
+def test_the_shipped_tokenizers_are_what_the_code_makes_in_any_process(tmp_path):
+    mini.tokenizer().save_pretrained(tmp_path)
+    made = json.loads((tmp_path / "tokenizer.json").read_text())
+    for shipped in ("mini-sd/tokenizer", "mini-clip"):
+        assert json.loads((MINI / shipped / "tokenizer.json").read_text())["model"] == made["model"]
+
+
+def test_an_encoder_is_named_by_its_weights(tmp_path):
+    shutil.copytree(MINI / "mini-clip", tmp_path / "mini-clip")
+    before = encoders.fingerprint(str(tmp_path / "mini-clip"))
+    assert before == encoders.fingerprint("mini-clip")
+    weights = bytearray((tmp_path / "mini-clip" / "open_clip_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "mini-clip" / "open_clip_model.safetensors").write_bytes(weights)
+    assert encoders.fingerprint(str(tmp_path / "mini-clip")) != before
+    assert encoders.fingerprint("ViT-L-14/openai") == "ViT-L-14-openai"
 
 
 def test_unknown_encoders_are_told(tmp_path):

@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 import postdiff
@@ -46,7 +47,10 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
     [
         DEISMultistepScheduler(**SCHEDULE),  # DreamShaper-7's
         PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False),  # SD1.5's
-        DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="sde-dpmsolver++", solver_order=3),
+        DPMSolverMultistepScheduler(
+            **SCHEDULE, algorithm_type="sde-dpmsolver++", solver_order=3, euler_at_final=True, use_lu_lambdas=True
+        ),
+        UniPCMultistepScheduler(**SCHEDULE, predict_x0=False, disable_corrector=[0, 1], lower_order_final=False),
         EulerAncestralDiscreteScheduler(**SCHEDULE),
     ],
     ids=lambda shipped: type(shipped).__name__,
@@ -62,8 +66,7 @@ def test_every_solver_runs_deterministically_whatever_scheduler_a_checkpoint_shi
     np.testing.assert_array_equal(*images)
     assert images[0].std() > 10
     assert type(own) is solvers.SOLVERS[solver]
-    if solver == "dpm":
-        assert (own.config.algorithm_type, own.config.solver_order) == ("dpmsolver++", 2)
+    assert {key: own.config[key] for key in solvers.PINNED[solver]} == solvers.PINNED[solver]
 
 
 @pytest.mark.parametrize("solver", solvers.SOLVERS)

@@ -53,9 +53,7 @@ def handler_factory(root, before=(), after=(), poison=(), seconds=0.0):
 def run(root, units, resources, **faults):
     store = Store(root)
     watch = faults.pop("on_worker", None)
-    failed = workers.run(
-        units, handler_factory(str(root), **faults), lambda name: name in store.names(), resources, on_worker=watch
-    )
+    failed = workers.run(units, handler_factory(str(root), **faults), store.has, resources, on_worker=watch)
     return failed, {name: store.get(name) for name in store.names("out")}
 
 
@@ -97,8 +95,15 @@ def test_ten_random_kills_leave_the_same_store(tmp_path):
 
 def test_a_poison_unit_is_set_aside_and_the_rest_goes_on(tmp_path):
     failed, done = run(tmp_path, make_units(6), Resources(2), poison={3})
-    assert failed == {"out/003.bin": "task 3 is poison"}
+    assert failed == {"out/003.bin": "ValueError: task 3 is poison"}
     assert len(done) == 5
+
+
+def test_many_poison_units_are_set_aside_too(tmp_path):
+    """Their retries come last, all in a row: that must not be taken for a sick machine."""
+    failed, done = run(tmp_path, make_units(40), Resources(2), poison=set(range(0, 40, 5)))
+    assert len(failed) == 8
+    assert len(done) == 32
 
 
 def test_a_machine_on_which_every_unit_fails_stops_the_run(tmp_path):
@@ -125,9 +130,8 @@ def test_a_worker_that_failed_is_replaced(tmp_path):
 
 
 def test_a_unit_that_hangs_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        workers, "_overdue", lambda state: [r for r, b in state.busy.items() if time.monotonic() - b[2] > 8]
-    )
+    monkeypatch.setattr(workers, "SHORTEST", 8.0)
+    monkeypatch.setattr(workers, "LONGEST", 8.0)
 
     def make():
         def handle(task):
@@ -185,6 +189,16 @@ except ValueError as error:
     assert "no node with 4 GPUs is up" in str(error)
 else:
     raise AssertionError("4 GPUs of 2")
+workers._nodes = lambda: [{{"CPU": 8.0, "GPU": 1.0}}] * 8
+assert workers.default_resources().workers == 8
+assert workers.default_resources(gpus=0.5).workers == 16
+try:
+    workers.default_resources(gpus=4)  # 8 GPUs, but not 4 of them on one node
+except ValueError:
+    pass
+else:
+    raise AssertionError("4 GPUs of 1")
+workers._nodes = lambda: [{{"CPU": 4.0, "GPU": 2.0}}]
 def make():
     def handle(task):
         open({str(tmp_path)!r} + f"/{{task}}", "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
