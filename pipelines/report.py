@@ -13,7 +13,7 @@ from pipelines.tables import Row
 EXAMPLES = 8  # prompts in the grid of images
 CSS = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 86rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .answer { font-size: 1.2rem; border-left: 4px solid #d62728; padding: .4rem 1rem; margin: 1.2rem 0; }
 .dim { color: var(--dim); } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }

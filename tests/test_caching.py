@@ -20,7 +20,7 @@ def test_deepcache_equals_the_authors_package(backbone, branch, k):
     helper.enable()
     noise = sampling.draw(SEEDS[:2], "initial", 8, (16, 16))
     theirs = backbone.pipe(
-        PROMPTS[:2], num_inference_steps=5, guidance_scale=3.0, latents=noise, output_type="np"
+        PROMPTS[:2], num_inference_steps=5, guidance_scale=backbone.spec.guidance, latents=noise, output_type="np"
     ).images
     helper.disable()
     np.testing.assert_array_equal(ours, (theirs * 255).round().astype(np.uint8))

@@ -19,11 +19,12 @@ from postdiff import methods, sampling, solvers
 from postdiff.resolution import upsample
 
 
-def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
+def pipeline_images(backbone, n, solver, steps=4, guidance=None):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
     pipe.scheduler = solvers.make_solver(solver, before.config)
     noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
+    guidance = backbone.spec.guidance if guidance is None else guidance
     images = pipe(
         PROMPTS[:n], num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np"
     ).images
