@@ -252,14 +252,17 @@ def test_ray_job_submit_runs_the_sweep_on_a_local_cluster(tmp_path):
         start, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        time.sleep(12)
         submit = [ray, "job", "submit", "--address", "http://127.0.0.1:8299", "--working-dir", str(ROOT)]
         excluded = json.dumps({"excludes": [".git", ".venv", "out", ".train"]})
         job = [sys.executable, "jobs/coco_sweep.py", *SMALL, "--out", str(tmp_path / "out")]
-        done = subprocess.run(
-            [*submit, "--runtime-env-json", excluded, "--", *job], env=environment, capture_output=True, text=True,
-            timeout=600, check=False,
-        )  # fmt: skip
+        for _ in range(20):  # the head answers before its agent, which starts jobs, is up
+            time.sleep(6)
+            done = subprocess.run(
+                [*submit, "--runtime-env-json", excluded, "--", *job], env=environment, capture_output=True, text=True,
+                timeout=600, check=False,
+            )  # fmt: skip
+            if not re.search("No available agent|Failed to connect|Connection", done.stderr):
+                break
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert (tmp_path / "out" / "report.html").exists()
     finally:
