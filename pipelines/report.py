@@ -84,8 +84,8 @@ def html(
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
 GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
 Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
-interval decides: tighter than the two numbers' own, since what an image does to both cancels, and wide enough that all
-of a column hold at once (Bonferroni). FID is better when lower, the CLIP score when higher.</p>
+interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once
+(Bonferroni). FID is better when lower, the CLIP score when higher.</p>
 <div class="scroll">{configuration_table(rows, fronts)}</div>
 <h2>The same prompts and noise</h2>
 <div class="scroll">{images}</div>

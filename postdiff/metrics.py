@@ -75,7 +75,7 @@ def frechet_interval(features: np.ndarray, reference: Moments) -> Interval:
 def difference(a: Interval, parts: Sequence[tuple[float, Interval]], comparisons: int = 1) -> Interval:
     """`a` less the weighted sum of `parts`, of numbers on the same prompts and noise: the 95 % interval is paired.
 
-    What one prompt does to all of them cancels, so it is far tighter than the two intervals suggest.
+    What one prompt does to all of them cancels, so it is tighter where their images are alike.
     comparisons: differences that are looked at together; the intervals hold for all of them at once (Bonferroni).
     Raises: ValueError if they are not of equally many images.
     """
