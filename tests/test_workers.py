@@ -179,7 +179,7 @@ def test_each_worker_is_pinned_to_its_gpu(tmp_path):
 import os, time, ray
 from pipelines import workers
 from pipelines.workers import Resources, Unit
-ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
 assert workers.default_resources() == Resources(2, gpus=1)
 assert workers.default_resources(gpus=0) == Resources(4)
 assert workers.default_resources(workers=8, gpus=1) == Resources(8, gpus=1)  # what an autoscaler is asked for
