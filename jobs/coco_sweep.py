@@ -27,6 +27,7 @@ from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import costs, encoders, methods
 from postdiff.backbones import HUB, resolve
+from postdiff.families import adapt
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
@@ -42,44 +43,60 @@ class Point:
     flops: int
 
 
-def grid(name: str) -> list[tuple[str, str, Plan]]:
-    """(method, settings, plan): steps T in {8..20} against mixed resolution (s) and caching (k, m) at T = 20.
+def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
+    """(method, settings, plan): fewer steps against mixed resolution (s) and caching (k, m) at the backbone's own T.
 
-    `full` is the paper's kind of grid, `laptop` a half of it, `small` what tests can afford.
+    settings: the paper's for the backbone. With its T = 20, fewer steps are T in {8..20}; with LCM's 8, {2..8}.
+
+    `full` is the paper's kind of grid, `laptop` a half of it, `small` what tests can afford; `steps` asks only whether
+    more steps help, and so can afford more prompts.
     """
-    sizes = {  # steps; s of mixed resolution; k; m of caching; (s, m) of PostDiff
-        "small": ((8, 12, 16, 20), (0.3,), (), (15,), ((0.3, 15),)),
-        "laptop": ((8, 12, 16, 20), (0.1, 0.3, 0.5), (2,), (10, 15), ((0.1, 15), (0.3, 15), (0.5, 15))),
+    total, beta, k, own = settings["steps"], settings["beta"], settings["k"], (settings["s"], settings["m"])
+    first, stride = (8, 4) if total == 20 else (total // 4, total // 4)
+    shares = {  # s of mixed resolution; m of caching as a share of the steps; (s, m) of PostDiff
+        "steps": ((), (), ()),
+        "small": ((0.3,), (0.75,), ((0.3, own[1]),)),
+        "laptop": ((0.1, 0.3, 0.5), (0.5, 0.75), ((0.1, own[1]), (0.3, own[1]), (0.5, own[1]), own)),
         "full": (
-            (8, 10, 12, 14, 16, 18, 20),
             (0.1, 0.2, 0.3, 0.4, 0.5),
-            (2, 3),
-            (5, 10, 15),
-            ((0.1, 15), (0.2, 15), (0.3, 15), (0.5, 15), (0.2, 10)),
+            (0.25, 0.5, 0.75),
+            ((0.1, own[1]), (0.2, own[1]), (0.3, own[1]), (0.5, own[1]), (0.2, 0.5), own),
         ),
     }
-    steps, scales, intervals, ends, whole = sizes[name]
-    alone = [("no_cfg", "", methods.no_cfg()), ("cross_attention_cache", "m=15", methods.cross_attention_cache(m=15))]
+    fewer = {"steps": (first, total), "full": range(first, total + 1, stride // 2)}
+    scales, ends, whole = shares[name]
+    intervals = {"laptop": (2,), "full": (2, 3)}.get(name, ()) if k > 1 else ()
+    attention = {"small": (), "steps": ()}.get(name, (0.75,)) if k > 1 else ends  # k = 1: caching is this alone
+
+    def label(s: float | None = None, interval: int = 1, m: float | None = None) -> str:
+        parts = [s is not None and f"s={s}", interval > 1 and f"k={interval}", m and f"m={round(m * total)}"]
+        return " ".join(part for part in parts if part)
+
+    def cached(s: float, m: float) -> Plan:
+        return methods.postdiff(total, beta, s, k, m)
+
     return [
-        *[("dense", "", methods.dense(t)) for t in steps],
-        *[("mixed_resolution", f"s={s}", methods.mixed_resolution(s=s)) for s in scales],
-        *(alone if name == "full" else alone[1:] if name == "laptop" else []),
-        *[("deepcache", f"k={k}", methods.deepcache(k=k)) for k in intervals],
-        *[("caching", f"k=2 m={m}", replace(methods.postdiff(s=0.0, m=m), name="caching")) for m in ends],
-        *[("postdiff", f"s={s} k=2 m={m}", methods.postdiff(s=s, m=m)) for s, m in whole],
+        *[("dense", "", methods.dense(t)) for t in fewer.get(name, range(first, total + 1, stride))],
+        *[("mixed_resolution", label(s), methods.mixed_resolution(total, beta, s)) for s in scales],
+        *([("no_cfg", "", methods.no_cfg(total))] if name == "full" else []),
+        *[("cross_attention_cache", label(m=m), methods.cross_attention_cache(total, m)) for m in attention],
+        *[("deepcache", label(interval=n), methods.deepcache(total, n)) for n in intervals],
+        *[("caching", label(None, k, m), replace(cached(0.0, m), name="caching")) for m in ends if k > 1],
+        *[("postdiff", label(s, k, m), cached(s, m)) for s, m in whole],
     ]
 
 
 def plan_sweep(args: argparse.Namespace) -> list[Point]:
     """The grid as configurations with their costs; two names of one computation become one."""
     points: dict[str, Point] = {}
-    entries = grid(args.grid)
-    prices = costs([plan for _, _, plan in entries], resolve(args.backbone))
+    spec = resolve(args.backbone)
+    entries = grid(args.grid, spec.settings)
+    prices = costs([plan for _, _, plan in entries], spec)
     first = generate.configure(
         args.backbone, entries[0][2], args.guidance, args.solver, args.batch_size, args.dtype
     )  # reads the checkpoint's fingerprint: once
     for (method, settings, plan), price in zip(entries, prices, strict=True):
-        configuration = replace(first, plan=plan)
+        configuration = replace(first, plan=adapt(plan, spec.family))
         points.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
     return list(points.values())
 
@@ -266,7 +283,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--grid", choices=["small", "laptop", "full"], help="(default: laptop for Shapes, full else)")
+    add("--grid", choices=["steps", "small", "laptop", "full"], help="(default: laptop for Shapes, full else)")
     add("--shard", type=int, default=32, help="prompts a unit of work")
     add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
     add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")

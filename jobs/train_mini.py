@@ -233,7 +233,7 @@ def export(work: Path, out: Path) -> None:
     vae = load_ema(mini.autoencoder(), work, "autoencoder")
     vae.register_to_config(scaling_factor=scaling_factor(latents(work)))
     model = load_ema(torch.nn.ModuleDict({"unet": mini.unet(), "text": mini.text_encoder(words)}), work, "unet")
-    mini.save_stable_diffusion(vae, model["text"], model["unet"], words, out / "mini-sd")
+    mini.save(mini.stable_diffusion(vae, model["text"], model["unet"], words), out / "mini-sd")
     mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
 
 

@@ -16,6 +16,7 @@ from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
 from postdiff.backbones import fingerprint, resolve
+from postdiff.families import adapt
 from postdiff.plan import Plan
 from postdiff.sampling import VERSION, settle
 
@@ -57,6 +58,7 @@ def configure(
     machine that plans it.
     """
     spec = resolve(backbone)
+    plan = adapt(plan, spec.family)
     guidance, solver, size = settle(spec, guidance, solver, None)
     dtype = dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:

@@ -7,10 +7,29 @@ from pathlib import Path
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from pipelines import shapes
 
@@ -74,34 +93,128 @@ def start_as_identity(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
+def text_encoder(words: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2, kind=CLIPTextModel):
     config = CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=TEXT_TOKENS,
-        projection_dim=TEXT_WIDTH,
+        projection_dim=width,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    return CLIPTextModel(config)
+    return kind(config)
 
 
-def unet() -> UNet2DConditionModel:
-    """SD1.5's topology: 4 levels of 2 layers, cross-attention in the first three, 12 skips, 16 cross-attentions."""
+def _unet(**config) -> UNet2DConditionModel:
     model = UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        **config,
+    )
+    return start_as_identity(model)
+
+
+def unet(**config) -> UNet2DConditionModel:
+    """SD1.5's topology: 4 levels of 2 layers, cross-attention in the first three, 12 skips, 16 cross-attentions."""
+    return _unet(
         block_out_channels=(32, 64, 128, 128),
         attention_head_dim=(1, 2, 4, 4),  # diffusers' name for the number of heads
         cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=8,
+        **config,
     )
-    return start_as_identity(model)
+
+
+def unet_lcm() -> UNet2DConditionModel:
+    """mini-SD's, told its guidance as LCM is. The new weights are 0, so that it starts as mini-SD."""
+    model = unet(time_cond_proj_dim=64)
+    torch.nn.init.zeros_(model.time_embedding.cond_proj.weight)
+    return model
+
+
+def unet_tiny() -> UNet2DConditionModel:
+    """BK-SDM-Tiny's topology: 3 levels of 1 layer, cross-attention in each, no mid block, 6 skips."""
+    return _unet(
+        block_out_channels=(32, 64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        mid_block_type=None,
+        layers_per_block=1,
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=TEXT_WIDTH,
+    )
+
+
+XL_WIDTHS = (TEXT_WIDTH, 64)  # of the two text encoders
+
+
+def unet_xl() -> UNet2DConditionModel:
+    """SDXL's topology: 3 levels, no attention in the first, ever deeper below; text, pooled text, size and crop in."""
+    return _unet(
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 3),
+        use_linear_projection=True,
+        cross_attention_dim=sum(XL_WIDTHS),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=XL_WIDTHS[1] + 6 * 16,
+    )
+
+
+def transformer() -> PixArtTransformer2DModel:
+    """PixArt-alpha's: patches of 2, adaLN-single, learned variance, and told the size of the image.
+
+    `sample_size` 128 is what makes PixArt's pipeline tell it; the images are of 64 px (`height=64, width=64`).
+    """
+    model = PixArtTransformer2DModel(
+        sample_size=128,
+        in_channels=LATENT_CHANNELS,
+        out_channels=2 * LATENT_CHANNELS,
+        num_layers=6,
+        num_attention_heads=6,
+        attention_head_dim=32,
+        cross_attention_dim=192,
+        caption_channels=TEXT_WIDTH,
+        attention_bias=True,
+    )
+    for block in model.transformer_blocks:  # as PixArt starts: cross-attention adds nothing, nor does the output
+        torch.nn.init.zeros_(block.attn2.to_out[0].weight)
+        torch.nn.init.zeros_(block.attn2.to_out[0].bias)
+    torch.nn.init.zeros_(model.proj_out.weight)
+    torch.nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """T5's unigram pieces: each of Shapes' words is one, any other is spelled."""
+    words = [f"▁{word}" for word in sorted({word for caption in shapes.vocabulary() for word in caption.split()})]
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,'-"]
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    scores += [(word, -1.0) for word in words] + [(letter, -10.0) for letter in letters]
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=TEXT_TOKENS)
+
+
+def t5_encoder(pieces: T5Tokenizer) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(pieces),
+        d_model=TEXT_WIDTH,
+        d_kv=24,
+        d_ff=4 * TEXT_WIDTH,
+        num_layers=3,
+        num_heads=4,
+        relative_attention_num_buckets=16,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config)
 
 
 def clip_config(words: CLIPTokenizer, width: int = 24) -> dict:
@@ -135,15 +248,45 @@ def save_clip(model: open_clip.CLIP, words: CLIPTokenizer, folder: Path) -> None
     words.save_pretrained(folder)
 
 
-def save_stable_diffusion(vae, text, denoiser, words: CLIPTokenizer, folder: Path) -> None:
-    """A folder that `StableDiffusionPipeline.from_pretrained(FOLDER)` loads."""
-    # The solver that `postdiff` and the jobs use by default; the others read the same schedule from its config.
-    solver = DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
-    )
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _dpm() -> DPMSolverMultistepScheduler:
+    """The solver that `postdiff` and the jobs use by default; the others read the same schedule from its config."""
+    solver = DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="leading")
     solver.register_to_config(clip_sample=False)  # as in SD1.5: DDIM made from this config must not clip latents
-    pipe = StableDiffusionPipeline(
-        vae, text, words, denoiser, solver, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    return solver
+
+
+def stable_diffusion(vae, text, denoiser, words: CLIPTokenizer) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae, text, words, denoiser, _dpm(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def consistency_model(vae, text, denoiser, words: CLIPTokenizer) -> LatentConsistencyModelPipeline:
+    return LatentConsistencyModelPipeline(
+        vae, text, words, denoiser, LCMScheduler(**SCHEDULE),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def stable_diffusion_xl(vae, texts: tuple, denoiser, words: CLIPTokenizer) -> StableDiffusionXLPipeline:
+    solver = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading")
+    solver.register_to_config(clip_sample=False)
+    return StableDiffusionXLPipeline(vae, *texts, words, words, denoiser, solver, add_watermarker=False)
+
+
+def pixart(vae, text: T5EncoderModel, denoiser: PixArtTransformer2DModel, pieces: T5Tokenizer) -> PixArtAlphaPipeline:
+    return PixArtAlphaPipeline(pieces, text, vae, denoiser, _dpm())
+
+
+def second_text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    return text_encoder(words, XL_WIDTHS[1], kind=CLIPTextModelWithProjection)
+
+
+def save(pipe, folder: Path) -> None:
+    """A folder that the pipeline's own `from_pretrained(FOLDER)` loads: safetensors, fp16."""
     shutil.rmtree(folder, ignore_errors=True)
     pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)

@@ -101,8 +101,16 @@ def shard(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
 
 
 def token_lengths(prompts: Sequence[Prompt], spec: Spec) -> list[int]:
-    """Tokens of each prompt, start and end included: CLIP's own tokenizer (open_clip carries it) for hub models."""
+    """Tokens of each prompt, start and end included, by the backbone's tokenizer (open_clip carries CLIP's own).
+
+    Raises: OSError if the tokenizer must come from the hub, and cannot.
+    """
     texts = [prompt.text for prompt in prompts]
+    if spec.family == "pixart":
+        from transformers import T5Tokenizer
+
+        pieces = T5Tokenizer.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
+        return [len(ids) for ids in pieces(texts).input_ids]
     if spec.revision:
         from open_clip import SimpleTokenizer
 

@@ -9,9 +9,14 @@ import re
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
+
+from postdiff.families import FAMILIES
+from postdiff.solvers import SOLVERS
 
 MINI = Path(__file__).parent / "mini"  # trained by jobs/train_mini.py
 
@@ -25,44 +30,142 @@ class Spec:
     guidance: w of classifier-free guidance.
     solver: the paper states none; these are ours, and part of every configuration's id.
     denoiser: the denoiser's config, where it is needed before (or without) the weights.
+    settings: the paper's for its method (sec. 3.1, App. F), arguments of `methods.postdiff`.
+    vae: another autoencoder's hub id and commit, or None for the checkpoint's own.
     """
 
     name: str
     source: str
     revision: str | None
+    family: str
     size: int
-    vae_factor: int
-    text_tokens: int
-    guidance: float
-    solver: str
     denoiser: dict
+    settings: dict
+    guidance: float = 7.5
+    solver: str = "dpm"
+    vae_factor: int = 8
+    text_tokens: int = 77
+    vae: tuple[str, str] | None = None
+
+    @property
+    def patch(self) -> int:
+        """Latent cells a side of a transformer's token; a U-Net takes any size."""
+        return self.denoiser.get("patch_size", 1)
 
     def latents(self, size: int) -> tuple[int, int]:
         """(h, w) of the latents of images of `size` pixels. Raises ValueError if there are none."""
-        if size <= 0 or size % self.vae_factor:
-            raise ValueError(f"size must be a positive multiple of {self.vae_factor} pixels, got {size}")
+        cell = self.vae_factor * self.patch
+        if size <= 0 or size % cell:
+            raise ValueError(f"size must be a positive multiple of {cell} pixels, got {size}")
         return (size // self.vae_factor,) * 2
 
 
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are diffusers' defaults for this class
-
-HUB = {
-    "sd15": Spec(  # the paper's SD1.5
-        "sd15", "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", 768, 8, 77, 7.5, "dpm", SD15_UNET
-    ),
-    "sd15-original": Spec(
-        "sd15-original",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        512,
-        8,
-        77,
-        7.5,
-        "dpm",
-        SD15_UNET,
-    ),
+# What differs from the defaults of diffusers' class.
+SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
+TINY_UNET = {
+    **SD15_UNET,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 1,
+    "mid_block_type": None,
 }
-NAMES = ("mini-sd", *HUB)
+SDXL_UNET = {
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+PIXART = {"sample_size": 128, "patch_size": 2, "caption_channels": 4096, "cross_attention_dim": 1152} | {
+    "attention_bias": True
+}
+
+# The paper's settings of each model (sec. 3.1; BK-SDM-Tiny: App. F). m is a share of the steps, so that it fits any T.
+SETTINGS = {
+    "sd": {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 0.75},
+    "lcm": {"steps": 8, "beta": 0.5, "s": 0.5, "k": 1, "m": 0.5},
+    "sdxl": {"steps": 20, "beta": 0.75, "s": 0.2, "k": 2, "m": 0.75},
+    "pixart": {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75},
+}
+TINY_SETTINGS = {**SETTINGS["sd"], "s": 0.2}
+
+_SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "sdxl", 1024)
+HUB = {
+    spec.name: spec
+    for spec in (
+        Spec(  # the paper's SD1.5
+            "sd15",
+            "Lykon/dreamshaper-7",
+            "9b481047f77996efa025e75e03941dbf51f506ad",
+            "sd",
+            768,
+            SD15_UNET,
+            SETTINGS["sd"],
+        ),
+        Spec(
+            "sd15-original",
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+            "sd",
+            512,
+            SD15_UNET,
+            SETTINGS["sd"],
+        ),
+        Spec(
+            "lcm",
+            "SimianLuo/LCM_Dreamshaper_v7",
+            "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+            "lcm",
+            768,
+            {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256},
+            SETTINGS["lcm"],
+            solver="lcm",
+        ),
+        Spec("sdxl", *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler"),
+        Spec(  # as fast as fp16 decoding can be: its own autoencoder must decode in fp32
+            "sdxl-fp16-vae",
+            *_SDXL,
+            SDXL_UNET,
+            SETTINGS["sdxl"],
+            guidance=5.0,
+            solver="euler",
+            vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd"),
+        ),
+        Spec(
+            "pixart",
+            "PixArt-alpha/PixArt-XL-2-1024-MS",
+            "b89adadeccd9ead2adcb9fa2825d3fabec48d404",
+            "pixart",
+            1024,
+            PIXART,
+            SETTINGS["pixart"],
+            guidance=4.5,
+            text_tokens=120,
+        ),
+        Spec(
+            "bk-sdm-tiny",
+            "nota-ai/bk-sdm-tiny",
+            "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
+            "sd",
+            512,
+            TINY_UNET,
+            TINY_SETTINGS,
+        ),
+    )
+}
+
+# Where a mini model's defaults are not those of its folder: found by measuring (NOTES.md).
+MINI_DEFAULTS: dict[str, dict] = {
+    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here; at 7.5 it is overdriven
+}
+NAMES = (*MINI_DEFAULTS, *HUB)
 
 
 @dataclass(frozen=True)
@@ -70,11 +173,11 @@ class Backbone:
     """A loaded pipeline. `pipe` is the untouched diffusers pipeline."""
 
     spec: Spec
-    pipe: StableDiffusionPipeline
+    pipe: Any
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        return self.pipe.unet
+        return getattr(self.pipe, FAMILIES[self.spec.family].denoiser)
 
     @property
     def device(self) -> torch.device:
@@ -84,17 +187,20 @@ class Backbone:
 def resolve(where: str | Path) -> Spec:
     """The spec of a name, a folder, or `ORG/REPOSITORY@COMMIT`, without loading weights.
 
-    Raises: ValueError if it is none of these, or a folder that holds no Stable Diffusion pipeline.
+    Of a repository that has no name here, the configs (a few kB) are fetched.
+
+    Raises: ValueError if it is none of these, or holds no pipeline of a known family; OSError if the hub has it not.
     """
     if where in HUB:
         return HUB[where]
-    if where == "mini-sd":  # FID, CLIP score and choice of 100 are best at w = 2 (NOTES.md); at 7.5 it is overdriven
-        return replace(_folder_spec("mini-sd", MINI / "mini-sd"), guidance=2.0)
+    if where in MINI_DEFAULTS:
+        return replace(_folder_spec(str(where), MINI / where), **MINI_DEFAULTS[str(where)])
     if Path(where).is_dir():
         return _folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
     if hub:
-        return Spec(str(where), hub[1], hub[2], 512, 8, 77, 7.5, "dpm", SD15_UNET)
+        folder = snapshot_download(hub[1], revision=hub[2], allow_patterns=["*.json", "*/*.json"])
+        return replace(_folder_spec(str(where), Path(folder)), source=hub[1], revision=hub[2])
     raise ValueError(
         f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
         "(40 hex digits)"
@@ -102,25 +208,36 @@ def resolve(where: str | Path) -> Spec:
 
 
 def _folder_spec(name: str, folder: Path) -> Spec:
-    index = folder / "model_index.json"
-    kind = json.loads(index.read_text())["_class_name"] if index.is_file() else None
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(f"{folder} must hold a StableDiffusionPipeline (model_index.json), got {kind}")
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    text = json.loads((folder / "text_encoder" / "config.json").read_text())
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    size, tokens = unet["sample_size"] * factor, text["max_position_embeddings"]
-    return Spec(name, str(folder), None, size, factor, tokens, 7.5, "dpm", unet)
+    def read(part: str) -> dict:
+        return json.loads((folder / part).read_text()) if (folder / part).is_file() else {}
+
+    kind = read("model_index.json").get("_class_name")
+    family = next((name for name, rules in FAMILIES.items() if rules.pipeline.__name__ == kind), None)
+    if family is None:
+        known = ", ".join(rules.pipeline.__name__ for rules in FAMILIES.values())
+        raise ValueError(f"{folder} must hold one of {known} (model_index.json), got {kind}")
+    denoiser = read(f"{FAMILIES[family].denoiser}/config.json")
+    factor = 2 ** (len(read("vae/config.json")["block_out_channels"]) - 1)
+    tokens = read("tokenizer/tokenizer_config.json").get("model_max_length", 77)
+    if family == "pixart":
+        tokens = min(tokens, 120)  # T5's tokenizer allows 512, PixArt was trained with 120
+    shipped = read("scheduler/scheduler_config.json").get("_class_name")
+    offered = FAMILIES[family].solvers
+    solver = next((name for name in offered if SOLVERS[name].__name__ == shipped), offered[0])
+    size = denoiser["sample_size"] * factor
+    return Spec(
+        name, str(folder), None, family, size, denoiser, SETTINGS[family],
+        solver=solver, vae_factor=factor, text_tokens=tokens,
+    )  # fmt: skip
 
 
 def fingerprint(spec: Spec) -> str:
-    """What the weights are: the pinned commit, or 12 hex digits of a folder's configs and safetensors."""
+    """What the weights are: the pinned commit(s), or 12 hex digits of a folder's configs and safetensors."""
     if spec.revision:
-        return spec.revision
+        return spec.revision if spec.vae is None else f"{spec.revision}+{spec.vae[1]}"
     digest = sha256()
     for file in sorted(Path(spec.source).rglob("*")):
-        if file.suffix in (".json", ".safetensors", ".txt"):
+        if file.suffix in (".json", ".safetensors", ".txt", ".model"):
             with open(file, "rb") as opened:
                 digest.update(file.name.encode() + file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:12]
@@ -133,35 +250,40 @@ def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None
         device: a torch device; the GPU if there is one.
         dtype: float16 on a GPU, float32 on a CPU.
 
-    Raises: ValueError if `where` is none of these, or the checkpoint is not what its row or id promises.
+    Raises: ValueError if `where` is none of these, or the checkpoint is not what its row promises.
     """
     spec = resolve(where)
+    rules = FAMILIES[spec.family]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
-    pipe = StableDiffusionPipeline.from_pretrained(
-        spec.source,
-        revision=spec.revision,
-        dtype=dtype,
-        use_safetensors=True,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    options = {"dtype": dtype, "use_safetensors": True}
+    parts = dict(rules.options)
+    if spec.vae:
+        parts["vae"] = AutoencoderKL.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
+    pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **parts)
     check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     return Backbone(spec, pipe.to(device))
 
 
-def check(spec: Spec, pipe: StableDiffusionPipeline) -> None:
+# Of a denoiser's config: what its cost depends on.
+_SIZES = (
+    "in_channels", "out_channels", "block_out_channels", "down_block_types", "mid_block_type", "layers_per_block",
+    "cross_attention_dim", "attention_head_dim", "transformer_layers_per_block", "time_cond_proj_dim",
+    "projection_class_embeddings_input_dim", "num_layers", "num_attention_heads", "caption_channels", "patch_size",
+)  # fmt: skip
+
+
+def check(spec: Spec, pipe) -> None:
     """Raise ValueError if `pipe` is not what `spec` says: costs are computed from the spec alone."""
+    rules = FAMILIES[spec.family]
     with torch.device("meta"):
-        expected = UNet2DConditionModel.from_config(spec.denoiser).config
-    sizes = ("in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim")
-    pairs = {key: (expected[key], pipe.unet.config[key]) for key in (*sizes, "attention_head_dim")}
+        expected = rules.model.from_config(spec.denoiser).config
+    found = getattr(pipe, rules.denoiser).config
+    pairs = {key: (expected[key], found.get(key)) for key in _SIZES if key in expected}
     pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
-    pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
-    if "@" in spec.name:  # a named row may run a checkpoint at another size than its config's, as the paper does
-        pairs["size"] = spec.size, pipe.unet.config["sample_size"] * pipe.vae_scale_factor
+    if spec.family != "pixart":  # its pipeline pads to the length it is told
+        pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
     alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
     wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
     if wrong:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from postdiff import backbones
 from postdiff.methods import METHODS
-from postdiff.plan import MODES, Plan, strip
+from postdiff.plan import MODES, SIZE_CONDITIONS, Plan, strip
 
 # Flag -> the method's argument; a method takes those that its signature has.
-SETTINGS = ("steps", "beta", "s", "k", "m", "mode", "branch")
+SETTINGS = ("steps", "beta", "s", "k", "m", "mode", "branch", "size_condition")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    # Defaults: the paper's settings for the backbone (postdiff models).
     add("--steps", type=int, help="T, denoising steps")
     add("--beta", type=float, help="scale of the low resolution")
     add("--s", type=float, help="share of the steps at low resolution")
@@ -63,6 +64,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--m", type=_step_or_share, help="guidance ends at this step (20), or share of the steps (0.75)")
     add("--mode", choices=MODES, help="which cross-attention is cached")
     add("--branch", type=int, help="DeepCache's skip branch")
+    add("--size-condition", choices=SIZE_CONDITIONS, help="the size that SDXL and PixArt are told at low resolution")
     add("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
 
 
@@ -71,16 +73,18 @@ def _step_or_share(text: str) -> int | float:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    """The method with what was given, else the paper's settings for this backbone, else the method's defaults."""
     if args.method not in METHODS:
         raise ValueError(f"unknown method {args.method!r}: expected one of {', '.join(METHODS)}")
     method = METHODS[args.method]
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     accepted = inspect.signature(method).parameters
-    extra = [f"--{name}" for name in given if name not in accepted]
+    extra = [_flag(name) for name in given if name not in accepted]
     if extra:
-        takes = ", ".join(f"--{name}" for name in accepted)
+        takes = ", ".join(_flag(name) for name in accepted)
         raise ValueError(f"{args.method} does not take {', '.join(extra)}; it takes {takes}")
-    plan = method(**given)
+    settings = {name: value for name, value in backbones.resolve(args.backbone).settings.items() if name in accepted}
+    plan = method(**{**settings, **given})
     if args.plan_picture:
         from postdiff.picture import draw_plan
 
@@ -88,20 +92,27 @@ def _plan(args: argparse.Namespace) -> Plan:
     return plan
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _generate(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
+    from postdiff.families import adapt
     from postdiff.sampling import sample, settle
 
     for flag in ("n", "batch_size"):
         if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be 1 or more, got {getattr(args, flag)}")
+            raise ValueError(f"{_flag(flag)} must be 1 or more, got {getattr(args, flag)}")
     plan = _plan(args)
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(len(prompts))]
     # A typo is told before any weights are read.
-    settle(backbones.resolve(args.backbone), args.guidance, args.solver, args.size)
+    spec = backbones.resolve(args.backbone)
+    settle(spec, args.guidance, args.solver, args.size)
+    plan = adapt(plan, spec.family)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load(args.backbone)
     batches = ceil(len(prompts) / args.batch_size)
@@ -155,7 +166,8 @@ def _models(args: argparse.Namespace) -> None:
     for name in backbones.NAMES:
         spec = backbones.resolve(name)
         where = f"{spec.source}@{spec.revision[:8]}" if spec.revision else "in this package"
-        print(f"{name:<15}{spec.size:>5} px  w={spec.guidance}  {spec.solver:<6}{where}")
+        settings = " ".join(f"{key}={value:g}" for key, value in spec.settings.items())
+        print(f"{name:<14}{spec.size:>5} px  w={spec.guidance}  {spec.solver:<6}{settings:<34} {where}")
 
 
 if __name__ == "__main__":

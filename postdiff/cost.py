@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from postdiff import caching
 from postdiff.backbones import Spec
+from postdiff.families import FAMILIES, adapt
 from postdiff.plan import Plan, StepPlan
 from postdiff.resolution import latent_size
 
@@ -28,8 +28,9 @@ LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
 class StepCost:
     """One step, both halves of guidance where it has them.
 
-    macs_printed: macs_paper as the paper's Tables 1 and 2 were printed: on a step that reuses both the deep part and
-        the cross-attention, they subtract the cross-attention of the whole net, though only a part of it would run.
+    macs_printed: macs_paper as the paper's Table 1 (SD1.5) was printed: on a step that reuses both the deep part and
+        the cross-attention, it subtracts the cross-attention of the whole net, though only a part of it would run.
+        (SDXL's row of Table 2 is `macs_paper`: its shallow pass has no cross-attention.)
     layers: macs_paper by layer type.
     """
 
@@ -67,18 +68,19 @@ class _Pass:
 def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
     """Price `plan` on the denoiser of `spec` for one image of `size` pixels (the backbone's own by default).
 
-    Raises: ValueError if the denoiser lacks the plan's branch, or `size` is no size of its images.
+    Raises: ValueError if the family cannot run the plan, or `size` is no size of its images.
     """
     return costs([plan], spec, size)[0]
 
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
     """Price many plans: the denoiser is traced once a resolution, and what a step skips is taken off."""
+    plans = [adapt(plan, spec.family) for plan in plans]
     with torch.device("meta"):
-        denoiser = UNet2DConditionModel.from_config(spec.denoiser).eval()
+        denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
     full = spec.latents(spec.size if size is None else size)
     scales = {step.scale for plan in plans for step in plan.steps}
-    passes = {scale: _trace(denoiser, latent_size(full, scale), spec.text_tokens) for scale in scales}
+    passes = {scale: _trace(denoiser, latent_size(full, scale, spec.patch), spec) for scale in scales}
     attention = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
     priced = []
     for plan in plans:
@@ -116,12 +118,15 @@ def layer_of(name: str) -> str:
     return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
 
 
-def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], text_tokens: int) -> _Pass:
-    x = torch.empty(1, denoiser.config.in_channels, *latents, device="meta")
-    text = torch.empty(1, text_tokens, denoiser.config.cross_attention_dim, device="meta")
+def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec) -> _Pass:
+    rules, config = FAMILIES[spec.family], denoiser.config
+    x = torch.empty(1, config.in_channels, *latents, device="meta")
+    shapes = rules.text_shapes(config, spec.text_tokens)
+    text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
+    inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), count_macs(denoiser) as macs, counter:
-        denoiser(x, torch.empty((), device="meta"), encoder_hidden_states=text, return_dict=False)
+        denoiser(x, return_dict=False, **inputs)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})

@@ -6,9 +6,10 @@ s          share of the steps at low resolution, in [0, 1); round(s*T) steps
 k          DeepCache's interval: every k-th step runs the whole U-Net; 1 is off
 m          guidance is on for steps i < m; a step (int) or a share of T (float); m = T is off
 mode       which guidance the cached cross-attention holds: ave, cond, uncond, cfg
+size_condition  the size that SDXL and PixArt are told at low resolution: target (of the finished image) or current
 """
 
-from postdiff.plan import Action, Mode, Plan, StepPlan
+from postdiff.plan import Action, Mode, Plan, SizeCondition, StepPlan
 
 
 def dense(steps: int = 20) -> Plan:
@@ -26,9 +27,11 @@ def cfg_drop(steps: int = 20, m: int | float = 0.75) -> Plan:
     return _compose("cfg_drop", steps, m=_gate(m, steps))
 
 
-def mixed_resolution(steps: int = 20, beta: float = 0.5, s: float = 0.5) -> Plan:
+def mixed_resolution(
+    steps: int = 20, beta: float = 0.5, s: float = 0.5, size_condition: SizeCondition = "target"
+) -> Plan:
     """The first round(s*T) steps at scale beta, the rest at full resolution (sec. 2.2)."""
-    return _compose("mixed_resolution", steps, beta=beta, s=s)
+    return _compose("mixed_resolution", steps, beta=beta, s=s, size_condition=size_condition)
 
 
 def deepcache(steps: int = 20, k: int = 2, branch: int = 1) -> Plan:
@@ -49,11 +52,16 @@ def postdiff(
     m: int | float = 0.75,
     mode: Mode = "cond",
     branch: int = 1,
+    size_condition: SizeCondition = "target",
 ) -> Plan:
-    """The whole method: mixed resolution, DeepCache, cached cross-attention, guidance dropped late (sec. 2.5)."""
+    """The whole method: mixed resolution, DeepCache, cached cross-attention, guidance dropped late (sec. 2.5).
+
+    The defaults are the paper's for SD1.5; `backbone.spec.settings` holds those of each backbone.
+    """
     return _compose(
-        "postdiff", steps, beta=beta, s=s, k=k, m=_gate(m, steps), mode=mode, branch=branch, cache_attention=True
-    )
+        "postdiff", steps, beta, s, k, _gate(m, steps), mode, branch, cache_attention=True,
+        size_condition=size_condition,
+    )  # fmt: skip
 
 
 METHODS = {
@@ -71,6 +79,7 @@ def _compose(
     mode: Mode = "cond",
     branch: int = 1,
     cache_attention: bool = False,
+    size_condition: SizeCondition = "target",
 ) -> Plan:
     _check_steps(steps)
     if not 0 < beta <= 1:
@@ -106,7 +115,7 @@ def _compose(
         return "store" if i < gate else "reuse"
 
     plan = [StepPlan(beta if i < low else 1.0, i < gate, deep(i), attention(i)) for i in range(steps)]
-    return Plan(name, tuple(plan), branch, mode)
+    return Plan(name, tuple(plan), branch, mode, size_condition)
 
 
 def _check_steps(steps: int) -> None:

@@ -13,8 +13,10 @@ from typing import Literal
 
 Action = Literal["compute", "store", "reuse"]
 Mode = Literal["ave", "cond", "uncond", "cfg"]
+SizeCondition = Literal["target", "current"]
 ACTIONS: tuple[Action, ...] = ("compute", "store", "reuse")
 MODES: tuple[Mode, ...] = ("ave", "cond", "uncond", "cfg")
+SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,23 @@ class Plan:
     branch: skip connections 0..branch are run on a step that reuses the deep part (0 is the outermost).
     mode: which guidance the stored cross-attention holds (paper, sec. 2.5): the mean of both halves, the
         conditional, the unconditional, or their guided combination.
+    size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
+        that of the finished image, or that of its own latents.
     """
 
     name: str
     steps: tuple[StepPlan, ...]
     branch: int = 1
     mode: Mode = "cond"
+    size_condition: SizeCondition = "target"
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("a plan has at least 1 step, got 0")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.size_condition not in SIZE_CONDITIONS:
+            raise ValueError(f"size_condition must be one of {', '.join(SIZE_CONDITIONS)}, got {self.size_condition!r}")
         if self.branch < 0:
             raise ValueError(f"branch must be 0 or more, got {self.branch}")
         for i, step in enumerate(self.steps):
@@ -102,6 +109,8 @@ class Plan:
             del value["branch"]
         if all(step.cross_attention == "compute" for step in self.steps):
             del value["mode"]
+        if self.size_condition == "target" or not self.switches:
+            del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -35,7 +35,7 @@ def renoise(x0: torch.Tensor, noise: torch.Tensor, alpha: float, sigma: float) -
     return alpha * x0 + sigma * noise
 
 
-def latent_size(full: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(h, w) of the latents at `scale`, rounded to whole cells, at least one."""
-    h, w = (max(1, int(side * scale + 0.5)) for side in full)
+def latent_size(full: tuple[int, int], scale: float, patch: int = 1) -> tuple[int, int]:
+    """(h, w) of the latents at `scale`, rounded to whole patches of `patch` cells a side, at least one."""
+    h, w = (patch * max(1, int(side * scale / patch + 0.5)) for side in full)
     return h, w

@@ -15,6 +15,7 @@ import torch
 
 from postdiff import caching, resolution, solvers
 from postdiff.backbones import Backbone, Spec
+from postdiff.families import FAMILIES, Text, adapt
 from postdiff.plan import Plan
 
 VERSION = 1  # counts changes of this package that change pixels
@@ -26,7 +27,7 @@ class State:
 
     latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
     solver: Any  # a diffusers scheduler
-    text: torch.Tensor  # [2B, L, D] unconditional half first, or [B, L, D]
+    text: Text  # 2B rows, unconditional half first, or B rows
     seeds: tuple[int, ...]
     index: int = 0
     cache: caching.Cache = field(default_factory=caching.Cache)
@@ -52,7 +53,7 @@ def sample(
     Args:
         prompts, seeds: as many of one as of the other; an image depends on its own pair.
         guidance: w of classifier-free guidance; the backbone's own by default.
-        solver: ddim, dpm, euler or unipc; the backbone's own by default.
+        solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
         size: side of the images in pixels; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
@@ -68,6 +69,7 @@ def sample(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     guidance, solver, size = settle(backbone.spec, guidance, solver, size)
+    plan = adapt(plan, backbone.spec.family)
     batch_size = batch_size or len(prompts)
     images = []
     for start in range(0, len(prompts), batch_size):
@@ -86,8 +88,9 @@ def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | N
     size = spec.size if size is None else size
     if guidance < 1:
         raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
-    if solver not in solvers.SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(solvers.SOLVERS)}, got {solver!r}")
+    offered = FAMILIES[spec.family].solvers
+    if solver not in offered:
+        raise ValueError(f"solver must be one of {', '.join(offered)} for {spec.name}, got {solver!r}")
     spec.latents(size)
     return guidance, solver, size
 
@@ -97,17 +100,14 @@ def begin(
     backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], plan: Plan, solver: str | None, size: int
 ) -> State:
     """Encode the prompts, draw the initial noise, set the solver's timesteps."""
-    pipe, device = backbone.pipe, backbone.device
-    scheduler = solvers.make_solver(solver or backbone.spec.solver, pipe.scheduler.config)
-    scheduler.set_timesteps(len(plan), device=device)
+    pipe, spec = backbone.pipe, backbone.spec
+    scheduler = solvers.make_solver(solver or spec.solver, pipe.scheduler.config)
+    scheduler.set_timesteps(len(plan), device=backbone.device)
     guided = any(step.guided for step in plan.steps)
-    cond, uncond = pipe.encode_prompt(list(prompts), device, 1, guided)
-    text = torch.cat([uncond, cond]) if guided else cond
-    full = backbone.spec.latents(size)
-    noise = draw(
-        seeds, "initial", backbone.denoiser.config.in_channels, resolution.latent_size(full, plan.steps[0].scale)
-    )
-    latents = noise.to(device, text.dtype) * scheduler.init_noise_sigma
+    text = FAMILIES[spec.family].encode(pipe, prompts, guided, spec.text_tokens)
+    grid = resolution.latent_size(spec.latents(size), plan.steps[0].scale, spec.patch)
+    noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, grid)
+    latents = noise.to(backbone.device, text["text"].dtype) * scheduler.init_noise_sigma
     return State(latents, scheduler, text, tuple(seeds))
 
 
@@ -121,55 +121,66 @@ def denoise(
     on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent."""
-    full = backbone.spec.latents(size)
     with caching.attach(backbone.denoiser, plan) as replay:
         while state.index < len(plan):
-            output = _evaluate(backbone, state, plan, guidance, replay)
-            _advance(backbone, state, plan, output, full)
+            output = _evaluate(backbone, state, plan, guidance, size, replay)
+            _advance(backbone, state, plan, output, size)
             if on_step:
                 on_step(state.index)
     return state.latents
 
 
-def _evaluate(backbone: Backbone, state: State, plan: Plan, guidance: float, replay: caching.Replay) -> torch.Tensor:
+def _evaluate(
+    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
+) -> torch.Tensor:
     """One pass of the denoiser, guided or not."""
-    step, t = plan.steps[state.index], state.solver.timesteps[state.index]
-    batch = len(state.latents)
-    replay.begin(step, tuple(state.latents.shape[2:]), state.cache, guidance)
+    step, t, spec = plan.steps[state.index], state.solver.timesteps[state.index], backbone.spec
+    batch, (h, w) = len(state.latents), state.latents.shape[2:]
+    replay.begin(step, (h, w), state.cache, guidance)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
-    text = state.text if step.guided else state.text[-batch:]  # the conditional half comes last
-    output = backbone.denoiser(state.solver.scale_model_input(x, t), t, encoder_hidden_states=text, return_dict=False)[
-        0
-    ]
+    # Unguided, everything is the conditional half's, which comes last: pooled text and mask too.
+    text = state.text if step.guided else {name: rows[-batch:] for name, rows in state.text.items()}
+    told = (size, size) if plan.size_condition == "target" else (h * spec.vae_factor, w * spec.vae_factor)
+    inputs = FAMILIES[spec.family].inputs(text, t, told, guidance, backbone.denoiser.config)
+    output = backbone.denoiser(state.solver.scale_model_input(x, t), return_dict=False, **inputs)[0]
+    if output.shape[1] == 2 * x.shape[1]:  # a model that learned its variance predicts it beside the noise
+        output = output.chunk(2, dim=1)[0]
     if step.guided:
         uncond, cond = output.chunk(2)
         output = uncond + guidance * (cond - uncond)
     return output
 
 
-def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, full: tuple[int, int]) -> None:
+def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, size: int) -> None:
     """One step of the solver, or the switch to the next step's resolution."""
-    i, solver = state.index, state.solver
+    i, solver, spec = state.index, state.solver, backbone.spec
+    before = state.latents
+    generators = [_generator(seed, f"solver-{i}") for seed in state.seeds]
+    state.latents, x0 = solvers.step(solver, output, i, before, generators)
     if i + 1 in plan.switches:
-        x0 = resolution.predict_x0(
-            output, state.latents, *solvers.noise_level(solver, i), solver.config.prediction_type
-        )
-        size = resolution.latent_size(full, plan.steps[i + 1].scale)
-        noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], size).to(x0.device)
+        if x0 is None:
+            level = solvers.noise_level(solver, i)
+            x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type)
+        grid = resolution.latent_size(spec.latents(size), plan.steps[i + 1].scale, spec.patch)
+        noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], grid).to(x0.device)
         level = solvers.noise_level(solver, i + 1)
-        state.latents = resolution.renoise(resolution.upsample(x0, size), noise, *level).to(output.dtype)
+        state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
         solvers.restart(solver, len(plan), i + 1, backbone.device)
-    else:
-        state.latents = solver.step(output, solver.timesteps[i], state.latents, return_dict=False)[0]
     state.index += 1
 
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
-    vae = backbone.pipe.vae
+    pipe, vae = backbone.pipe, backbone.pipe.vae
+    upcast = FAMILIES[backbone.spec.family].upcast_vae and vae.dtype == torch.float16 and vae.config.force_upcast
+    if upcast:  # SDXL's own autoencoder overflows in fp16
+        pipe.upcast_vae()
+        latents = latents.to(next(vae.post_quant_conv.parameters()).dtype)
     image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-    pixels = backbone.pipe.image_processor.postprocess(image, output_type="np")
+    if upcast:
+        vae.to(dtype=torch.float16)
+    pixels = pipe.image_processor.postprocess(image, output_type="np")
     return (pixels * 255).round().astype(np.uint8)
 
 

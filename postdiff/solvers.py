@@ -1,15 +1,22 @@
-"""The ODE solvers offered, as diffusers schedulers, and what the sampler must know about them."""
+"""The solvers offered, as diffusers schedulers, and what the sampler must know about them."""
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 
 SOLVERS = {
     "ddim": DDIMScheduler,
     "dpm": DPMSolverMultistepScheduler,  # DPM-Solver++ (2M)
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
+    "lcm": LCMScheduler,  # for consistency models alone: predicts the clean latents, and adds fresh noise at every step
 }
-
+ODE = ("ddim", "dpm", "euler", "unipc")
 
 # What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
 # is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
@@ -36,6 +43,7 @@ PINNED: dict[str, dict] = {
         "final_sigmas_type": "zero",
         "thresholding": False,
     },
+    "lcm": {"clip_sample": False, "thresholding": False},
 }
 
 
@@ -46,7 +54,7 @@ def make_solver(name: str, config: dict):
 
 def noise_level(solver, i: int) -> tuple[float, float]:
     """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
-    if isinstance(solver, DDIMScheduler):
+    if isinstance(solver, (DDIMScheduler, LCMScheduler)):
         variance = 1 - float(solver.alphas_cumprod[solver.timesteps[i]])
         return (1 - variance) ** 0.5, variance**0.5
     sigma = float(solver.sigmas[i])
@@ -54,6 +62,18 @@ def noise_level(solver, i: int) -> tuple[float, float]:
         return 1.0, sigma
     alpha = 1 / (1 + sigma**2) ** 0.5
     return alpha, sigma * alpha
+
+
+def step(
+    solver, output: torch.Tensor, i: int, x: torch.Tensor, generators: list[torch.Generator]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
+
+    A consistency model's solver draws noise: one CPU generator an image.
+    """
+    if isinstance(solver, LCMScheduler):
+        return solver.step(output, solver.timesteps[i], x, generator=generators, return_dict=False)
+    return solver.step(output, solver.timesteps[i], x, return_dict=False)[0], None
 
 
 def restart(solver, steps: int, at: int, device: torch.device) -> None:
