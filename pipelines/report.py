@@ -78,7 +78,7 @@ def html(
 <title>{escape(title)}</title><style>{CSS}</style>
 <h1>{escape(title)}</h1>
 <p class="answer">{escape(answer)}</p>
-<p>{escape(tables.more_steps(rows))}</p>
+<p>{escape("" if tables.more_steps(rows) in answer else tables.more_steps(rows))}</p>
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.

@@ -179,6 +179,8 @@ def answer(rows: Sequence[Row], model: str) -> str:
             f"{worse} clearly worse)"
         )
     if not parts:
+        if all(row.method == "dense" for row in rows):  # that alone was asked
+            return f"{model}: {more_steps(rows)}"
         return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
     n = rows[0].clip.n
     return f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals that hold together, n = {n}."

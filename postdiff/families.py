@@ -40,10 +40,10 @@ class Family:
     no_deep: why deep features cannot be cached, or "".
     """
 
-    pipeline: type
+    pipeline: Any
     options: dict[str, Any]  # of from_pretrained
     denoiser: str
-    model: type
+    model: Any
     encode: Callable[..., Text]
     inputs: Callable[..., dict[str, Any]]
     text_shapes: Callable[[dict, int], dict[str, tuple[int, ...]]]
