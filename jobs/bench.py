@@ -119,7 +119,8 @@ def speedup(pairs: int, size: int = 256, steps: int = 8, batch: int = 4) -> dict
 def _denoise(backbone: postdiff.Backbone, plan: Plan, batch: int) -> float:
     """Seconds to denoise `batch` images."""
     spec = backbone.spec
-    state = sampling.begin(backbone, [""] * batch, list(range(batch)), plan, None, spec.size)
+    text = torch.randn(1, spec.text_tokens, spec.denoiser["cross_attention_dim"]).expand(2 * batch, -1, -1)
+    state = sampling.begin(backbone, {"text": text}, list(range(batch)), plan, None, spec.size)
     began = time.perf_counter()
     sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
     return time.perf_counter() - began
@@ -130,11 +131,9 @@ def random_pipe(spec) -> SimpleNamespace:
     from diffusers import PNDMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
-    text = torch.randn(1, spec.text_tokens, spec.denoiser["cross_attention_dim"])
     return SimpleNamespace(
         unet=UNet2DConditionModel.from_config(spec.denoiser).eval(),
         device=torch.device("cpu"),
-        encode_prompt=lambda prompts, *args: (text.expand(len(prompts), -1, -1),) * 2,
         scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
     )
 

@@ -21,15 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import features, generate, plots, prompts, report, scores, tables, tracking, workers
+from pipelines import embeddings, features, generate, grids, plots, prompts, report, scores, tables, tracking, workers
 from pipelines.generate import Configuration
 from pipelines.store import Store
 from pipelines.workers import Resources
-from postdiff import costs, encoders, methods
+from postdiff import costs, encoders
 from postdiff.backbones import HUB, resolve
 from postdiff.families import adapt
 from postdiff.metrics import Interval
-from postdiff.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -43,54 +42,11 @@ class Point:
     flops: int
 
 
-def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
-    """(method, settings, plan): fewer steps against mixed resolution (s) and caching (k, m) at the backbone's own T.
-
-    settings: the paper's for the backbone. With its T = 20, fewer steps are T in {8..20}; with LCM's 8, {2..8}.
-
-    `full` is the paper's kind of grid, `laptop` a half of it, `small` what tests can afford; `steps` asks only whether
-    more steps help, and so can afford more prompts.
-    """
-    total, beta, k, own = settings["steps"], settings["beta"], settings["k"], (settings["s"], settings["m"])
-    first, stride = (8, 4) if total == 20 else (total // 4, total // 4)
-    shares = {  # s of mixed resolution; m of caching as a share of the steps; (s, m) of PostDiff
-        "steps": ((), (), ()),
-        "small": ((0.3,), (0.75,), ((0.3, own[1]),)),
-        "laptop": ((0.1, 0.3, 0.5), (0.5, 0.75), ((0.1, own[1]), (0.3, own[1]), (0.5, own[1]), own)),
-        "full": (
-            (0.1, 0.2, 0.3, 0.4, 0.5),
-            (0.25, 0.5, 0.75),
-            ((0.1, own[1]), (0.2, own[1]), (0.3, own[1]), (0.5, own[1]), (0.2, 0.5), own),
-        ),
-    }
-    fewer = {"steps": (first, total), "full": range(first, total + 1, stride // 2)}
-    scales, ends, whole = shares[name]
-    intervals = {"laptop": (2,), "full": (2, 3)}.get(name, ()) if k > 1 else ()
-    attention = {"small": (), "steps": ()}.get(name, (0.75,)) if k > 1 else ends  # k = 1: caching is this alone
-
-    def label(s: float | None = None, interval: int = 1, m: float | None = None) -> str:
-        parts = [s is not None and f"s={s}", interval > 1 and f"k={interval}", m and f"m={round(m * total)}"]
-        return " ".join(part for part in parts if part)
-
-    def cached(s: float, m: float) -> Plan:
-        return methods.postdiff(total, beta, s, k, m)
-
-    return [
-        *[("dense", "", methods.dense(t)) for t in fewer.get(name, range(first, total + 1, stride))],
-        *[("mixed_resolution", label(s), methods.mixed_resolution(total, beta, s)) for s in scales],
-        *([("no_cfg", "", methods.no_cfg(total))] if name == "full" else []),
-        *[("cross_attention_cache", label(m=m), methods.cross_attention_cache(total, m)) for m in attention],
-        *[("deepcache", label(interval=n), methods.deepcache(total, n)) for n in intervals],
-        *[("caching", label(None, k, m), replace(cached(0.0, m), name="caching")) for m in ends if k > 1],
-        *[("postdiff", label(s, k, m), cached(s, m)) for s, m in whole],
-    ]
-
-
 def plan_sweep(args: argparse.Namespace) -> list[Point]:
     """The grid as configurations with their costs; two names of one computation become one."""
     points: dict[str, Point] = {}
     spec = resolve(args.backbone)
-    entries = grid(args.grid, spec.settings)
+    entries = grids.grid(args.grid, spec.settings)
     prices = costs([plan for _, _, plan in entries], spec)
     first = generate.configure(
         args.backbone, entries[0][2], args.guidance, args.solver, args.batch_size, args.dtype
@@ -147,6 +103,8 @@ def sweep(args: argparse.Namespace) -> None:
             "them, --gpus-per-worker 0 runs it on CPUs (with --dtype float32)"
         )
 
+    texts = generate.text_units(points[0].configuration, shards)  # the grid shares backbone and batch size
+    run_units(texts, partial(embeddings.Encoder, store), store, resources, "text")
     units = [u for p in points for u in generate.units(p.configuration, shards, p.flops / 1e9)]
     run_units(units, partial(generate.Generator, store), store, resources, "images")
     units = features.prompt_units(args.clip, shards)
@@ -158,10 +116,11 @@ def sweep(args: argparse.Namespace) -> None:
         units += features.image_units(encoder, names)
     run_units(units, partial(features.Extractor, store), store, resources, "features")
     where = features.folder
-    texts = where(args.clip, "prompts")
+    captions = where(args.clip, "prompts")
     name = where(args.fid, features.reference_name(reference)) if reference else None
     tasks = [
-        scores.Task(store, id, where(args.clip, id), texts, where(args.fid, id) if name else None, name) for id in ids
+        scores.Task(store, id, where(args.clip, id), captions, where(args.fid, id) if name else None, name)
+        for id in ids
     ]
     results = list(workers.map_tasks(scores.score, tasks))
     write_report(args, store, points, results, listed, reference, time.time() - began)
@@ -283,7 +242,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--grid", choices=["steps", "small", "laptop", "full"], help="(default: laptop for Shapes, full else)")
+    add("--grid", choices=list(grids.NAMES), help="(default: laptop for Shapes, full else)")
     add("--shard", type=int, default=32, help="prompts a unit of work")
     add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
     add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")

@@ -7,20 +7,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 
-import torch
-
 import postdiff
+from pipelines import embeddings, records
 from pipelines import prompts as prompting
-from pipelines import records
-from pipelines.records import Prompt
+from pipelines.records import DTYPES, Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
 from postdiff.backbones import fingerprint, resolve
 from postdiff.families import adapt
 from postdiff.plan import Plan
 from postdiff.sampling import VERSION, settle
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from postdiff.text import Embeddings
 
 
 @dataclass(frozen=True)
@@ -70,28 +67,32 @@ def configure(
 
 @dataclass(frozen=True)
 class Task:
+    """text: the name of the prompts' embeddings in the store."""
+
     name: str
     configuration: Configuration
     prompts: tuple[Prompt, ...]
+    text: str
 
 
 def units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]], cost_per_image: float) -> list[Unit]:
     """One unit a shard. `cost_per_image` orders the units and feeds the progress bar."""
-    folder = f"images/{configuration.id}"
-    named = [(shard_name(folder, i, len(shards)), shard) for i, shard in enumerate(shards)]
-    return [
-        Unit(
-            name,
-            f"{configuration.backbone} {configuration.dtype}",
-            cost_per_image * len(shard),
-            Task(name, configuration, shard),
-        )
-        for name, shard in named
+    of, n, folder = configuration, len(shards), f"images/{configuration.id}"
+    tasks = [
+        Task(shard_name(folder, i, n), of, shard, embeddings.name(of.weights, of.dtype, of.batch_size, i, n))
+        for i, shard in enumerate(shards)
     ]
+    return [Unit(t.name, f"{of.backbone} {of.dtype}", cost_per_image * len(t.prompts), t) for t in tasks]
+
+
+def text_units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
+    """The embeddings that `units` of this configuration, and of all that share its backbone and batch size, read."""
+    of = configuration
+    return embeddings.units(of.backbone, of.weights, of.dtype, of.batch_size, shards)
 
 
 class Generator:
-    """A worker's handler: keeps one backbone loaded, commits one file a task."""
+    """A worker's handler: keeps one backbone loaded, without its text encoder; commits one file a task."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -102,12 +103,19 @@ class Generator:
         wanted = configuration.backbone, configuration.dtype
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = None  # free the old one first
-            self.loaded = wanted, postdiff.load(configuration.backbone, dtype=DTYPES[configuration.dtype])
-        self.store.put(task.name, generate(self.loaded[1], configuration, task.prompts))
+            dtype = DTYPES[configuration.dtype]
+            self.loaded = wanted, postdiff.load(configuration.backbone, dtype=dtype, parts="denoiser")
+        text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
+        self.store.put(task.name, generate(self.loaded[1], configuration, task.prompts, text))
 
 
-def generate(backbone: postdiff.Backbone, configuration: Configuration, prompts: Sequence[Prompt]) -> bytes:
-    """The images of `prompts` as a Parquet file (records.IMAGES)."""
+def generate(
+    backbone: postdiff.Backbone,
+    configuration: Configuration,
+    prompts: Sequence[Prompt],
+    text: Embeddings | None = None,
+) -> bytes:
+    """The images of `prompts` as a Parquet file (records.IMAGES). Without `text` the prompts are encoded here."""
     seeds = [prompting.seed(prompt) for prompt in prompts]
     images, seconds = [], []
     for start in range(0, len(prompts), configuration.batch_size):
@@ -122,6 +130,7 @@ def generate(backbone: postdiff.Backbone, configuration: Configuration, prompts:
             solver=configuration.solver,
             size=configuration.size,
             batch_size=configuration.batch_size,
+            embeddings=text and text.rows(batch),
         )
         images += [records.encode_image(image) for image in made]
         seconds += [(time.perf_counter() - began) / len(made)] * len(made)

@@ -1,14 +1,17 @@
-"""The pictures of a sweep: the only file that imports matplotlib."""
+"""The pictures: the only file that imports matplotlib."""
 
 import io
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from pipelines.tables import FAMILIES, Metric, Row, front
+from postdiff.analysis import Profile
+from postdiff.plan import Plan
 
 STYLE = dict(zip(FAMILIES, (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D")), strict=True))
 AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
@@ -45,6 +48,51 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
+    return figure
+
+
+def profile_plot(profile: Profile, title: str) -> plt.Figure:
+    """Fig. 7: (a) relative L1 distance between consecutive steps by block, (b) L2 distance by type of layer."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(profile.blocks)))
+    for (name, values), colour in zip(profile.blocks.items(), colours, strict=True):
+        left.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, lw=1.2, color=colour, label=name)
+    for name, values in profile.layers.items():
+        right.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, lw=1.5, label=name)
+    left.set(title="(a) blocks", ylabel="relative L1 distance to the step before")
+    right.set(title="(b) types of layers", ylabel="L2 distance to the step before (RMS)")
+    for axes in (left, right):
+        axes.set(xlabel="step", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=7, ncols=2)
+    right.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{title}, n = {profile.n}", fontsize=10)
+    return figure
+
+
+def trajectory_plot(rows: Sequence[tuple[str, Plan, Sequence[np.ndarray], Sequence[float]]], title: str) -> plt.Figure:
+    """Fig. 3: what each step predicts, a row a plan: (label, plan, image a step, CLIP score a step).
+
+    Frames are green at low resolution and orange at full.
+    """
+    columns = max(len(plan) for _, plan, _, _ in rows)
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(0.72 * columns + 1, 0.9 * len(rows) + 0.6), squeeze=False, layout="constrained"
+    )
+    for line, (label, plan, images, scores) in zip(grid, rows, strict=True):
+        for axes in line[len(plan) :]:
+            axes.axis("off")
+        for i, (axes, step, image, score) in enumerate(zip(line, plan.steps, images, scores, strict=False)):
+            axes.imshow(image)
+            axes.set_title(f"{score:.1f}", size=7, pad=2)
+            axes.set(xticks=[], yticks=[], xlabel=f"{i}" if line is grid[-1] else "")
+            axes.xaxis.label.set_size(7)
+            for spine in axes.spines.values():
+                spine.set(color="#ff7f0e" if step.scale == 1 else "#2ca02c", linewidth=2)
+        line[0].set_ylabel(label, size=8)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 

@@ -2,13 +2,16 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,20 @@ IMAGES = pa.schema(
     ],
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
+TEXT = pa.schema(
+    [
+        ("prompt_id", pa.string()),  # "" for the empty prompt
+        ("half", pa.string()),  # cond, uncond
+        ("tensor", pa.string()),  # text, pooled, mask
+        ("dtype", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("data", pa.binary()),
+    ]
+)
 FEATURES = pa.schema([("prompt_id", pa.string()), ("feature", pa.list_(pa.float32()))])
 
 
-def to_parquet(schema: pa.Schema, columns: dict[str, Sequence]) -> bytes:
+def to_parquet(schema: pa.Schema, columns: Mapping[str, Sequence]) -> bytes:
     """Columns as the bytes of a Parquet file. Small row groups: one image can be read without the others."""
     table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
     sink = pa.BufferOutputStream()

@@ -10,5 +10,6 @@ from postdiff.backbones import Backbone, load
 from postdiff.cost import cost, costs
 from postdiff.plan import Plan, StepPlan
 from postdiff.sampling import sample
+from postdiff.text import encode
 
-__all__ = ["Backbone", "Plan", "StepPlan", "cost", "costs", "load", "methods", "sample"]
+__all__ = ["Backbone", "Plan", "StepPlan", "cost", "costs", "encode", "load", "methods", "sample"]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -243,12 +243,19 @@ def fingerprint(spec: Spec) -> str:
     return digest.hexdigest()[:12]
 
 
-def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+def load(
+    where: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    parts: Literal["all", "text", "denoiser"] = "all",
+) -> Backbone:
     """Load a backbone by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
 
     Args:
         device: a torch device; the GPU if there is one.
         dtype: float16 on a GPU, float32 on a CPU.
+        parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
+            `sample` with `embeddings`): the two need never be in memory together.
 
     Raises: ValueError if `where` is none of these, or the checkpoint is not what its row promises.
     """
@@ -257,11 +264,14 @@ def load(where: str | Path, device: str | None = None, dtype: torch.dtype | None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
     options = {"dtype": dtype, "use_safetensors": True}
-    parts = dict(rules.options)
-    if spec.vae:
-        parts["vae"] = AutoencoderKL.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
-    pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **parts)
-    check(spec, pipe)
+    components = dict(rules.options)
+    if spec.vae and parts != "text":
+        components["vae"] = AutoencoderKL.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
+    left_out = {"all": (), "text": (rules.denoiser, "vae"), "denoiser": rules.text_parts}[parts]
+    components |= dict.fromkeys(left_out)
+    pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **components)
+    if parts != "text":
+        check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     return Backbone(spec, pipe.to(device))
 
@@ -282,7 +292,7 @@ def check(spec: Spec, pipe) -> None:
     found = getattr(pipe, rules.denoiser).config
     pairs = {key: (expected[key], found.get(key)) for key in _SIZES if key in expected}
     pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
-    if spec.family != "pixart":  # its pipeline pads to the length it is told
+    if pipe.tokenizer and spec.family != "pixart":  # its pipeline pads to the length it is told
         pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
     alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
     wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]

@@ -35,6 +35,7 @@ class Family:
     denoiser: the pipeline's attribute; model: its class.
     encode: (pipe, prompts, guided, text_tokens) -> Text, as the pipeline itself encodes.
     inputs: (Text, t, (height, width) in pixels, w, config) -> what the denoiser takes beside the latents.
+    text_parts: the pipeline's components that encode prompts.
     text_shapes: (config, text_tokens) -> the shape of each tensor of Text for one row, for costs without weights.
     guided: classifier-free guidance runs two halves.
     no_deep: why deep features cannot be cached, or "".
@@ -47,6 +48,7 @@ class Family:
     encode: Callable[..., Text]
     inputs: Callable[..., dict[str, Any]]
     text_shapes: Callable[[dict, int], dict[str, tuple[int, ...]]]
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     solvers: tuple[str, ...] = ODE
     guided: bool = True
     no_deep: str = ""
@@ -158,6 +160,7 @@ FAMILIES = {
         _encode_sdxl,
         _inputs_sdxl,
         _shapes_sdxl,
+        text_parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         upcast_vae=True,
     ),
     "pixart": Family(

@@ -17,6 +17,7 @@ from postdiff import caching, resolution, solvers
 from postdiff.backbones import Backbone, Spec
 from postdiff.families import FAMILIES, Text, adapt
 from postdiff.plan import Plan
+from postdiff.text import Embeddings, encode
 
 VERSION = 1  # counts changes of this package that change pixels
 
@@ -46,6 +47,7 @@ def sample(
     solver: str | None = None,
     size: int | None = None,
     batch_size: int | None = None,
+    embeddings: Embeddings | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Generate one image a prompt.
@@ -57,6 +59,7 @@ def sample(
         size: side of the images in pixels; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
+        embeddings: of these prompts, made by `encode` for this batch size; encoded here by default.
         on_step: called with the number of finished steps of the current batch.
 
     Returns: uint8 [N, H, W, 3] RGB.
@@ -71,11 +74,16 @@ def sample(
     guidance, solver, size = settle(backbone.spec, guidance, solver, size)
     plan = adapt(plan, backbone.spec.family)
     batch_size = batch_size or len(prompts)
+    embeddings = embeddings or encode(backbone, prompts, batch_size)
+    if len(embeddings) != len(prompts):
+        raise ValueError(f"expected one row of embeddings a prompt ({len(prompts)}), got {len(embeddings)}")
+    guided = any(step.guided for step in plan.steps)
     images = []
     for start in range(0, len(prompts), batch_size):
-        chunk = list(zip(prompts, seeds, strict=True))[start : start + batch_size]
+        chunk = list(seeds[start : start + batch_size])
         padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
-        state = begin(backbone, [p for p, _ in padded], [s for _, s in padded], plan, solver, size)
+        text = embeddings.batch(start, batch_size, guided)
+        state = begin(backbone, text, padded, plan, solver, size)
         latents = denoise(backbone, state, plan, guidance, size, on_step)
         images.append(decode(backbone, latents)[: len(chunk)])
     return np.concatenate(images)
@@ -96,15 +104,12 @@ def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | N
 
 
 @torch.no_grad()
-def begin(
-    backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], plan: Plan, solver: str | None, size: int
-) -> State:
-    """Encode the prompts, draw the initial noise, set the solver's timesteps."""
-    pipe, spec = backbone.pipe, backbone.spec
-    scheduler = solvers.make_solver(solver or spec.solver, pipe.scheduler.config)
+def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
+    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if any step is guided."""
+    spec = backbone.spec
+    scheduler = solvers.make_solver(solver or spec.solver, backbone.pipe.scheduler.config)
     scheduler.set_timesteps(len(plan), device=backbone.device)
-    guided = any(step.guided for step in plan.steps)
-    text = FAMILIES[spec.family].encode(pipe, prompts, guided, spec.text_tokens)
+    text = {name: rows.to(backbone.device) for name, rows in text.items()}
     grid = resolution.latent_size(spec.latents(size), plan.steps[0].scale, spec.patch)
     noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, grid)
     latents = noise.to(backbone.device, text["text"].dtype) * scheduler.init_noise_sigma
@@ -119,12 +124,16 @@ def denoise(
     guidance: float,
     size: int,
     on_step: Callable[[int], None] | None = None,
+    on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent."""
+    """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent.
+
+    on_x0: called with the clean latents that each step predicts.
+    """
     with caching.attach(backbone.denoiser, plan) as replay:
         while state.index < len(plan):
             output = _evaluate(backbone, state, plan, guidance, size, replay)
-            _advance(backbone, state, plan, output, size)
+            _advance(backbone, state, plan, output, size, on_x0)
             if on_step:
                 on_step(state.index)
     return state.latents
@@ -151,16 +160,17 @@ def _evaluate(
     return output
 
 
-def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, size: int) -> None:
+def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, size: int, on_x0) -> None:
     """One step of the solver, or the switch to the next step's resolution."""
     i, solver, spec = state.index, state.solver, backbone.spec
     before = state.latents
     generators = [_generator(seed, f"solver-{i}") for seed in state.seeds]
-    state.latents, x0 = solvers.step(solver, output, i, before, generators)
+    state.latents, clean = solvers.step(solver, output, i, before, generators)
+    level = solvers.noise_level(solver, i)
+    x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean
+    if on_x0:
+        on_x0(x0)
     if i + 1 in plan.switches:
-        if x0 is None:
-            level = solvers.noise_level(solver, i)
-            x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type)
         grid = resolution.latent_size(spec.latents(size), plan.steps[i + 1].scale, spec.patch)
         noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], grid).to(x0.device)
         level = solvers.noise_level(solver, i + 1)

@@ -95,7 +95,7 @@ def test_models_and_methods_are_listed(capsys):
         ("generate cat --n 0", "--n must be 1 or more, got 0"),
         ("generate cat --batch-size 0", "--batch-size must be 1 or more, got 0"),
         ("generate cat --guidance 0.5", "guidance must be 1 or more, got 0.5"),
-        ("generate cat --solver rk45", "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+        ("generate cat --solver rk45", "solver must be one of ddim, dpm, euler, unipc for mini-sd, got 'rk45'"),
         ("generate cat --size 65", "size must be a positive multiple of 4 pixels, got 65"),
         ("generate cat --out /proc/nowhere", "/proc/nowhere"),
     ],

@@ -149,12 +149,12 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
         return ((x - alphas[timestep].sqrt() * clean) / (1 - alphas[timestep]).sqrt(),)
 
     know.config = backbone.denoiser.config
-    pipe = SimpleNamespace(**{**vars(backbone.pipe), "unet": know, "encode_prompt": backbone.pipe.encode_prompt})
-    pipe.device, pipe.scheduler = torch.device("cpu"), backbone.pipe.scheduler
+    pipe = SimpleNamespace(unet=know, device=torch.device("cpu"), scheduler=backbone.pipe.scheduler)
     knowing = postdiff.Backbone(backbone.spec, pipe)
+    text = postdiff.encode(backbone, PROMPTS[:2], 2).batch(0, 2, guided=False)
     for s in (0.0, 0.25, 0.5, 0.75):
         plan = families.adapt(methods.mixed_resolution(8, s=s), "lcm")
-        state = sampling.begin(knowing, PROMPTS[:2], [1, 2], plan, "lcm", 64)
+        state = sampling.begin(knowing, text, [1, 2], plan, "lcm", 64)
         torch.testing.assert_close(sampling.denoise(knowing, state, plan, 7.5, 64), x0, atol=2e-4, rtol=0)
 
 
@@ -180,10 +180,11 @@ def test_the_size_condition_acts_at_low_resolution_only(backbones, kind):
 def test_padding_is_masked_in_pixart(backbones):
     """What stands at masked positions does not change a byte."""
     backbone, plan = backbones("pixart"), methods.dense(2)
-    states = [sampling.begin(backbone, PROMPTS, SEEDS, plan, None, 64) for _ in "ab"]
+    text = postdiff.encode(backbone, PROMPTS, 3).batch(0, 3, guided=True)
+    states = [sampling.begin(backbone, text, SEEDS, plan, None, 64) for _ in "ab"]
     hidden = states[1].text["mask"] == 0
     assert hidden.any()
-    states[1].text["text"][hidden] = 7.0
+    states[1].text["text"] = torch.where(hidden[..., None], 7.0, text["text"])
     clean, filled = (sampling.denoise(backbone, state, plan, 3.0, 64) for state in states)
     assert torch.equal(clean, filled)
 

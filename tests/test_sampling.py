@@ -134,16 +134,14 @@ def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     config = backbone.pipe.scheduler.config
     oracle = Oracle(upsample(low, (16, 16)), solvers.make_solver("ddim", config).alphas_cumprod)
     oracle.low = low
-    text = torch.zeros(2, 1, 1)
     pipe = SimpleNamespace(
         unet=oracle,
         device=torch.device("cpu"),
         scheduler=SimpleNamespace(config=config),
-        encode_prompt=lambda *args: (text, text),
     )
     knowing = postdiff.Backbone(backbone.spec, pipe)
     plan = methods.mixed_resolution(20, beta=beta, s=s)
-    state = sampling.begin(knowing, ["", ""], [1, 2], plan, solver, 64)
+    state = sampling.begin(knowing, {"text": torch.zeros(4, 1, 1)}, [1, 2], plan, solver, 64)
     latents = sampling.denoise(knowing, state, plan, 7.5, 64)
     torch.testing.assert_close(latents, oracle.x0, atol=2e-4, rtol=0)
     for switch in plan.switches:  # re-noised to the level of the next timestep: the noise in it is the noise drawn
@@ -173,7 +171,8 @@ def test_across_batch_shapes_pixels_agree_within_a_bound(backbone):
 
 def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     plan = methods.postdiff(8, s=0.25, m=6)
-    state = sampling.begin(backbone, PROMPTS, SEEDS, plan, None, 64)
+    text = postdiff.encode(backbone, PROMPTS, 3).batch(0, 3, guided=True)
+    state = sampling.begin(backbone, text, SEEDS, plan, None, 64)
     copies = []
 
     def copy_in_the_middle(i):

@@ -150,7 +150,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
         (("--limit", "0"), "must be 1 or more, got 0"),
         (("--shard", "0"), "prompts a shard must be 1 or more, got 0"),
-        (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
+        (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc for mini-sd, got 'pndm'"),
         (("--guidance", "0.5"), "guidance must be 1 or more, got 0.5"),
         (("--batch-size", "0"), "batch size must be 1 or more, got 0"),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
