@@ -283,7 +283,7 @@ def pixart(vae, text: T5EncoderModel, denoiser: PixArtTransformer2DModel, pieces
 
 
 def second_text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    return text_encoder(words, XL_WIDTHS[1], kind=CLIPTextModelWithProjection)
+    return text_encoder(words, XL_WIDTHS[1], layers=3, kind=CLIPTextModelWithProjection)
 
 
 def save(pipe, folder: Path) -> None:
