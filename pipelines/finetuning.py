@@ -1,0 +1,160 @@
+"""Fine-tuning a U-Net for mixed resolution (App. F): the timesteps of the low-resolution phase see small images."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+import postdiff
+from pipelines.pairs import Pairs
+from postdiff.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults: the paper's (App. F). `batch` images a step in all, `micro_batch` at a time on each process.
+
+    beta, s: of the plan that is fine-tuned for. An image is seen at scale beta with probability s, at a timestep of the
+    first s of the schedule (the noisiest); else at full size, at a timestep of the rest.
+    """
+
+    beta: float = 0.5
+    s: float = 0.5
+    steps: int = 15_000
+    batch: int = 128
+    micro_batch: int = 16
+    lr: float = 1e-5
+    warm_up: int = 500
+    ema: float = 0.9999
+    drop: float = 0.1  # share of captions that are left empty, for guidance
+    mixed_precision: str = "no"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta <= 1 or not 0 <= self.s < 1:
+            raise ValueError(f"beta must be in (0, 1] and s in [0, 1), got {self.beta} and {self.s}")
+        if min(self.steps, self.batch, self.micro_batch) < 1 or self.batch % self.micro_batch:
+            raise ValueError(f"batch must be a multiple of micro_batch, got {self.batch} and {self.micro_batch}")
+
+
+def finetune(
+    backbone: postdiff.Backbone,
+    pairs: Pairs,
+    settings: Settings,
+    work: Path,
+    checkpoint_every: int = 500,
+    on_step: Callable[[int, float], None] | None = None,
+) -> torch.nn.Module:
+    """Train the denoiser of `backbone`, and return it with the averaged (EMA) weights.
+
+    Checkpoints go to `work`/checkpoint.pt; a run goes on from it, and ends with the same weights: what a step sees
+    depends on the seed, its number and the process alone.
+
+    Raises: ValueError if the checkpoint is of other settings or the family is not SD's.
+    """
+    if backbone.spec.family != "sd":
+        raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {backbone.spec.family}")
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    per_process = settings.batch // (settings.micro_batch * accelerator.num_processes)
+    if per_process * settings.micro_batch * accelerator.num_processes != settings.batch:
+        raise ValueError(f"batch {settings.batch} must divide among {accelerator.num_processes} processes")
+    pipe = backbone.pipe.to(accelerator.device)
+    pipe.vae.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    model = pipe.unet.float().train().requires_grad_(True)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
+    start = _resume(work / "checkpoint.pt", model, average, optimizer, settings)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+    for step in range(start, settings.steps):
+        total = 0.0
+        for micro in range(per_process):
+            last = micro + 1 == per_process
+            order = (step * per_process + micro) * accelerator.num_processes + accelerator.process_index
+            with accelerator.accumulate(wrapped) if last else accelerator.no_sync(wrapped):
+                loss = _loss(backbone, wrapped, pairs, schedule, settings, order)
+                accelerator.backward(loss / per_process)
+            total += float(loss.detach()) / per_process
+        accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, (step + 1) / settings.warm_up)
+        optimizer.step()
+        optimizer.zero_grad()
+        _average(average, model, min(settings.ema, (1 + step) / (10 + step)))
+        if on_step:
+            on_step(step + 1, total)
+        if accelerator.is_main_process and ((step + 1) % checkpoint_every == 0 or step + 1 == settings.steps):
+            _save(work / "checkpoint.pt", model, average, optimizer, settings, step + 1)
+    model.load_state_dict(average)
+    return model.eval().requires_grad_(False)
+
+
+def draw_low(settings: Settings, order: int) -> bool:
+    """Is micro-batch `order` of the low-resolution phase? Stratified: in any run of them a share s is."""
+    return int((order + 1) * settings.s) > int(order * settings.s)
+
+
+def timesteps(settings: Settings, low: bool, n: int, total: int, generator: torch.Generator) -> torch.Tensor:
+    """[n] of the phase: the noisiest round(s * total) timesteps at low resolution, the others at full."""
+    border = total - round(settings.s * total)
+    first, end = (border, total) if low else (0, border)
+    return torch.randint(first, end, (n,), generator=generator)
+
+
+def _loss(backbone, model, pairs: Pairs, schedule, settings: Settings, order: int) -> torch.Tensor:
+    pipe, device, n = backbone.pipe, backbone.device, settings.micro_batch
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + order)
+    low = draw_low(settings, order)
+    pixels = round(backbone.spec.size * (settings.beta if low else 1))
+    images, captions = pairs.batch(order, n, pixels, settings.seed)
+    dropped = torch.rand(n, generator=generator) < settings.drop
+    texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device, pipe.vae.dtype) / 127.5 - 1
+    with torch.no_grad():
+        posterior = pipe.vae.encode(x).latent_dist
+        sampled = torch.randn(posterior.mean.shape, generator=generator).to(x)
+        clean = ((posterior.mean + posterior.std * sampled) * pipe.vae.config.scaling_factor).float()
+        words = FAMILIES["sd"].encode(pipe, texts, False, backbone.spec.text_tokens)["text"].float()
+    t = timesteps(settings, low, n, schedule.config.num_train_timesteps, generator).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    noisy = schedule.add_noise(clean, noise, t)
+    kind = schedule.config.prediction_type
+    wanted = noise if kind == "epsilon" else schedule.get_velocity(clean, noise, t) if kind != "sample" else clean
+    out = model(noisy, t, words, return_dict=False)[0]
+    return F.mse_loss(out.float(), wanted)
+
+
+@torch.no_grad()
+def _average(average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float) -> None:
+    for name, value in model.state_dict().items():
+        average[name].lerp_(value, 1 - decay) if value.is_floating_point() else average[name].copy_(value)
+
+
+def _save(file: Path, model, average, optimizer, settings: Settings, step: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "ema": average, "optimizer": optimizer.state_dict(), "step": step}
+    torch.save({**state, "settings": asdict(settings), "time": time.time()}, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def _resume(file: Path, model, average, optimizer, settings: Settings) -> int:
+    if not file.exists():
+        return 0
+    saved = torch.load(file, weights_only=True, map_location="cpu")
+    if saved["settings"] != asdict(settings):
+        differ = {
+            k: (saved["settings"].get(k), v) for k, v in asdict(settings).items() if saved["settings"].get(k) != v
+        }
+        raise ValueError(f"{file} is of other settings (there, here): {differ}; use another folder")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    for name, value in saved["ema"].items():
+        average[name].copy_(value)
+    return saved["step"]

@@ -1,0 +1,140 @@
+"""Pairs of image and caption to train on: Shapes, a local folder, or a parquet of URLs such as LAION-Art's."""
+
+import io
+import json
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipelines import shapes
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_BYTES = 50 * 2**20  # of a download
+TIMEOUT = 10  # seconds
+TRIES = 50  # pairs in a row that cannot be read before it is called an error
+
+
+@dataclass
+class Pairs:
+    """`len` pairs; `read(i)` gives (RGB image, caption) or raises. What cannot be read is skipped and counted."""
+
+    read: Callable[[int], tuple[Image.Image, str]]
+    n: int
+    skipped: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batch(self, step: int, size: int, pixels: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+        """The batch of `step`: uint8 [size, pixels, pixels, 3] and captions. A function of (seed, step) alone.
+
+        Each epoch is shuffled anew. A pair that cannot be read is replaced by the next one that can.
+
+        Raises: OSError if 50 in a row cannot be read.
+        """
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda k: self._load(step * size + k, pixels, seed), range(size)))
+        return np.stack([image for image, _ in found]), [caption for _, caption in found]
+
+    def _load(self, position: int, pixels: int, seed: int) -> tuple[np.ndarray, str]:
+        error: Exception | None = None
+        for attempt in range(TRIES):
+            epoch, place = divmod(position + attempt, self.n)
+            i = int(_order(seed, epoch, self.n)[place])
+            try:
+                image, caption = self.read(i)
+                return fit(image, pixels), caption
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as failed:  # what Pillow raises
+                self.skipped.add(i)
+                error = failed
+        raise OSError(f"{TRIES} pairs in a row could not be read; the last: {error}")
+
+
+@lru_cache(maxsize=3)  # an epoch's end and the next one's beginning
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def fit(image: Image.Image, pixels: int) -> np.ndarray:
+    """uint8 [pixels, pixels, 3]: the middle square, resized with antialiasing."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.convert("RGB").resize((pixels, pixels), Image.Resampling.LANCZOS, box=box))
+
+
+def open_pairs(where: str, n: int | None = None) -> Pairs:
+    """`shapes`, a folder of images with captions (x.jpg beside x.txt, or metadata.jsonl), or a parquet (URL, TEXT).
+
+    n: use the first n only; 40,000 of Shapes by default.
+
+    Raises: ValueError if there is nothing to train on there.
+    """
+    if where == "shapes":
+        return Pairs(_read_shapes, n or 40_000)
+    path = Path(where)
+    if path.suffix == ".parquet" and path.is_file():
+        return _table(path, n)
+    if path.is_dir():
+        return _folder(path, n)
+    raise ValueError(f"training pairs must be 'shapes', a folder of images, or a parquet of URLs, got {where!r}")
+
+
+def _read_shapes(i: int) -> tuple[Image.Image, str]:
+    scene = shapes.scene("train", i)
+    return Image.fromarray(shapes.render(scene)), scene.caption
+
+
+def _folder(path: Path, n: int | None) -> Pairs:
+    listed = path / "metadata.jsonl"
+    if listed.is_file():
+        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        captions = {path / row["file_name"]: row["text"] for row in rows}
+    else:
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        captions = {
+            f: f.with_suffix(".txt").read_text("utf-8").strip() for f in files if f.with_suffix(".txt").exists()
+        }
+    pairs = list(captions.items())[:n]
+    if not pairs:
+        raise ValueError(f"{str(path)!r} holds no image with a caption (x.jpg beside x.txt, or metadata.jsonl)")
+    return Pairs(lambda i: (_opened(Image.open(pairs[i][0])), pairs[i][1]), len(pairs))
+
+
+def _table(path: Path, n: int | None) -> Pairs:
+    names = pq.read_schema(path).names
+    url = next((name for name in ("URL", "url") if name in names), None)
+    text = next((name for name in ("TEXT", "text", "caption") if name in names), None)
+    if url is None or text is None:
+        raise ValueError(f"{str(path)!r} needs columns URL and TEXT; it has {', '.join(names)}")
+    table = pq.read_table(path, columns=[url, text]).slice(0, n)
+    if not len(table):
+        raise ValueError(f"{str(path)!r} holds no rows")
+    urls, texts = table[url], table[text]
+    return Pairs(lambda i: (fetch(urls[i].as_py()), str(texts[i].as_py() or "")), len(table))
+
+
+def fetch(url: str) -> Image.Image:
+    """The image at an http(s) address. Raises ValueError or OSError if there is none, or it is over 50 MB."""
+    if not str(url).startswith(("http://", "https://")):
+        raise ValueError(f"expected an http(s) address, got {url!r}")
+    request = urllib.request.Request(url, headers={"User-Agent": "postdiff"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        data = answer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{url} is over {MAX_BYTES} bytes")
+    return _opened(Image.open(io.BytesIO(data)))
+
+
+def _opened(image: Image.Image) -> Image.Image:
+    if min(image.size) < 16:
+        raise ValueError(f"too small to train on: {image.size}")
+    image.load()
+    return image

@@ -1,0 +1,135 @@
+"""Fine-tuning sees what the plan will show the model, and a kill changes nothing."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import postdiff
+from pipelines import finetuning, pairs
+from pipelines.finetuning import Settings, draw_low, timesteps
+
+QUICK = Settings(steps=4, batch=4, micro_batch=2, lr=1e-3, warm_up=1)
+
+
+def test_low_resolution_sees_the_noisiest_timesteps_and_full_resolution_the_rest():
+    settings = Settings(s=0.2)
+    generator = torch.Generator().manual_seed(0)
+    low = timesteps(settings, True, 5000, 1000, generator)
+    full = timesteps(settings, False, 5000, 1000, generator)
+    assert (low.min(), low.max()) == (800, 999)
+    assert (full.min(), full.max()) == (0, 799)
+    assert sum(draw_low(settings, order) for order in range(1000)) == 200
+    assert not any(draw_low(Settings(s=0.0), order) for order in range(100))
+
+
+def test_it_trains_and_a_killed_run_ends_with_the_same_weights(tmp_path):
+    def run(work, stop=None):
+        class Killed(Exception):
+            pass
+
+        def on_step(step, loss):
+            if step == stop:
+                raise Killed
+
+        backbone = postdiff.load("mini-sd", device="cpu")
+        try:
+            return finetuning.finetune(backbone, pairs.open_pairs("shapes", 40), QUICK, work, 1, on_step)
+        except Killed:
+            return None
+
+    before = postdiff.load("mini-sd", device="cpu").denoiser.state_dict()
+    whole = run(tmp_path / "whole").state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in whole.items())
+    assert run(tmp_path / "cut", stop=3) is None
+    resumed = run(tmp_path / "cut").state_dict()
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+
+
+def test_what_a_micro_batch_sees_is_of_the_right_size(monkeypatch):
+    backbone, seen = postdiff.load("mini-sd", device="cpu"), []
+    monkeypatch.setattr(
+        finetuning, "timesteps", lambda *args: seen.append(("low", args[1])) or torch.zeros(args[2], dtype=torch.long)
+    )
+    handle = backbone.pipe.vae.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+    schedule = finetuning.DDPMScheduler.from_config(backbone.pipe.scheduler.config)
+    found = pairs.open_pairs("shapes", 8)
+    for order in range(2):
+        finetuning._loss(backbone, backbone.denoiser, found, schedule, QUICK, order)
+    handle.remove()
+    assert seen == [64, ("low", False), 32, ("low", True)]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    backbone = postdiff.load("mini-sd", device="cpu")
+    data = pairs.open_pairs("shapes", 8)
+    finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2), tmp_path)
+    with pytest.raises(ValueError, match=r"other settings.*'lr': \(1e-05, 0.1\)"):
+        finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2, lr=0.1), tmp_path)
+
+
+def test_a_folder_of_pairs_skips_and_counts_what_is_corrupt(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (40 + i, 30), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"red {i}\n")
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    Image.new("RGB", (40, 30)).save(tmp_path / "no caption.png")
+    found = pairs.open_pairs(str(tmp_path))
+    assert len(found) == 4
+    images, captions = found.batch(0, 4, 16)
+    assert images.shape == (4, 16, 16, 3)
+    assert len(found.skipped) == 1
+    assert "red 1" not in captions
+    again = pairs.open_pairs(str(tmp_path)).batch(0, 4, 16)
+    np.testing.assert_array_equal(images, again[0])
+    assert captions == again[1]
+
+
+def test_metadata_jsonl_and_epochs(tmp_path):
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "a.jpg")
+    Image.new("RGB", (20, 20), (0, 0, 255)).save(tmp_path / "b.jpg")
+    rows = [{"file_name": "a.jpg", "text": "red"}, {"file_name": "b.jpg", "text": "blue"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    found = pairs.open_pairs(str(tmp_path))
+    epochs = [found.batch(step, 2, 8, seed=3)[1] for step in range(8)]
+    assert all(sorted(epoch) == ["blue", "red"] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 2  # shuffled anew
+
+
+def test_a_parquet_of_urls_is_read_and_dead_ones_are_skipped(tmp_path, monkeypatch):
+    table = pa.table({"URL": [f"https://x/{i}.jpg" for i in range(6)], "TEXT": [f"caption {i}" for i in range(6)]})
+    pq.write_table(table, tmp_path / "art.parquet")
+
+    def fetch(url):
+        if url.endswith(("1.jpg", "4.jpg")):
+            raise OSError("404")
+        return Image.new("RGB", (32, 32), (9, 9, 9))
+
+    monkeypatch.setattr(pairs, "fetch", fetch)
+    found = pairs.open_pairs(str(tmp_path / "art.parquet"))
+    _, captions = found.batch(0, 6, 8)
+    assert found.skipped == {1, 4}
+    assert not {"caption 1", "caption 4"} & set(captions)
+
+
+def test_bad_data_is_told(tmp_path):
+    pq.write_table(pa.table({"picture": [1]}), tmp_path / "bad.parquet")
+    for where, message in (
+        (tmp_path / "nowhere", "must be 'shapes', a folder of images, or a parquet"),
+        (tmp_path, "holds no image with a caption"),
+        (tmp_path / "bad.parquet", "needs columns URL and TEXT; it has picture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pairs.open_pairs(str(where))
+    with pytest.raises(ValueError, match=r"expected an http\(s\) address, got 'file:///etc/passwd'"):
+        pairs.fetch("file:///etc/passwd")
+    (tmp_path / "x.png").write_bytes(b"")
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(OSError, match="50 pairs in a row could not be read"):
+        pairs.open_pairs(str(tmp_path)).batch(0, 1, 8)
+    with pytest.raises(ValueError, match="batch must be a multiple of micro_batch"):
+        Settings(batch=10, micro_batch=4)
