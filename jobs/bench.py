@@ -45,7 +45,7 @@ def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
     for pair in range(pairs):
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
-            units = generate.units(configuration, shards, 1.0)
+            units = generate.units([configuration], shards, [1.0])
             began = time.perf_counter()
             failed = workers.run(units, partial(generate.Generator, store), store.has, Resources(processes))
             ray_seconds.append(time.perf_counter() - began)
@@ -145,7 +145,7 @@ def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: 
     shards = prompts.shard([Prompt(str(i), f"caption {i}") for i in range(prompts_each)], per_shard)
     base = generate.configure("mini-sd", methods.postdiff())
     grid = [replace(base, guidance=1 + i / 1000) for i in range(configurations)]
-    units = [unit for configuration in grid for unit in generate.units(configuration, shards, 1.0)]
+    units = generate.units(grid, shards, [1.0] * configurations)
     listed = {unit.name for unit in units[: len(units) // 2]}
     todo = [unit for unit in units if unit.name not in listed]
     seconds = time.perf_counter() - began

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import embeddings, features, generate, grids, plots, prompts, report, scores, tables, tracking, workers
+from pipelines import features, generate, grids, plots, prompts, report, scores, tables, tracking, workers
 from pipelines.generate import Configuration
 from pipelines.store import Store
 from pipelines.workers import Resources
@@ -103,9 +103,7 @@ def sweep(args: argparse.Namespace) -> None:
             "them, --gpus-per-worker 0 runs it on CPUs (with --dtype float32)"
         )
 
-    texts = generate.text_units(points[0].configuration, shards)  # the grid shares backbone and batch size
-    run_units(texts, partial(embeddings.Encoder, store), store, resources, "text")
-    units = [u for p in points for u in generate.units(p.configuration, shards, p.flops / 1e9)]
+    units = generate.units([p.configuration for p in points], shards, [p.flops / 1e9 for p in points])
     run_units(units, partial(generate.Generator, store), store, resources, "images")
     units = features.prompt_units(args.clip, shards)
     if reference:

@@ -10,8 +10,8 @@ import torch
 
 import postdiff
 from pipelines import records
-from pipelines.records import DTYPES, Prompt
-from pipelines.store import Store, shard_name
+from pipelines.records import Prompt
+from pipelines.store import shard_name
 from pipelines.workers import Unit
 from postdiff.families import Text
 from postdiff.text import Embeddings, encode
@@ -37,22 +37,13 @@ def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequ
         Task(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
         for i, shard in enumerate(shards)
     ]
-    return [Unit(task.name, f"text {backbone} {dtype}", len(task.prompts), task) for task in tasks]
+    return [Unit(task.name, f"text {backbone} {dtype}", 0.01 * len(task.prompts), task) for task in tasks]
 
 
-class Encoder:
-    """A worker's handler: keeps the text encoder loaded, without the denoiser; commits one file a task."""
-
-    def __init__(self, store: Store):
-        self.store = store
-        self.loaded: tuple[tuple[str, str], postdiff.Backbone] | None = None
-
-    def __call__(self, task: Task) -> None:
-        wanted = task.backbone, task.dtype
-        if self.loaded is None or self.loaded[0] != wanted:
-            self.loaded = wanted, postdiff.load(task.backbone, dtype=DTYPES[task.dtype], parts="text")
-        made = encode(self.loaded[1], [prompt.text for prompt in task.prompts], task.batch_size)
-        self.store.put(task.name, to_bytes(made, [prompt.id for prompt in task.prompts]))
+def make(backbone: postdiff.Backbone, task: Task) -> bytes:
+    """The embeddings of the task's prompts as a Parquet file (records.TEXT)."""
+    made = encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
+    return to_bytes(made, [prompt.id for prompt in task.prompts])
 
 
 def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:

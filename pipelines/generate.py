@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
+from typing import Literal
 
 import postdiff
 from pipelines import embeddings, records
@@ -75,38 +77,47 @@ class Task:
     text: str
 
 
-def units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]], cost_per_image: float) -> list[Unit]:
-    """One unit a shard. `cost_per_image` orders the units and feeds the progress bar."""
-    of, n, folder = configuration, len(shards), f"images/{configuration.id}"
-    tasks = [
-        Task(shard_name(folder, i, n), of, shard, embeddings.name(of.weights, of.dtype, of.batch_size, i, n))
-        for i, shard in enumerate(shards)
-    ]
-    return [Unit(t.name, f"{of.backbone} {of.dtype}", cost_per_image * len(t.prompts), t) for t in tasks]
+def units(
+    configurations: Sequence[Configuration], shards: Sequence[tuple[Prompt, ...]], costs_per_image: Sequence[float]
+) -> list[Unit]:
+    """One unit a configuration and shard, and before them one a shard for the embeddings that they share.
 
-
-def text_units(configuration: Configuration, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
-    """The embeddings that `units` of this configuration, and of all that share its backbone and batch size, read."""
-    of = configuration
-    return embeddings.units(of.backbone, of.weights, of.dtype, of.batch_size, shards)
+    costs_per_image: relative, one a configuration; they order the units and feed the progress bar.
+    """
+    n, found = len(shards), []
+    texts: dict[tuple, list[Unit]] = {}
+    for of, cost in zip(configurations, costs_per_image, strict=True):
+        key = of.backbone, of.weights, of.dtype, of.batch_size
+        if key not in texts:
+            texts[key] = embeddings.units(*key, shards)
+        for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
+            task = Task(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
+            found.append(Unit(task.name, f"{of.backbone} {of.dtype}", cost * len(shard), task, (text.name,)))
+    return [*chain.from_iterable(texts.values()), *found]
 
 
 class Generator:
-    """A worker's handler: keeps one backbone loaded, without its text encoder; commits one file a task."""
+    """A worker's handler: keeps a text encoder or a denoiser loaded, never both; commits one file a task."""
 
     def __init__(self, store: Store):
         self.store = store
-        self.loaded: tuple[tuple[str, str], postdiff.Backbone] | None = None
+        self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Task) -> None:
-        configuration = task.configuration
-        wanted = configuration.backbone, configuration.dtype
+    def __call__(self, task: Task | embeddings.Task) -> None:
+        if isinstance(task, embeddings.Task):
+            self.store.put(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
+            return
+        of = task.configuration
+        text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
+        backbone = self._load(of.backbone, of.dtype, "denoiser")
+        self.store.put(task.name, generate(backbone, of, task.prompts, text))
+
+    def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
+        wanted = backbone, dtype, parts
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = None  # free the old one first
-            dtype = DTYPES[configuration.dtype]
-            self.loaded = wanted, postdiff.load(configuration.backbone, dtype=dtype, parts="denoiser")
-        text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
-        self.store.put(task.name, generate(self.loaded[1], configuration, task.prompts, text))
+            self.loaded = wanted, postdiff.load(backbone, dtype=DTYPES[dtype], parts=parts)
+        return self.loaded[1]
 
 
 def generate(

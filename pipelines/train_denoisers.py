@@ -107,7 +107,7 @@ def train_unet(work: Path, steps: int = 5800) -> None:
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_tiny(work: Path, steps: int = 2000) -> None:
+def train_tiny(work: Path, steps: int = 1500) -> None:
     """mini-BK-SDM, as BK-SDM: what mini-SD shares with it is copied, then it learns the noise and mini-SD's output."""
     teacher, text = mini_sd(work)
     model = trainable(mini.unet_tiny())
@@ -143,7 +143,7 @@ def inherit(tiny: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
     return copied
 
 
-def train_lcm(work: Path, steps: int = 1000, max_guidance: float = 4.0, skip: int = 60) -> None:
+def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int = 60) -> None:
     """mini-LCM: latent consistency distillation of mini-SD (Luo et al. 2023, Alg. 1), guidance told to the model.
 
     The target is the model itself without gradient, one DDIM step of the guided teacher further: `skip` timesteps,

@@ -42,13 +42,14 @@ class Unit:
     """A piece of work that commits one file.
 
     name: that file; group: what a worker keeps loaded between units (a backbone); cost: relative, for the order and
-    the progress bar; task: what the handler is called with.
+    the progress bar; task: what the handler is called with; needs: names of units that must be done before.
     """
 
     name: str
     group: str
     cost: float
     task: object
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class _Run:
 
     workers: int
     queue: deque[Unit]
+    open: set[str]  # names of units in `queue` or `busy`
     starting: dict[Any, Any] = field(default_factory=dict)  # ray reference -> actor
     busy: dict[Any, tuple[Any, Unit, float]] = field(default_factory=dict)  # reference -> actor, its unit, since when
     idle: list[Any] = field(default_factory=list)
@@ -121,7 +123,7 @@ class _Run:
     errors: int = 0  # units that failed for the first time since one was done, by an exception or a hang
     deaths: int = 0  # the same, by the death of their worker
     in_vain: int = 0  # workers that did not start since one did
-    slowest: float = 0.0  # seconds a unit of cost
+    slowest: dict[str, float] = field(default_factory=dict)  # seconds a unit of cost, by group
 
 
 def run(
@@ -141,8 +143,10 @@ def run(
 
     Raises: WorkersError if workers cannot be started at all, or unit after unit fails.
     """
-    # By group, so that weights stay loaded; the longest first, so that none is left alone at the end.
-    state = _Run(resources.workers, deque(sorted(units, key=lambda u: (u.group, -u.cost, u.name))))
+    # What others need first; by group, so that weights stay loaded; the longest first, so that none is left alone at
+    # the end.
+    ordered = sorted(units, key=lambda u: (bool(u.needs), u.group, -u.cost, u.name))
+    state = _Run(resources.workers, deque(ordered), {unit.name for unit in units})
     actor_class = ray.remote(_Worker).options(
         num_cpus=resources.threads,  # Ray sets OMP_NUM_THREADS to it
         num_gpus=resources.gpus,
@@ -163,11 +167,15 @@ def run(
             for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
                 actor = actor_class.remote(make_handler)
                 state.starting[actor.ready.remote()] = actor
-            while state.idle and state.queue:
-                actor, unit = state.idle.pop(), state.queue.popleft()
+            while state.idle and (unit := _next(state)):
+                actor = state.idle.pop()
                 state.busy[actor.run.remote(unit.task)] = (actor, unit, time.monotonic())
-            while state.idle:  # nothing is left for it; kept, it could die unseen and be given a retry
+            while state.idle and not state.queue:  # nothing is left; kept, it could die unseen and be given a retry
                 ray.kill(state.idle.pop())
+            if not state.busy and not state.starting:
+                if state.queue:
+                    raise WorkersError(f"{state.queue[0].name} and others need each other", state.failed)
+                break  # all that was left needed what failed
             finished, _ = ray.wait([*state.busy, *state.starting], num_returns=1, timeout=5)
             for ref in dict.fromkeys([*finished, *_overdue(state)]):  # a unit may have finished late
                 if ref in state.starting:
@@ -186,11 +194,30 @@ def run(
     return state.failed
 
 
+def _next(state: _Run) -> Unit | None:
+    """Take the first unit of the queue whose needs are done. What needs a unit that was set aside is set aside too."""
+    i = 0
+    while i < len(state.queue):
+        unit = state.queue[i]
+        lost = next((name for name in unit.needs if name in state.failed), None)
+        if lost:
+            state.failed[unit.name] = f"needs {lost}, which failed"
+            state.open.discard(unit.name)
+            del state.queue[i]
+        elif state.open.intersection(unit.needs):
+            i += 1
+        else:
+            del state.queue[i]
+            return unit
+    return None
+
+
 def _overdue(state: _Run) -> list:
     """Units that take so much longer than any before that they must hang."""
     late = []
     for ref, (_, unit, since) in state.busy.items():
-        allowed = max(SHORTEST, OVERDUE * state.slowest * unit.cost) if state.slowest else LONGEST
+        pace = state.slowest.get(unit.group)
+        allowed = max(SHORTEST, OVERDUE * pace * unit.cost) if pace else LONGEST
         if time.monotonic() - since > allowed:
             late.append(ref)
     return late
@@ -219,7 +246,9 @@ def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
     try:
         ray.get(ref, timeout=0)
         state.idle.append(actor)
-        state.slowest = max(state.slowest, (time.monotonic() - since) / unit.cost)
+        pace = (time.monotonic() - since) / unit.cost
+        state.slowest[unit.group] = max(state.slowest.get(unit.group, 0.0), pace)
+        state.open.discard(unit.name)
         state.errors = state.deaths = 0
         return True
     except GetTimeoutError:
@@ -229,6 +258,7 @@ def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
     except RayError as error:
         with suppress(OSError):  # a store that does not answer: the unit is done again, to the same bytes
             if is_committed(unit.name):  # it died between its commit and its answer
+                state.open.discard(unit.name)
                 return True
         reason, died = f"worker died: {error}", True
     ray.kill(actor)
@@ -241,6 +271,7 @@ def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
         )
     if state.attempts[unit.name] >= ATTEMPTS:
         state.failed[unit.name] = reason
+        state.open.discard(unit.name)
     else:
         state.queue.append(unit)
     return False

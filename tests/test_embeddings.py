@@ -52,13 +52,12 @@ def test_a_denoiser_loads_without_its_text_encoder_and_the_other_way_round(backb
 def test_a_sweep_encodes_a_prompt_once_and_commits_the_bytes_of_encoding_it_every_time(backbone, tmp_path):
     store = Store(tmp_path)
     first, second = (generate.configure("mini-sd", plan, batch_size=2) for plan in (methods.dense(2), methods.dense(3)))
-    texts = generate.text_units(first, [LISTED])
-    assert [unit.name for unit in texts] == [unit.name for unit in generate.text_units(second, [LISTED])]
-    (text,) = texts
-    embeddings.Encoder(store)(text.task)
+    text, *images = generate.units([first, second], [LISTED], [1.0, 1.0])
+    assert [unit.needs for unit in images] == [(text.name,)] * 2
     generator = generate.Generator(store)
-    for configuration in (first, second):
-        (unit,) = generate.units(configuration, [LISTED], 1.0)
+    generator(text.task)
+    assert generator.loaded[1].pipe.unet is None
+    for configuration, unit in zip((first, second), images, strict=True):
         generator(unit.task)
         committed = store.table(unit.name, ["image"])["image"].to_pylist()
         fresh = generate.records.from_parquet(generate.generate(backbone, configuration, LISTED), ["image"])

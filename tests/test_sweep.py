@@ -46,7 +46,7 @@ def generate_all(root, shard_size, n_workers):
     store = Store(root)
     shards = prompts.shard(prompts.load_prompts("shapes", 24), shard_size)
     plans = [methods.dense(3), methods.postdiff(4, m=2)]
-    units = [u for p in plans for u in generate.units(generate.configure("mini-sd", p, batch_size=6), shards, 1.0)]
+    units = generate.units([generate.configure("mini-sd", p, batch_size=6) for p in plans], shards, [1.0] * len(plans))
     todo = [unit for unit in units if unit.name not in store.names()]
     make = partial(generate.Generator, store)
     assert workers.run(todo, make, store.has, Resources(n_workers)) == {}
@@ -196,7 +196,7 @@ def test_ten_kills_of_workers_leave_the_same_images(tmp_path):
     store = Store(tmp_path / "cut")
     shards = prompts.shard(prompts.load_prompts("shapes", 24), 2)
     plans = [methods.dense(3), methods.postdiff(4, m=2)]
-    units = [u for p in plans for u in generate.units(generate.configure("mini-sd", p, batch_size=6), shards, 1.0)]
+    units = generate.units([generate.configure("mini-sd", p, batch_size=6) for p in plans], shards, [1.0] * len(plans))
     alive, killed, stop, rng = [], [], threading.Event(), random.Random(1)
 
     def killer():

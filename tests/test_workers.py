@@ -170,6 +170,52 @@ def test_units_are_ordered_by_group_then_longest_first(tmp_path):
     assert order.read_text().split() == ["a2", "a1", "b3", "b1"]
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_unit_waits_for_what_it_needs(tmp_path):
+    """Two first units, one slow; what needs the quick one starts before the slow one ends."""
+    log = tmp_path / "log"
+
+    def make():
+        def handle(task):
+            name, seconds = task
+            time.sleep(seconds)
+            with open(log, "a") as file:
+                file.write(f"{name}\n")
+
+        return handle
+
+    units = [
+        Unit("slow", "a", 1, ("slow", 4)),
+        Unit("quick", "a", 1, ("quick", 0)),
+        Unit("of quick", "b", 9, ("of quick", 0), ("quick",)),
+        Unit("of both", "b", 5, ("of both", 0), ("quick", "slow")),
+        Unit("of what is there", "b", 1, ("of what is there", 0), ("committed before",)),
+    ]
+    assert workers.run(units, make, lambda name: False, Resources(2)) == {}
+    order = log.read_text().splitlines()
+    assert len(order) == 5
+    assert order.index("quick") < order.index("of quick") < order.index("slow") < order.index("of both")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_needs_a_failed_unit_is_set_aside_with_it(tmp_path):
+    units = [
+        Unit("out/000.bin", "a", 1, 0),
+        *[Unit(f"out/{i:03d}.bin", "b", 1, i, ("out/000.bin",)) for i in (1, 2)],
+        Unit("out/003.bin", "b", 1, 3),
+    ]
+    failed, stored = run(tmp_path, units, Resources(2), poison=(0,))
+    assert set(stored) == {"out/003.bin"}
+    assert "task 0 is poison" in failed["out/000.bin"]
+    assert failed["out/001.bin"] == failed["out/002.bin"] == "needs out/000.bin, which failed"
+
+
+def test_units_that_need_each_other_are_an_error(ray_session):
+    units = [Unit("a", "g", 1, 0, ("b",)), Unit("b", "g", 1, 1, ("a",))]
+    with pytest.raises(workers.WorkersError, match="need each other"):
+        workers.run(units, lambda: print, lambda name: False, Resources(1))
+
+
 def test_map_keeps_the_order():
     assert list(workers.map_tasks(lambda x: x * x, [3, 1, 2])) == [9, 1, 4]
 
