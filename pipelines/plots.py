@@ -53,7 +53,7 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
 
 def profile_plot(profile: Profile, title: str) -> plt.Figure:
     """Fig. 7: (a) relative L1 distance between consecutive steps by block, (b) L2 distance by type of layer."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(profile.blocks)))
     for (name, values), colour in zip(profile.blocks.items(), colours, strict=True):
         left.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, lw=1.2, color=colour, label=name)
@@ -66,8 +66,8 @@ def profile_plot(profile: Profile, title: str) -> plt.Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=7, ncols=2)
-    right.legend(frameon=False, fontsize=8)
+    for axes, columns in ((left, 3), (right, 2)):
+        axes.legend(frameon=False, fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.suptitle(f"{title}, n = {profile.n}", fontsize=10)
     return figure
 

@@ -164,6 +164,8 @@ HUB = {
 # Where a mini model's defaults are not those of its folder: found by measuring (NOTES.md).
 MINI_DEFAULTS: dict[str, dict] = {
     "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here; at 7.5 it is overdriven
+    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
+    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
 }
 NAMES = (*MINI_DEFAULTS, *HUB)
 

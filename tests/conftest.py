@@ -1,6 +1,7 @@
-"""Fixtures: the mini backbone, loaded once; Ray, started once."""
+"""Fixtures: the mini backbones, loaded once; Ray, started once."""
 
 import os
+from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import postdiff
+from pipelines import mini
+from postdiff.backbones import MINI
 
 torch.set_num_threads(1)
 PROMPTS = [
@@ -23,6 +26,45 @@ SEEDS = [11, 12, 13]
 @pytest.fixture(scope="session")
 def backbone():
     return postdiff.load("mini-sd", device="cpu")
+
+
+# The other mini models, by what they stand for.
+FAMILIES = {"lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart", "tiny": "mini-bk-sdm"}
+
+
+def random_pipeline(kind):
+    """The architecture of a mini model that is not trained yet: an equality of bits needs no training."""
+    words, pieces, vae = mini.tokenizer(), mini.t5_tokenizer(), mini.autoencoder()
+    if kind == "sdxl":
+        texts = mini.text_encoder(words, layers=3), mini.second_text_encoder(words)
+        return mini.stable_diffusion_xl(vae, texts, mini.unet_xl(), words)
+    if kind == "pixart":
+        return mini.pixart(vae, mini.t5_encoder(pieces), mini.transformer(), pieces)
+    return mini.stable_diffusion(vae, mini.text_encoder(words), mini.unet_tiny(), words)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """A function: kind of FAMILIES -> its mini model."""
+    made = {}
+
+    def get(kind):
+        if kind not in made and (MINI / FAMILIES[kind]).is_dir():
+            made[kind] = postdiff.load(FAMILIES[kind], device="cpu")
+        elif kind not in made:
+            torch.manual_seed(0)
+            pipe = random_pipeline(kind)
+            for module in (getattr(pipe, "unet", None) or pipe.transformer, pipe.vae):
+                for parameter in module.parameters():  # those that start at 0 would hide what goes in
+                    if not parameter.any():
+                        torch.nn.init.normal_(parameter, std=0.1)
+            folder = tmp_path_factory.mktemp(kind)
+            mini.save(pipe, folder)
+            loaded = postdiff.load(folder, device="cpu")
+            made[kind] = postdiff.Backbone(replace(loaded.spec, size=64), loaded.pipe)
+        return made[kind]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
-from test_families import FAMILIES, backbones  # noqa: F401  (a fixture)
+from conftest import FAMILIES, PROMPTS, SEEDS
 
 import postdiff
 from postdiff import analysis, methods
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_the_last_prediction_is_the_image(backbones, kind):  # noqa: F811
+def test_the_last_prediction_is_the_image(backbones, kind):
     backbone, plan = backbones(kind), methods.mixed_resolution(4, beta=0.75, s=0.5)
     steps = analysis.trajectory(backbone, PROMPTS, SEEDS, plan)
     assert [step.shape[1] for step in steps] == [48, 48, 64, 64]
@@ -21,7 +20,7 @@ def test_the_last_prediction_is_the_image(backbones, kind):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_profiles_name_every_block_and_layer_type(backbones, kind):  # noqa: F811
+def test_profiles_name_every_block_and_layer_type(backbones, kind):
     backbone, plan = backbones(kind), methods.dense(3)
     before = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     found = analysis.profile(backbone, PROMPTS, SEEDS, plan, batch_size=2)
@@ -35,7 +34,7 @@ def test_profiles_name_every_block_and_layer_type(backbones, kind):  # noqa: F81
     assert found.n == 3
 
 
-def test_distances_are_those_of_the_formula(backbones):  # noqa: F811
+def test_distances_are_those_of_the_formula(backbones):
     backbone, seen = backbones("tiny"), []
     handle = backbone.denoiser.up_blocks[1].register_forward_hook(lambda *_: seen.append(_[2].clone()))
     found = analysis.profile(backbone, PROMPTS[:1], SEEDS[:1], methods.no_cfg(3))
@@ -44,7 +43,7 @@ def test_distances_are_those_of_the_formula(backbones):  # noqa: F811
     np.testing.assert_allclose(found.blocks["up_blocks.1"], expected, rtol=1e-5)
 
 
-def test_what_is_reused_does_not_move_and_a_switch_cannot_be_compared(backbones):  # noqa: F811
+def test_what_is_reused_does_not_move_and_a_switch_cannot_be_compared(backbones):
     backbone = backbones("tiny")
     cached = analysis.profile(backbone, PROMPTS, SEEDS, methods.deepcache(4, k=2, branch=1))
     deep = cached.blocks["down_blocks.2"]

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
-from test_families import FAMILIES, backbones  # noqa: F401  (a fixture)
+from conftest import FAMILIES, PROMPTS, SEEDS
 
 import postdiff
 from pipelines import embeddings, generate
@@ -17,7 +16,7 @@ LISTED = tuple(Prompt(str(i), text) for i, text in enumerate(PROMPTS))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_stored_embeddings_give_the_same_bytes(backbones, kind):  # noqa: F811
+def test_stored_embeddings_give_the_same_bytes(backbones, kind):
     backbone = backbones(kind)
     made = postdiff.encode(backbone, PROMPTS, 2)
     read = embeddings.from_bytes(embeddings.to_bytes(made, ["a", "b", "c"]), ["a", "b", "c"])
@@ -28,7 +27,7 @@ def test_stored_embeddings_give_the_same_bytes(backbones, kind):  # noqa: F811
         np.testing.assert_array_equal(fresh, again)
 
 
-def test_what_pixarts_mask_hides_is_not_stored(backbones):  # noqa: F811
+def test_what_pixarts_mask_hides_is_not_stored(backbones):
     backbone = backbones("pixart")
     made = postdiff.encode(backbone, PROMPTS, 3)
     hidden = Embeddings({**made.cond, "mask": torch.ones_like(made.cond["mask"])}, made.uncond)
@@ -36,7 +35,7 @@ def test_what_pixarts_mask_hides_is_not_stored(backbones):  # noqa: F811
     assert len(embeddings.to_bytes(made, ids)) < 0.8 * len(embeddings.to_bytes(hidden, ids))
 
 
-def test_a_denoiser_loads_without_its_text_encoder_and_the_other_way_round(backbones):  # noqa: F811
+def test_a_denoiser_loads_without_its_text_encoder_and_the_other_way_round(backbones):
     folder = backbones("pixart").spec.source
     alone = postdiff.load(folder, device="cpu", parts="denoiser")
     assert alone.pipe.text_encoder is None
@@ -65,7 +64,7 @@ def test_a_sweep_encodes_a_prompt_once_and_commits_the_bytes_of_encoding_it_ever
     assert generator.loaded[1].pipe.text_encoder is None
 
 
-def test_embeddings_of_other_prompts_or_batches_are_refused(backbones):  # noqa: F811
+def test_embeddings_of_other_prompts_or_batches_are_refused(backbones):
     backbone = backbones("tiny")
     made = postdiff.encode(backbone, PROMPTS, 3)
     with pytest.raises(ValueError, match="embeddings must be of prompts"):

@@ -5,54 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
+from conftest import FAMILIES, PROMPTS, SEEDS
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
-from pipelines import mini
 from postdiff import families, methods, sampling, solvers
 from postdiff.backbones import HUB
 from postdiff.cost import cost, count_macs
 from postdiff.resolution import upsample
 
-FAMILIES = ("lcm", "sdxl", "pixart", "tiny")
 GUIDED = ("sdxl", "pixart", "tiny")
-
-
-def random_pipeline(kind):
-    """The mini model's architecture with random weights: an equality of bits needs no training."""
-    words, pieces, vae = mini.tokenizer(), mini.t5_tokenizer(), mini.autoencoder()
-    if kind == "lcm":
-        return mini.consistency_model(vae, mini.text_encoder(words), mini.unet_lcm(), words)
-    if kind == "sdxl":
-        texts = mini.text_encoder(words), mini.second_text_encoder(words)
-        return mini.stable_diffusion_xl(vae, texts, mini.unet_xl(), words)
-    if kind == "pixart":
-        return mini.pixart(vae, mini.t5_encoder(pieces), mini.transformer(), pieces)
-    return mini.stable_diffusion(vae, mini.text_encoder(words), mini.unet_tiny(), words)
-
-
-@pytest.fixture(scope="session")
-def backbones(tmp_path_factory):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            torch.manual_seed(0)
-            pipe = random_pipeline(kind)
-            for module in (getattr(pipe, "unet", None) or pipe.transformer, pipe.vae):
-                for parameter in module.parameters():  # those that start at 0 would hide what goes in
-                    if not parameter.any():
-                        torch.nn.init.normal_(parameter, std=0.1)
-            folder = tmp_path_factory.mktemp(kind)
-            mini.save(pipe, folder)
-            loaded = postdiff.load(folder, device="cpu")
-            made[kind] = postdiff.Backbone(families.replace(loaded.spec, size=64), loaded.pipe)
-        return made[kind]
-
-    return get
 
 
 def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
