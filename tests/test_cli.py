@@ -82,7 +82,7 @@ def test_models_and_methods_are_listed(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-sd, sd15"),
+        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-sd, mini-bk-sdm"),
         ("cost sd15 densest", "unknown method 'densest': expected one of dense"),
         ("cost sd15 dense --s 0.5", "dense does not take --s; it takes --steps"),
         ("cost sd15 mixed_resolution --s -0.1", "s must be"),

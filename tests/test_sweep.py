@@ -146,7 +146,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-sd, sd15"),
+        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-sd, mini-bk-sdm"),
         (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
         (("--limit", "0"), "must be 1 or more, got 0"),
         (("--shard", "0"), "prompts a shard must be 1 or more, got 0"),
