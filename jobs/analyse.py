@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--prompts", default="shapes", help="'shapes', or a file (see coco_sweep.py)")
     parser.add_argument("--n", type=int, default=32, help="prompts to average over")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--clip", default="mini-clip", help="CLIP model of the scores")
+    parser.add_argument("--clip", help="CLIP model of the scores (default: as coco_sweep.py)")
     parser.add_argument("--out", type=Path, default=Path("out/analysis"))
     args = parser.parse_args()
     try:
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"intervals need --n of 4 or more, got {args.n}")
     listed = prompts.load_prompts(args.prompts, args.n)
     texts, seeds = [p.text for p in listed], [prompts.seed(p) for p in listed]
-    clip, backbone = ClipEncoder(args.clip), postdiff.load(args.backbone)
+    default = "mini-clip" if args.prompts == "shapes" else "ViT-g-14/laion2b_s34b_b88k"
+    clip, backbone = ClipEncoder(args.clip or default), postdiff.load(args.backbone)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = backbone.spec.settings
     dense = methods.dense(settings["steps"])

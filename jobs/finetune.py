@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
 import postdiff
@@ -46,10 +47,16 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, spec.settings[name])
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    if spec.family != "sd":
+        raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {spec.family}")
+    if args.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every must be 1 or more, got {args.checkpoint_every}")
     found = pairs.open_pairs(args.data, args.limit)
-    backbone = postdiff.load(args.backbone, dtype=torch.float32)
+    first = PartialState().is_main_process
+    # Onto the CPU: before each process knows its own GPU, "cuda" is the first one for all.
+    backbone = postdiff.load(args.backbone, device="cpu", dtype=torch.float32)
     work = args.out.with_name(f"{args.out.name}-work")
-    bar = tqdm(total=settings.steps, desc="fine-tune", unit="step")
+    bar = tqdm(total=settings.steps, desc="fine-tune", unit="step", disable=not first)
 
     def show(step: int, loss: float) -> None:
         bar.n = step
@@ -57,10 +64,10 @@ def run(args: argparse.Namespace) -> None:
 
     backbone.pipe.unet = finetuning.finetune(backbone, found, settings, work, args.checkpoint_every, show)
     bar.close()
-    backbone.pipe.to(dtype=torch.float16).save_pretrained(args.out, safe_serialization=True)
-    print(
-        f"{args.out}: fine-tuned for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped"
-    )
+    if first:
+        backbone.pipe.to(dtype=torch.float16).save_pretrained(args.out, safe_serialization=True)
+        print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")
+    PartialState().wait_for_everyone()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,17 @@ import postdiff
 from pipelines import mini, shapes
 from pipelines.train_denoisers import mini_sd, train_lcm, train_pixart, train_tiny, train_unet, train_xl
 from pipelines.train_encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
-from pipelines.training import N_TRAIN, N_VAL, SEED, data, latents, load_ema, scaling_factor, to_tensor
+from pipelines.training import (
+    N_TRAIN,
+    N_VAL,
+    SEED,
+    conditioned_latents,
+    data,
+    latents,
+    load_ema,
+    scaling_factor,
+    to_tensor,
+)
 from postdiff.backbones import MINI
 from postdiff.encoders import ClipEncoder
 
@@ -135,8 +145,10 @@ def main() -> None:
     for stage in STAGES if args.stage == "all" else [args.stage]:
         if stage in STAGES:
             data("train", N_TRAIN, args.work), data("val", N_VAL, args.work)
-            if (args.work / "autoencoder.pt").exists():
+            if (args.work / "autoencoder.pt").exists():  # once, not in every process
                 latents(args.work)
+            if stage == "xl":
+                conditioned_latents(args.work)
             port = 29500 + os.getpid() % 1000
             torch.multiprocessing.spawn(_worker, (args.workers, port, stage, args.work), nprocs=args.workers)
     names = args.models or [name for name, stage in MODELS.items() if (args.work / f"{stage}.pt").exists()]

@@ -14,11 +14,15 @@ from diffusers import DDPMScheduler
 import postdiff
 from pipelines.pairs import Pairs
 from postdiff.families import FAMILIES
+from postdiff.resolution import latent_size
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults: the paper's (App. F). `batch` images a step in all, `micro_batch` at a time on each process.
+    """`batch` images a step in all, `micro_batch` at a time on each process.
+
+    The paper's (App. F): batch, steps, lr, beta, s. Ours, since it does not say: all others, AdamW's weight decay of
+    0.01, gradients clipped to norm 1.
 
     beta, s: of the plan that is fine-tuned for. An image is seen at scale beta with probability s, at a timestep of the
     first s of the schedule (the noisiest); else at full size, at a timestep of the rest.
@@ -41,6 +45,11 @@ class Settings:
             raise ValueError(f"beta must be in (0, 1] and s in [0, 1), got {self.beta} and {self.s}")
         if min(self.steps, self.batch, self.micro_batch) < 1 or self.batch % self.micro_batch:
             raise ValueError(f"batch must be a multiple of micro_batch, got {self.batch} and {self.micro_batch}")
+        if self.warm_up < 1 or self.lr <= 0 or not 0 <= self.ema < 1 or not 0 <= self.drop <= 1:
+            raise ValueError(
+                "expected warm_up >= 1, lr > 0, ema in [0, 1) and drop in [0, 1], got "
+                f"{self.warm_up}, {self.lr}, {self.ema}, {self.drop}"
+            )
 
 
 def finetune(
@@ -112,7 +121,8 @@ def _loss(backbone, model, pairs: Pairs, schedule, settings: Settings, order: in
     pipe, device, n = backbone.pipe, backbone.device, settings.micro_batch
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + order)
     low = draw_low(settings, order)
-    pixels = round(backbone.spec.size * (settings.beta if low else 1))
+    full = backbone.spec.latents(backbone.spec.size)
+    pixels = latent_size(full, settings.beta if low else 1.0)[0] * backbone.spec.vae_factor  # the sampler's own grid
     images, captions = pairs.batch(order, n, pixels, settings.seed)
     dropped = torch.rand(n, generator=generator) < settings.drop
     texts = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,13 @@ from pipelines import shapes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_BYTES = 50 * 2**20  # of a download
-TIMEOUT = 10  # seconds
+TIMEOUT = 10  # seconds, of a whole download
 TRIES = 50  # pairs in a row that cannot be read before it is called an error
 
 
 @dataclass
 class Pairs:
-    """`len` pairs; `read(i)` gives (RGB image, caption) or raises. What cannot be read is skipped and counted."""
+    """`n` pairs; `read(i)` gives (RGB image, caption) or raises. What cannot be read is skipped and counted."""
 
     read: Callable[[int], tuple[Image.Image, str]]
     n: int
@@ -51,7 +52,7 @@ class Pairs:
             try:
                 image, caption = self.read(i)
                 return fit(image, pixels), caption
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as failed:  # what Pillow raises
+            except Exception as failed:  # of the network, of HTTP, or whatever a decoder raises on a broken file
                 self.skipped.add(i)
                 error = failed
         raise OSError(f"{TRIES} pairs in a row could not be read; the last: {error}")
@@ -77,6 +78,8 @@ def open_pairs(where: str, n: int | None = None) -> Pairs:
 
     Raises: ValueError if there is nothing to train on there.
     """
+    if n is not None and n < 1:
+        raise ValueError(f"the limit of pairs must be 1 or more, got {n}")
     if where == "shapes":
         return Pairs(_read_shapes, n or 40_000)
     path = Path(where)
@@ -96,6 +99,8 @@ def _folder(path: Path, n: int | None) -> Pairs:
     listed = path / "metadata.jsonl"
     if listed.is_file():
         rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not all({"file_name", "text"} <= row.keys() for row in rows):
+            raise ValueError(f"every line of {str(listed)!r} needs file_name and text")
         captions = {path / row["file_name"]: row["text"] for row in rows}
     else:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -126,10 +131,12 @@ def fetch(url: str) -> Image.Image:
     if not str(url).startswith(("http://", "https://")):
         raise ValueError(f"expected an http(s) address, got {url!r}")
     request = urllib.request.Request(url, headers={"User-Agent": "postdiff"})
+    data, deadline = bytearray(), time.monotonic() + TIMEOUT
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        data = answer.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{url} is over {MAX_BYTES} bytes")
+        while chunk := answer.read1(2**16):
+            data += chunk
+            if len(data) > MAX_BYTES or time.monotonic() > deadline:  # a host may drip bytes for ever
+                raise ValueError(f"{url} is over {MAX_BYTES} bytes or {TIMEOUT} s")
     return _opened(Image.open(io.BytesIO(data)))
 
 

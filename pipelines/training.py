@@ -156,8 +156,9 @@ def conditioned_latents(work: Path, n: int = 8000) -> tuple[np.ndarray, np.ndarr
                 image = F.interpolate(F.interpolate(image, small, mode="bilinear", antialias=True), 64, mode="bilinear")
                 ids.append([small, small, 0, 0, 64, 64])
             found.append(vae.encode(image).latent_dist.mean.half().numpy())
-        np.save(files[1], np.array(ids, np.int64))
-        np.save(files[0], np.concatenate(found))
+        for file, values in zip(files, (np.concatenate(found), np.array(ids, np.int64)), strict=True):
+            np.save(file.with_suffix(".tmp.npy"), values)
+            os.replace(file.with_suffix(".tmp.npy"), file)
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
 
 

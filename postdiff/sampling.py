@@ -184,12 +184,14 @@ def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
     pipe, vae = backbone.pipe, backbone.pipe.vae
     upcast = FAMILIES[backbone.spec.family].upcast_vae and vae.dtype == torch.float16 and vae.config.force_upcast
-    if upcast:  # SDXL's own autoencoder overflows in fp16
-        pipe.upcast_vae()
-        latents = latents.to(next(vae.post_quant_conv.parameters()).dtype)
-    image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-    if upcast:
-        vae.to(dtype=torch.float16)
+    try:
+        if upcast:  # SDXL's own autoencoder overflows in fp16
+            vae.to(dtype=torch.float32)
+            latents = latents.float()
+        image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    finally:
+        if upcast:  # after an error too (out of memory): a worker goes on with the next batch
+            vae.to(dtype=torch.float16)
     pixels = pipe.image_processor.postprocess(image, output_type="np")
     return (pixels * 255).round().astype(np.uint8)
 

@@ -1,5 +1,6 @@
 """One sampler, one plan, one cost model for four families: each equals its own diffusers pipeline where it must."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +128,23 @@ def test_bytes_do_not_depend_on_batch_or_order_with_lcms_noise(backbones):
     together = postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=3)
     alone = [postdiff.sample(backbone, [p], [s], plan, batch_size=3)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     np.testing.assert_array_equal(together, alone)
+
+
+def test_sdxls_autoencoder_is_half_again_after_a_decode_that_failed(backbones, monkeypatch):
+    whole = backbones("sdxl")
+    vae = copy.deepcopy(whole.pipe.vae).half()
+    pipe = SimpleNamespace(vae=vae, image_processor=whole.pipe.image_processor)
+    seen = []
+
+    def fail(latents, **_):
+        seen.append((latents.dtype, vae.dtype))
+        raise MemoryError
+
+    monkeypatch.setattr(vae, "decode", fail)
+    with pytest.raises(MemoryError):
+        sampling.decode(postdiff.Backbone(whole.spec, pipe), torch.zeros(1, 8, 16, 16).half())
+    assert seen == [(torch.float32, torch.float32)]
+    assert vae.dtype == torch.float16
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "pixart"])

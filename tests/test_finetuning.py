@@ -1,6 +1,10 @@
 """Fine-tuning sees what the plan will show the model, and a kill changes nothing."""
 
 import json
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +66,19 @@ def test_what_a_micro_batch_sees_is_of_the_right_size(monkeypatch):
         finetuning._loss(backbone, backbone.denoiser, found, schedule, QUICK, order)
     handle.remove()
     assert seen == [64, ("low", False), 32, ("low", True)]
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.3, 0.75])
+def test_low_resolution_images_lie_on_the_samplers_grid(beta, monkeypatch):
+    backbone, seen = postdiff.load("mini-sd", device="cpu"), []
+    plan = postdiff.methods.mixed_resolution(2, beta=beta)
+    handle = backbone.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+    postdiff.sample(backbone, ["a star"], [0], plan)
+    schedule = finetuning.DDPMScheduler.from_config(backbone.pipe.scheduler.config)
+    settings = Settings(beta=beta, batch=2, micro_batch=2)
+    finetuning._loss(backbone, backbone.denoiser, pairs.open_pairs("shapes", 8), schedule, settings, 1)
+    handle.remove()
+    assert seen[-1] == seen[0]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
@@ -133,3 +150,47 @@ def test_bad_data_is_told(tmp_path):
         pairs.open_pairs(str(tmp_path)).batch(0, 1, 8)
     with pytest.raises(ValueError, match="batch must be a multiple of micro_batch"):
         Settings(batch=10, micro_batch=4)
+    with pytest.raises(ValueError, match="warm_up >= 1"):
+        Settings(warm_up=0)
+    with pytest.raises(ValueError, match="limit of pairs must be 1 or more, got 0"):
+        pairs.open_pairs("shapes", 0)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png"}')
+    with pytest.raises(ValueError, match="needs file_name and text"):
+        pairs.open_pairs(str(tmp_path))
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """Announces more than it sends, or sends a little at a time, for ever."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(1 if self.path == "/short" else 100):
+                self.wfile.write(b"x" * 10)
+                self.wfile.flush()
+                time.sleep(0.05)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_broken_slow_and_malformed_addresses_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "TIMEOUT", 0.5)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(ValueError, match=r"is over .* or 0.5 s"):
+        pairs.fetch(f"{host}/slow")
+    good = tmp_path / "good.png"
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(good)
+    urls = [f"{host}/slow", f"{host}/short", "http://a b/c.jpg", "http://127.0.0.1:99999/x.jpg", str(good)]
+    whole = pairs.fetch
+    monkeypatch.setattr(pairs, "fetch", lambda url: Image.open(url) if url == str(good) else whole(url))
+    pq.write_table(pa.table({"url": urls, "caption": ["c"] * 5}), tmp_path / "bad urls.parquet")
+    found = pairs.open_pairs(str(tmp_path / "bad urls.parquet"))
+    images, _ = found.batch(0, 5, 8)
+    server.shutdown()
+    assert found.skipped == {0, 1, 2, 3}
+    assert (images == (1, 2, 3)).all()
