@@ -17,17 +17,18 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import features, generate, grids, plots, prompts, report, scores, tables, tracking, workers
+from pipelines import features, generate, grids, plots, prompts, records, report, scores, tables, tracking, workers
 from pipelines.generate import Configuration
 from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import costs, encoders
 from postdiff.backbones import HUB, resolve
-from postdiff.families import adapt
+from postdiff.families import FAMILIES, adapt
 from postdiff.metrics import Interval
 
 
@@ -61,6 +62,9 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
     """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the sweep stops, exit 1."""
     done = store.names()
     todo = [unit for unit in units if unit.name not in done]
+    for_others = {name for unit in units for name in unit.needs}
+    needed = {name for unit in todo for name in unit.needs}
+    todo = [unit for unit in todo if unit.name not in for_others or unit.name in needed]
     if not todo:
         return
     for unit in todo:
@@ -225,8 +229,10 @@ def print_dry_run(args, points: list[Point], listed: list, shards: list) -> None
         f"time: {flops / (args.tflops * 1e12) / 3600:.2f} worker-hours at {args.tflops:g} TFLOP/s sustained (--tflops)"
     )
     print(f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)")
-    lengths = prompts.token_lengths(listed, resolve(args.backbone))
-    limit = resolve(args.backbone).text_tokens
+    spec, width = resolve(args.backbone), records.DTYPES[points[0].configuration.dtype].itemsize
+    shapes = FAMILIES[spec.family].text_shapes(spec.denoiser, spec.text_tokens).values()
+    print(f"text: {len(shards)} units, at most {n * width * sum(map(prod, shapes)) / 1e9:.2f} GB of embeddings")
+    lengths, limit = prompts.token_lengths(listed, spec), spec.text_tokens
     cut = sum(length > limit for length in lengths)
     print(f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}")
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import postdiff
 from pipelines import finetuning, pairs
 from pipelines.finetuning import Settings
-from postdiff.backbones import resolve
+from postdiff.backbones import resolve, write_run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     bar.close()
     if first:
         backbone.pipe.to(dtype=torch.float16).save_pretrained(args.out, safe_serialization=True)
+        write_run(spec, args.out, settings={**spec.settings, "beta": settings.beta, "s": settings.s})
         print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")
     PartialState().wait_for_everyone()
 

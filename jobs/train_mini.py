@@ -41,7 +41,7 @@ from pipelines.training import (
     scaling_factor,
     to_tensor,
 )
-from postdiff.backbones import MINI
+from postdiff.backbones import MINI, TINY_SETTINGS, resolve, write_run
 from postdiff.encoders import ClipEncoder
 
 STAGES = {
@@ -57,6 +57,14 @@ STAGES = {
 }
 # And the stage that each is finished by.
 MODELS = {"mini-sd": "unet", "mini-bk-sdm": "tiny", "mini-lcm": "lcm", "mini-sdxl": "xl", "mini-pixart": "pixart"}
+# How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
+RUNS = {
+    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here
+    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
+    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
+    "mini-sdxl": {"guidance": 2.0},
+    "mini-pixart": {"guidance": 2.0, "size": 64},  # its config says 128 cells
+}
 
 
 def pipeline(name: str, work: Path):
@@ -87,6 +95,7 @@ def export(work: Path, out: Path, names: list[str]) -> None:
     words = mini.tokenizer()
     for name in names:
         mini.save(pipeline(name, work), out / name)
+        write_run(resolve(out / name), out / name, **RUNS[name])
     mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
 
 

@@ -1,7 +1,6 @@
 """Fine-tuning a U-Net for mixed resolution (App. F): the timesteps of the low-resolution phase see small images."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusers import DDPMScheduler
 
 import postdiff
 from pipelines.pairs import Pairs
+from postdiff.backbones import fingerprint
 from postdiff.families import FAMILIES
 from postdiff.resolution import latent_size
 
@@ -63,9 +63,10 @@ def finetune(
     """Train the denoiser of `backbone`, and return it with the averaged (EMA) weights.
 
     Checkpoints go to `work`/checkpoint.pt; a run goes on from it, and ends with the same weights: what a step sees
-    depends on the seed, its number and the process alone.
+    depends on the seed, its number and the process alone. (Not so under fp16, whose loss scale begins anew, nor where
+    addresses answer at one time and not at another.)
 
-    Raises: ValueError if the checkpoint is of other settings or the family is not SD's.
+    Raises: ValueError if the checkpoint is of another run, or the family is not SD's.
     """
     if backbone.spec.family != "sd":
         raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {backbone.spec.family}")
@@ -79,7 +80,9 @@ def finetune(
     model = pipe.unet.float().train().requires_grad_(True)
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
-    start = _resume(work / "checkpoint.pt", model, average, optimizer, settings)
+    run = {**asdict(settings), "weights": fingerprint(backbone.spec), "pairs": f"{len(pairs)} of {pairs.name}"}
+    run["processes"] = accelerator.num_processes
+    start = _resume(work / "checkpoint.pt", model, average, optimizer, run)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     for step in range(start, settings.steps):
@@ -100,7 +103,7 @@ def finetune(
         if on_step:
             on_step(step + 1, total)
         if accelerator.is_main_process and ((step + 1) % checkpoint_every == 0 or step + 1 == settings.steps):
-            _save(work / "checkpoint.pt", model, average, optimizer, settings, step + 1)
+            _save(work / "checkpoint.pt", model, average, optimizer, run, step + 1)
     model.load_state_dict(average)
     return model.eval().requires_grad_(False)
 
@@ -147,22 +150,20 @@ def _average(average: dict[str, torch.Tensor], model: torch.nn.Module, decay: fl
         average[name].lerp_(value, 1 - decay) if value.is_floating_point() else average[name].copy_(value)
 
 
-def _save(file: Path, model, average, optimizer, settings: Settings, step: int) -> None:
+def _save(file: Path, model, average, optimizer, run: dict, step: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "ema": average, "optimizer": optimizer.state_dict(), "step": step}
-    torch.save({**state, "settings": asdict(settings), "time": time.time()}, file.with_suffix(".tmp"))
+    torch.save({**state, "run": run}, file.with_suffix(".tmp"))
     os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path, model, average, optimizer, settings: Settings) -> int:
+def _resume(file: Path, model, average, optimizer, run: dict) -> int:
     if not file.exists():
         return 0
     saved = torch.load(file, weights_only=True, map_location="cpu")
-    if saved["settings"] != asdict(settings):
-        differ = {
-            k: (saved["settings"].get(k), v) for k, v in asdict(settings).items() if saved["settings"].get(k) != v
-        }
-        raise ValueError(f"{file} is of other settings (there, here): {differ}; use another folder")
+    differ = {name: (saved["run"].get(name), value) for name, value in run.items() if saved["run"].get(name) != value}
+    if differ:
+        raise ValueError(f"{file} is of another run (there, here): {differ}; use another folder")
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     for name, value in saved["ema"].items():

@@ -24,8 +24,12 @@ TRIES = 50  # pairs in a row that cannot be read before it is called an error
 
 @dataclass
 class Pairs:
-    """`n` pairs; `read(i)` gives (RGB image, caption) or raises. What cannot be read is skipped and counted."""
+    """`n` pairs, named by where they are; `read(i)` gives (RGB image, caption) or raises.
 
+    What cannot be read is skipped and counted.
+    """
+
+    name: str
     read: Callable[[int], tuple[Image.Image, str]]
     n: int
     skipped: set[int] = field(default_factory=set)
@@ -81,7 +85,7 @@ def open_pairs(where: str, n: int | None = None) -> Pairs:
     if n is not None and n < 1:
         raise ValueError(f"the limit of pairs must be 1 or more, got {n}")
     if where == "shapes":
-        return Pairs(_read_shapes, n or 40_000)
+        return Pairs(where, _read_shapes, n or 40_000)
     path = Path(where)
     if path.suffix == ".parquet" and path.is_file():
         return _table(path, n)
@@ -110,7 +114,7 @@ def _folder(path: Path, n: int | None) -> Pairs:
     pairs = list(captions.items())[:n]
     if not pairs:
         raise ValueError(f"{str(path)!r} holds no image with a caption (x.jpg beside x.txt, or metadata.jsonl)")
-    return Pairs(lambda i: (_opened(Image.open(pairs[i][0])), pairs[i][1]), len(pairs))
+    return Pairs(str(path), lambda i: (_opened(Image.open(pairs[i][0])), pairs[i][1]), len(pairs))
 
 
 def _table(path: Path, n: int | None) -> Pairs:
@@ -123,7 +127,7 @@ def _table(path: Path, n: int | None) -> Pairs:
     if not len(table):
         raise ValueError(f"{str(path)!r} holds no rows")
     urls, texts = table[url], table[text]
-    return Pairs(lambda i: (fetch(urls[i].as_py()), str(texts[i].as_py() or "")), len(table))
+    return Pairs(str(path), lambda i: (fetch(urls[i].as_py()), str(texts[i].as_py() or "")), len(table))
 
 
 def fetch(url: str) -> Image.Image:

@@ -110,7 +110,7 @@ def token_lengths(prompts: Sequence[Prompt], spec: Spec) -> list[int]:
         from transformers import T5Tokenizer
 
         pieces = T5Tokenizer.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
-        return [len(ids) for ids in pieces(texts).input_ids]
+        return [len(ids) for ids in pieces([text.lower().strip() for text in texts]).input_ids]  # as its pipeline
     if spec.revision:
         from open_clip import SimpleTokenizer
 

@@ -83,8 +83,12 @@ SDXL_UNET = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-PIXART = {"sample_size": 128, "patch_size": 2, "caption_channels": 4096, "cross_attention_dim": 1152} | {
-    "attention_bias": True
+PIXART = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "caption_channels": 4096,
+    "cross_attention_dim": 1152,
+    "attention_bias": True,
 }
 
 # The paper's settings of each model (sec. 3.1; BK-SDM-Tiny: App. F). m is a share of the steps, so that it fits any T.
@@ -95,79 +99,41 @@ SETTINGS = {
     "pixart": {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75},
 }
 TINY_SETTINGS = {**SETTINGS["sd"], "s": 0.2}
+# w, and the solver where a checkpoint ships one that is not offered here (DEIS, PNDM).
+GUIDANCE = {"sd": 7.5, "lcm": 7.5, "sdxl": 5.0, "pixart": 4.5}
+SOLVER = {"sd": "dpm", "lcm": "lcm", "sdxl": "euler", "pixart": "dpm"}
+# In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
+RUN = "postdiff.json"
 
+# fmt: off
 _SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "sdxl", 1024)
 HUB = {
     spec.name: spec
     for spec in (
-        Spec(  # the paper's SD1.5
-            "sd15",
-            "Lykon/dreamshaper-7",
-            "9b481047f77996efa025e75e03941dbf51f506ad",
-            "sd",
-            768,
-            SD15_UNET,
-            SETTINGS["sd"],
-        ),
-        Spec(
-            "sd15-original",
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-            "sd",
-            512,
-            SD15_UNET,
-            SETTINGS["sd"],
-        ),
-        Spec(
-            "lcm",
-            "SimianLuo/LCM_Dreamshaper_v7",
-            "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-            "lcm",
-            768,
-            {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256},
-            SETTINGS["lcm"],
-            solver="lcm",
-        ),
+        Spec("sd15",  # the paper's SD1.5
+             "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad",
+             "sd", 768, SD15_UNET, SETTINGS["sd"]),
+        Spec("sd15-original",
+             "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+             "sd", 512, SD15_UNET, SETTINGS["sd"]),
+        Spec("lcm",
+             "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+             "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}, SETTINGS["lcm"], solver="lcm"),
         Spec("sdxl", *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler"),
-        Spec(  # as fast as fp16 decoding can be: its own autoencoder must decode in fp32
-            "sdxl-fp16-vae",
-            *_SDXL,
-            SDXL_UNET,
-            SETTINGS["sdxl"],
-            guidance=5.0,
-            solver="euler",
-            vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd"),
-        ),
-        Spec(
-            "pixart",
-            "PixArt-alpha/PixArt-XL-2-1024-MS",
-            "b89adadeccd9ead2adcb9fa2825d3fabec48d404",
-            "pixart",
-            1024,
-            PIXART,
-            SETTINGS["pixart"],
-            guidance=4.5,
-            text_tokens=120,
-        ),
-        Spec(
-            "bk-sdm-tiny",
-            "nota-ai/bk-sdm-tiny",
-            "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
-            "sd",
-            512,
-            TINY_UNET,
-            TINY_SETTINGS,
-        ),
+        Spec("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
+             *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler",
+             vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
+        Spec("pixart",
+             "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404",
+             "pixart", 1024, PIXART, SETTINGS["pixart"], guidance=4.5, text_tokens=120),
+        Spec("bk-sdm-tiny",
+             "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
+             "sd", 512, TINY_UNET, TINY_SETTINGS),
     )
 }
-
-# Where a mini model's defaults are not those of its folder: found by measuring (NOTES.md).
-MINI_DEFAULTS: dict[str, dict] = {
-    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here; at 7.5 it is overdriven
-    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
-    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
-}
-NAMES = (*MINI_DEFAULTS, *HUB)
+# fmt: on
+MINIS = tuple(sorted(folder.parent.name for folder in MINI.glob("*/model_index.json")))
+NAMES = (*MINIS, *HUB)
 
 
 @dataclass(frozen=True)
@@ -195,8 +161,8 @@ def resolve(where: str | Path) -> Spec:
     """
     if where in HUB:
         return HUB[where]
-    if where in MINI_DEFAULTS:
-        return replace(_folder_spec(str(where), MINI / where), **MINI_DEFAULTS[str(where)])
+    if where in MINIS:
+        return _folder_spec(str(where), MINI / where)
     if Path(where).is_dir():
         return _folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
@@ -218,19 +184,26 @@ def _folder_spec(name: str, folder: Path) -> Spec:
     if family is None:
         known = ", ".join(rules.pipeline.__name__ for rules in FAMILIES.values())
         raise ValueError(f"{folder} must hold one of {known} (model_index.json), got {kind}")
-    denoiser = read(f"{FAMILIES[family].denoiser}/config.json")
-    factor = 2 ** (len(read("vae/config.json")["block_out_channels"]) - 1)
+    denoiser, vae = read(f"{FAMILIES[family].denoiser}/config.json"), read("vae/config.json")
+    if "sample_size" not in denoiser or "block_out_channels" not in vae:
+        raise ValueError(f"{folder} must hold the configs of {FAMILIES[family].denoiser} and vae; it lacks one")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
     tokens = read("tokenizer/tokenizer_config.json").get("model_max_length", 77)
     if family == "pixart":
         tokens = min(tokens, 120)  # T5's tokenizer allows 512, PixArt was trained with 120
     shipped = read("scheduler/scheduler_config.json").get("_class_name")
-    offered = FAMILIES[family].solvers
-    solver = next((name for name in offered if SOLVERS[name].__name__ == shipped), offered[0])
-    size = denoiser["sample_size"] * factor
-    return Spec(
-        name, str(folder), None, family, size, denoiser, SETTINGS[family],
-        solver=solver, vae_factor=factor, text_tokens=tokens,
+    solver = next((name for name in FAMILIES[family].solvers if SOLVERS[name].__name__ == shipped), SOLVER[family])
+    spec = Spec(
+        name, str(folder), None, family, denoiser["sample_size"] * factor, denoiser, SETTINGS[family],
+        GUIDANCE[family], solver, factor, tokens,
     )  # fmt: skip
+    return replace(spec, **read(RUN))
+
+
+def write_run(spec: Spec, folder: Path, **changes) -> None:
+    """Make `folder` run as `spec` does: for models that were made from it, or in a form its configs do not tell."""
+    run = {key: getattr(spec, key) for key in ("size", "guidance", "solver", "settings")}
+    (folder / RUN).write_text(json.dumps({**run, **changes}, indent=2) + "\n")
 
 
 def fingerprint(spec: Spec) -> str:
@@ -239,7 +212,7 @@ def fingerprint(spec: Spec) -> str:
         return spec.revision if spec.vae is None else f"{spec.revision}+{spec.vae[1]}"
     digest = sha256()
     for file in sorted(Path(spec.source).rglob("*")):
-        if file.suffix in (".json", ".safetensors", ".txt", ".model"):
+        if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != RUN:
             with open(file, "rb") as opened:
                 digest.update(file.name.encode() + file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:12]
@@ -272,8 +245,7 @@ def load(
     left_out = {"all": (), "text": (rules.denoiser, "vae"), "denoiser": rules.text_parts}[parts]
     components |= dict.fromkeys(left_out)
     pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **components)
-    if parts != "text":
-        check(spec, pipe)
+    check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     return Backbone(spec, pipe.to(device))
 
@@ -287,15 +259,23 @@ _SIZES = (
 
 
 def check(spec: Spec, pipe) -> None:
-    """Raise ValueError if `pipe` is not what `spec` says: costs are computed from the spec alone."""
+    """Raise ValueError if what is loaded of `pipe` is not what `spec` says (costs are computed from the spec alone), or
+    is of a kind that would run, and give wrong images."""
     rules = FAMILIES[spec.family]
-    with torch.device("meta"):
-        expected = rules.model.from_config(spec.denoiser).config
-    found = getattr(pipe, rules.denoiser).config
-    pairs = {key: (expected[key], found.get(key)) for key in _SIZES if key in expected}
-    pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
-    if pipe.tokenizer and spec.family != "pixart":  # its pipeline pads to the length it is told
+    denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
+    if denoiser is not None:
+        with torch.device("meta"):
+            expected = rules.model.from_config(spec.denoiser).config
+        pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
+    if vae is not None:
+        pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
+        if vae.config.get("latents_mean") is not None:
+            raise ValueError(f"{spec.name} has latents with a mean of their own (latents_mean), which is not written")
+    if pipe.tokenizer and spec.family != "pixart":  # PixArt's pipeline pads to the length it is told
         pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
+    if "beta_schedule" not in pipe.scheduler.config:
+        kind = type(pipe.scheduler).__name__
+        raise ValueError(f"{spec.name} must have a noise schedule of betas; {kind} has none")
     alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
     wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
     if wrong:

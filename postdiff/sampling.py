@@ -19,7 +19,8 @@ from postdiff.families import FAMILIES, Text, adapt
 from postdiff.plan import Plan
 from postdiff.text import Embeddings, encode
 
-VERSION = 1  # counts changes of this package that change pixels
+VERSION = 2  # counts changes of this package that change pixels
+DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 
 
 @dataclass
@@ -182,18 +183,25 @@ def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor,
 @torch.no_grad()
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
-    pipe, vae = backbone.pipe, backbone.pipe.vae
+    pipe, vae, scale = backbone.pipe, backbone.pipe.vae, backbone.pipe.vae.config.scaling_factor
     upcast = FAMILIES[backbone.spec.family].upcast_vae and vae.dtype == torch.float16 and vae.config.force_upcast
     try:
         if upcast:  # SDXL's own autoencoder overflows in fp16
             vae.to(dtype=torch.float32)
             latents = latents.float()
-        image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        images = [vae.decode(part, return_dict=False)[0] for part in (latents / scale).split(_slice(backbone, latents))]
     finally:
         if upcast:  # after an error too (out of memory): a worker goes on with the next batch
             vae.to(dtype=torch.float16)
-    pixels = pipe.image_processor.postprocess(image, output_type="np")
+    pixels = pipe.image_processor.postprocess(torch.cat(images), output_type="np")
     return (pixels * 255).round().astype(np.uint8)
+
+
+def _slice(backbone: Backbone, latents: torch.Tensor) -> int:
+    """Images to decode at a time: a divisor of the batch, so that the slices, and an image's bits, are all alike."""
+    batch, _, h, w = latents.shape
+    fits = DECODED_PIXELS // (h * w * backbone.spec.vae_factor**2)
+    return max((n for n in range(1, batch + 1) if batch % n == 0 and n <= fits), default=1)
 
 
 def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:

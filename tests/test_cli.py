@@ -1,12 +1,14 @@
 """The console script: what others script against, and what it says to bad input."""
 
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import EDMEulerScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 
 import postdiff
@@ -82,7 +84,7 @@ def test_models_and_methods_are_listed(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-sd, mini-bk-sdm"),
+        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
         ("cost sd15 densest", "unknown method 'densest': expected one of dense"),
         ("cost sd15 dense --s 0.5", "dense does not take --s; it takes --steps"),
         ("cost sd15 mixed_resolution --s -0.1", "s must be"),
@@ -124,7 +126,9 @@ def test_sd15s_own_config_is_what_its_row_says():
     }
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    pipe = SimpleNamespace(unet=unet, vae_scale_factor=8, tokenizer=SimpleNamespace(model_max_length=77))
+    pipe = SimpleNamespace(
+        unet=unet, vae=None, tokenizer=SimpleNamespace(model_max_length=77), scheduler=PNDMScheduler()
+    )
     for name in ("sd15", "sd15-original"):
         backbones.check(backbones.resolve(name), pipe)
 
@@ -133,3 +137,38 @@ def test_a_checkpoint_that_is_not_what_its_row_says_is_refused(backbone):
     with pytest.raises(ValueError, match=r"sd15 is not the kind of model.*cross_attention_dim 768, got 96"):
         backbones.check(backbones.HUB["sd15"], backbone.pipe)
     backbones.check(backbone.spec, backbone.pipe)
+
+
+def test_a_folder_says_how_it_is_run(tmp_path):
+    spec = backbones.resolve("mini-bk-sdm")
+    assert (spec.guidance, spec.settings["s"]) == (2.0, 0.2)
+    assert replace(backbones.resolve(backbones.MINI / "mini-bk-sdm"), name=spec.name) == spec
+    copied = tmp_path / "copy"
+    shutil.copytree(spec.source, copied)
+    before = backbones.fingerprint(backbones.resolve(copied))
+    backbones.write_run(spec, copied, guidance=3.0, size=32)
+    assert (backbones.resolve(copied).guidance, backbones.resolve(copied).size) == (3.0, 32)
+    assert backbones.fingerprint(backbones.resolve(copied)) == before  # the weights are what they were
+    (copied / backbones.RUN).unlink()
+    assert backbones.resolve(copied).guidance == 7.5  # the family's
+    shipped = copied / "scheduler" / "scheduler_config.json"
+    shipped.write_text(shipped.read_text().replace("DPMSolverMultistepScheduler", "PNDMScheduler"))
+    assert backbones.resolve(copied).solver == "dpm"
+    (copied / "vae" / "config.json").unlink()
+    with pytest.raises(ValueError, match="must hold the configs of unet and vae"):
+        backbones.resolve(copied)
+
+
+def test_models_that_would_run_and_draw_wrong_images_are_refused(backbone):
+    class Config(dict):
+        scaling_factor = 1.0
+
+    odd = SimpleNamespace(**{key: getattr(backbone.pipe, key) for key in ("unet", "vae", "tokenizer", "scheduler")})
+    odd.vae_scale_factor = 4
+    backbones.check(backbone.spec, odd)
+    odd.vae = SimpleNamespace(config=Config(latents_mean=[0.1]))
+    with pytest.raises(ValueError, match="latents_mean"):
+        backbones.check(backbone.spec, odd)
+    odd.vae, odd.scheduler = backbone.pipe.vae, EDMEulerScheduler()
+    with pytest.raises(ValueError, match="noise schedule of betas; EDMEulerScheduler has none"):
+        backbones.check(backbone.spec, odd)

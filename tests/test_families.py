@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import FAMILIES, PROMPTS, SEEDS
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
+from sentencepiece import SentencePieceTrainer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import T5Tokenizer
 
 import postdiff
 from postdiff import families, methods, sampling, solvers
@@ -128,6 +130,34 @@ def test_bytes_do_not_depend_on_batch_or_order_with_lcms_noise(backbones):
     together = postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=3)
     alone = [postdiff.sample(backbone, [p], [s], plan, batch_size=3)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "slices"), [(8, 64, [8]), (8, 512, [8]), (8, 768, [2] * 4), (3, 2048, [1] * 3)]
+)
+def test_large_images_are_decoded_in_equal_slices(backbones, batch, size, slices, monkeypatch):
+    backbone, seen = backbones("sdxl"), []
+
+    def decode(latents, **_):
+        seen.append(len(latents))
+        return (torch.zeros(len(latents), 3, 2, 2),)
+
+    monkeypatch.setattr(backbone.pipe.vae, "decode", decode)
+    latents = torch.zeros(1, 8, size // 4, size // 4).expand(batch, -1, -1, -1)
+    assert sampling.decode(backbone, latents).shape == (batch, 2, 2, 3)
+    assert seen == slices
+
+
+def test_a_t5_tokenizer_loads_from_its_sentencepiece_model_alone(tmp_path):
+    """As PixArt's repository ships it: spiece.model, and no tokenizer.json."""
+    (tmp_path / "words.txt").write_text("a big red star on snow left of a small blue ring\n" * 20)
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "words.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=40, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+    )  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    pieces = T5Tokenizer.from_pretrained(tmp_path)
+    assert pieces.decode(pieces("a red star").input_ids, skip_special_tokens=True) == "a red star"
 
 
 def test_sdxls_autoencoder_is_half_again_after_a_decode_that_failed(backbones, monkeypatch):

@@ -85,7 +85,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     backbone = postdiff.load("mini-sd", device="cpu")
     data = pairs.open_pairs("shapes", 8)
     finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2), tmp_path)
-    with pytest.raises(ValueError, match=r"other settings.*'lr': \(1e-05, 0.1\)"):
+    with pytest.raises(ValueError, match=r"another run.*'lr': \(1e-05, 0.1\)"):
         finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2, lr=0.1), tmp_path)
 
 
