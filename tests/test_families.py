@@ -72,6 +72,26 @@ def test_guidance_dropped_from_step_0_equals_the_pipeline_at_guidance_1(backbone
     np.testing.assert_array_equal(ours, pipeline_images(backbone, 3, "dpm", guidance=1.0))
 
 
+@pytest.mark.parametrize("kind", GUIDED)
+def test_after_guidance_the_denoiser_is_told_the_conditional_half_alone(backbones, kind):
+    backbone, told = backbones(kind), []
+
+    def keep(_, args, kwargs):
+        added = kwargs.get("added_cond_kwargs") or {}
+        rows = {"text": kwargs["encoder_hidden_states"], "mask": kwargs.get("encoder_attention_mask"), **added}
+        told.append({name: value for name, value in rows.items() if value is not None})
+
+    handle = backbone.denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    postdiff.sample(backbone, PROMPTS, SEEDS, methods.cfg_drop(3, m=1))
+    handle.remove()
+    both, *alone = told
+    assert len(both) == {"tiny": 1, "sdxl": 3, "pixart": 4}[kind]
+    assert not torch.equal(both["text"][:3], both["text"][3:])
+    for rows in alone:
+        assert rows.keys() == both.keys()
+        assert all(torch.equal(value, both[name][3:]) for name, value in rows.items())
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_switched_off_methods_equal_dense_bit_for_bit(backbones, kind):
     backbone = backbones(kind)
