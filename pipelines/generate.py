@@ -141,7 +141,7 @@ def generate(
             solver=configuration.solver,
             size=configuration.size,
             batch_size=configuration.batch_size,
-            embeddings=text and text.rows(batch),
+            embeddings=None if text is None else text.rows(batch),
         )
         images += [records.encode_image(image) for image in made]
         seconds += [(time.perf_counter() - began) / len(made)] * len(made)

@@ -75,7 +75,7 @@ def sample(
     guidance, solver, size = settle(backbone.spec, guidance, solver, size)
     plan = adapt(plan, backbone.spec.family)
     batch_size = batch_size or len(prompts)
-    embeddings = embeddings or encode(backbone, prompts, batch_size)
+    embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
     if len(embeddings) != len(prompts):
         raise ValueError(f"expected one row of embeddings a prompt ({len(prompts)}), got {len(embeddings)}")
     guided = any(step.guided for step in plan.steps)
