@@ -249,6 +249,7 @@ def test_ray_job_submit_runs_the_sweep_on_a_local_cluster(tmp_path):
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
     environment["RAY_worker_niceness"] = "0"
     start = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=6399", "--dashboard-port=8299"]
+    start += ["--dashboard-agent-listen-port=52399"]  # these tests' own Ray has the usual one: no agent, no jobs
     head = subprocess.Popen(
         start, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
