@@ -86,11 +86,14 @@ def autoencoder() -> AutoencoderKL:
 
 def start_as_identity(model: torch.nn.Module) -> torch.nn.Module:
     """Zero the last convolution of every residual block: the net starts shallow and learns faster."""
-    for name, module in model.named_modules():
-        if name.endswith("conv2"):
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
+    zero(*(module for name, module in model.named_modules() if name.endswith("conv2")))
     return model
+
+
+def zero(*layers: torch.nn.Module) -> None:
+    for layer in layers:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
 
 
 def text_encoder(words: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2, kind=CLIPTextModel):
@@ -155,18 +158,22 @@ XL_WIDTHS = (TEXT_WIDTH, 64)  # of the two text encoders
 
 def unet_xl() -> UNet2DConditionModel:
     """SDXL's topology: 3 levels, no attention in the first, ever deeper below; text, pooled text, size and crop in."""
-    return _unet(
-        block_out_channels=(32, 64, 96),
+    model = _unet(
+        block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(1, 2, 3),
+        attention_head_dim=(1, 2, 4),
         use_linear_projection=True,
         cross_attention_dim=sum(XL_WIDTHS),
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=XL_WIDTHS[1] + 6 * 16,
     )
+    deeper = [layer for name, layer in model.named_modules() if name.endswith("transformer_blocks.1")]
+    outputs = [(block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]) for block in deeper]
+    zero(model.add_embedding.linear_2, *(layer for layers in outputs for layer in layers))  # what mini-SD does not have
+    return model
 
 
 def transformer() -> PixArtTransformer2DModel:
@@ -185,11 +192,8 @@ def transformer() -> PixArtTransformer2DModel:
         caption_channels=TEXT_WIDTH,
         attention_bias=True,
     )
-    for block in model.transformer_blocks:  # as PixArt starts: cross-attention adds nothing, nor does the output
-        torch.nn.init.zeros_(block.attn2.to_out[0].weight)
-        torch.nn.init.zeros_(block.attn2.to_out[0].bias)
-    torch.nn.init.zeros_(model.proj_out.weight)
-    torch.nn.init.zeros_(model.proj_out.bias)
+    # As PixArt starts: cross-attention adds nothing, nor does the output.
+    zero(*(block.attn2.to_out[0] for block in model.transformer_blocks), model.proj_out)
     return model
 
 

@@ -30,12 +30,12 @@ ALPHAS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled
 
 @dataclass
 class Batch:
-    """x0, noise [B, C, side, side]; t [B] in [0, 1000); ids [B, L], a tenth of them of the empty caption."""
+    """x0, noise [B, C, side, side]; t [B] in [0, 1000); rows [B] of `captions`, a tenth of them -1: no caption."""
 
     x0: torch.Tensor
     noise: torch.Tensor
     t: torch.Tensor
-    ids: torch.Tensor
+    rows: torch.Tensor
 
     @property
     def noisy(self) -> torch.Tensor:
@@ -47,17 +47,17 @@ def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.T
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
 
-def batches(
-    work: Path, sizes: dict[int, int], low_until: int = 0, words=None
-) -> Callable[[int, np.random.Generator], Batch]:
+def captions(work: Path, words=None) -> torch.Tensor:
+    """The training captions as ids [N_TRAIN + 1, L]; the last is empty. words: a tokenizer, mini-SD's by default."""
+    return tokenise(words or mini.tokenizer(), [*data("train", N_TRAIN, work)[1], ""])
+
+
+def batches(work: Path, sizes: dict[int, int], low_until: int = 0) -> Callable[[int, np.random.Generator], Batch]:
     """A function (step, rng) -> Batch, at 16x16 for 70 % of the steps, at 12x12 for 14 %, at 8x8 for 16 %.
 
     sizes: images a batch at each side, for about equal time a step. Before step `low_until`, 8x8 only: words and
-    colours are learned there for a quarter of the price. words: the tokenizer, mini-SD's by default.
+    colours are learned there for a quarter of the price.
     """
-    words = words or mini.tokenizer()
-    _, captions = data("train", N_TRAIN, work)
-    tokens, empty = tokenise(words, captions), tokenise(words, [""])
     stored = latents(work)
     scale = scaling_factor(stored)
 
@@ -65,10 +65,10 @@ def batches(
         side = 8 if step < low_until else int(rng.choice([16, 12, 8], p=[0.7, 0.14, 0.16]))
         pick = np.sort(rng.choice(N_LATENTS, sizes[side], replace=False))
         x0 = torch.from_numpy(stored[side][pick]).float() * scale
-        ids = torch.where(torch.from_numpy(rng.random(len(pick)) < 0.1)[:, None], empty, tokens[pick])
+        rows = torch.from_numpy(np.where(rng.random(len(pick)) < 0.1, -1, pick))
         # One time from each of n equal parts of [0, 1000): the same mean loss, a quieter gradient.
         t = ((torch.randperm(len(pick)) + torch.rand(len(pick))) * 1000 / len(pick)).long()
-        return Batch(x0, torch.randn_like(x0), t, ids)
+        return Batch(x0, torch.randn_like(x0), t, rows)
 
     return draw
 
@@ -78,6 +78,16 @@ def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str,
     error = (out - batch.noise).square().mean((1, 2, 3))
     snr = ALPHAS[batch.t] / (1 - ALPHAS[batch.t])
     return (error * (5 / snr).clamp(max=1)).mean(), {f"eps_mse_{out.shape[-1]}": float(error.detach().mean())}
+
+
+def distillation_loss(out: torch.Tensor, batch: Batch, teacher: UNet2DConditionModel, words: torch.Tensor) -> tuple:
+    """The noise loss, and the squared distance to what mini-SD says of `words`, its own embeddings of the captions:
+    the same mean as the noise has, without its variance."""
+    with torch.no_grad():
+        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0]
+    loss, numbers = noise_loss(out, batch)
+    distance = F.mse_loss(out, wanted)
+    return loss + distance, {**numbers, f"to_teacher_{out.shape[-1]}": float(distance.detach())}
 
 
 def trainable(model):
@@ -97,12 +107,12 @@ def train_unet(work: Path, steps: int = 5800) -> None:
     words = mini.tokenizer()
     text = load_ema(TextTeacher(words, mini.text_encoder(words)), work, "text").text.train().requires_grad_(True)
     model = torch.nn.ModuleDict({"unet": trainable(mini.unet()), "text": text})
-    draw = batches(work, {16: 32, 12: 48, 8: 96}, low_until=400)
+    draw, ids = batches(work, {16: 32, 12: 48, 8: 96}, low_until=400), captions(work)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        text = model["text"](batch.ids).last_hidden_state
-        return noise_loss(model["unet"](batch.noisy, batch.t, text, return_dict=False)[0], batch)
+        told = model["text"](ids[batch.rows]).last_hidden_state
+        return noise_loss(model["unet"](batch.noisy, batch.t, told, return_dict=False)[0], batch)
 
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
 
@@ -112,34 +122,41 @@ def train_tiny(work: Path, steps: int = 1500) -> None:
     teacher, text = mini_sd(work)
     model = trainable(mini.unet_tiny())
     inherit(model, teacher)
-    draw = batches(work, {16: 40, 12: 64, 8: 120})
+    draw, ids = batches(work, {16: 40, 12: 64, 8: 120}), captions(work)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        with torch.no_grad():
-            words = text(batch.ids).last_hidden_state
-            wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0]
-        out = model(batch.noisy, batch.t, words, return_dict=False)[0]
-        loss, numbers = noise_loss(out, batch)
-        distance = F.mse_loss(out, wanted)
-        return loss + distance, {**numbers, "to_teacher": float(distance.detach())}
+        told = text(ids[batch.rows]).last_hidden_state
+        out = model(batch.noisy, batch.t, told, return_dict=False)[0]
+        return distillation_loss(out, batch, teacher, told)
 
     Trainer("tiny", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def inherit(tiny: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
-    """Copy from mini-SD what BK-SDM-Tiny keeps: the first pair of each encoder level, the first and last of each
-    decoder level, no middle. Returns how many tensors were copied."""
+def inherit(model: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
+    """Copy from mini-SD what a U-Net of three levels shares with it. Returns how many tensors were copied.
+
+    Of fewer layers a level, the first of each encoder level are kept, and the first and last of each decoder level,
+    as BK-SDM-Tiny does. Where the text is wider, what the teacher was not told starts at 0.
+    """
     have, copied = teacher.state_dict(), 0
-    for name, value in tiny.state_dict().items():
+    fewer = model.config.layers_per_block < teacher.config.layers_per_block
+    for name, value in model.state_dict().items():
         source = name
-        if name.startswith("up_blocks."):  # the teacher has one level more, below; and three layers a level, not two
+        if name.startswith("up_blocks."):  # the teacher has one level more, below
             _, level, part, layer, *rest = name.split(".")
-            layer = {"1": "2"}.get(layer, layer) if part in ("resnets", "attentions") else layer
+            layer = "2" if fewer and layer == "1" and part in ("resnets", "attentions") else layer
             source = ".".join(["up_blocks", str(int(level) + 1), part, layer, *rest])
-        if source in have and have[source].shape == value.shape:
-            value.copy_(have[source])
-            copied += 1
+        if source not in have:
+            continue
+        known = have[source].reshape(have[source].shape[: value.ndim])  # a linear layer, there a 1x1 convolution
+        if known.shape == value.shape:
+            value.copy_(known)
+        elif "attn2" in name and len(known) == len(value):
+            value.zero_()[:, : known.shape[1]] = known
+        else:
+            continue
+        copied += 1
     return copied
 
 
@@ -152,8 +169,7 @@ def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int
     teacher, text = mini_sd(work)
     model = trainable(mini.unet_lcm())
     model.load_state_dict(teacher.state_dict(), strict=False)  # all but the guidance's projection, which starts at 0
-    draw = batches(work, {16: 24, 12: 36, 8: 72})
-    empty = tokenise(mini.tokenizer(), [""])
+    draw, ids = batches(work, {16: 24, 12: 36, 8: 72}), captions(work)
     width = model.config.time_cond_proj_dim
 
     def clean(x, t, eps):
@@ -175,8 +191,8 @@ def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int
         guidance = 1 + (max_guidance - 1) * torch.from_numpy(rng.random(n)).float()
         w = torch.cat([guidance_embedding(float(g), width) for g in guidance])
         with torch.no_grad():
-            words = text(batch.ids).last_hidden_state
-            both = torch.cat([text(empty).last_hidden_state.expand(n, -1, -1), words])
+            words = text(ids[batch.rows]).last_hidden_state
+            both = torch.cat([text(ids[-1:]).last_hidden_state.expand(n, -1, -1), words])
             uncond, cond = teacher(torch.cat([noisy] * 2), torch.cat([t] * 2), both, return_dict=False)[0].chunk(2)
             eps = uncond + guidance[:, None, None, None] * (cond - uncond)
             further = add_noise(clean(noisy, t, eps), eps, before)
@@ -189,64 +205,72 @@ def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int
     Trainer("lcm", model, steps, 1e-4, work, ema=0.995).run(loss_of)
 
 
-def xl_text(text, second, ids: torch.Tensor, empty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def xl_text(text, second, ids: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B, L, sum of widths] and pooled [B, P] as SDXL's pipeline makes them: the layer before the last of both
-    encoders, the second one's pooled output, and zeros for the empty caption."""
+    encoders, the second one's pooled output, and zeros where `given` [B] is False."""
     first, other = text(ids, output_hidden_states=True), second(ids, output_hidden_states=True)
-    given = (ids != empty).any(1, keepdim=True).float()
     tokens = torch.cat([first.hidden_states[-2], other.hidden_states[-2]], dim=-1)
-    return tokens * given[..., None], other.text_embeds * given
+    return tokens * given[:, None, None], other.text_embeds * given[:, None]
 
 
-def train_xl(work: Path, steps: int = 4000) -> None:
-    """mini-SDXL: U-Net and both text encoders, told original size, crop and target size; a fifth of the full-size
-    steps sees crops and images that were small."""
+def train_xl(work: Path, steps: int = 1300) -> None:
+    """mini-SDXL: U-Net and both text encoders, told original size, crop and target size. It starts from mini-SD as
+    mini-BK-SDM does. A fifth of the full-size steps sees crops and images that were small, of which mini-SD knows
+    nothing: those learn the noise alone."""
     words = mini.tokenizer()
+    teacher, known = mini_sd(work)
     text = mini.text_encoder(words, layers=3)
-    text.load_state_dict(mini_sd(work)[1].state_dict(), strict=False)  # its last layer is not read: SDXL skips it
+    text.load_state_dict(known.state_dict(), strict=False)  # its last layer is not read: SDXL skips it
     parts = {"unet": trainable(mini.unet_xl()), "text": text, "second": mini.second_text_encoder(words)}
+    inherit(parts["unet"], teacher)
     model = torch.nn.ModuleDict(parts)
-    draw = batches(work, {16: 40, 12: 60, 8: 120}, low_until=300)
+    draw, ids = batches(work, {16: 32, 12: 52, 8: 100}), captions(work)
     stored, conditions = conditioned_latents(work)
-    scale, empty = scaling_factor(latents(work)), tokenise(words, [""])
-    tokens = tokenise(words, data("train", N_TRAIN, work)[1])
+    scale = scaling_factor(latents(work))
 
     def loss_of(step, rng):
         batch = draw(step, rng)
         n, size = len(batch.t), 4 * batch.x0.shape[-1]
         time_ids = torch.tensor([[64, 64, 0, 0, size, size]]).repeat(n, 1)
-        if size == 64 and rng.random() < 0.2:
+        alone = size == 64 and rng.random() < 0.2
+        if alone:
             pick = np.sort(rng.choice(len(stored), n, replace=False))
             batch.x0, time_ids = torch.from_numpy(stored[pick]).float() * scale, torch.from_numpy(conditions[pick])
-            batch.ids = torch.where((batch.ids == empty).all(1, keepdim=True), empty, tokens[pick])
-        hidden, pooled = xl_text(model["text"], model["second"], batch.ids, empty)
+            batch.rows = torch.where(batch.rows < 0, -1, torch.from_numpy(pick))
+        hidden, pooled = xl_text(model["text"], model["second"], ids[batch.rows], batch.rows >= 0)
         added = {"text_embeds": pooled, "time_ids": time_ids}
         out = model["unet"](batch.noisy, batch.t, hidden, added_cond_kwargs=added, return_dict=False)[0]
-        return noise_loss(out, batch)
+        if alone:
+            return noise_loss(out, batch)
+        return distillation_loss(out, batch, teacher, known(ids[batch.rows]).last_hidden_state)
 
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_pixart(work: Path, steps: int = 5000) -> None:
-    """mini-PixArt: transformer and T5 together, told the size of the image.
+def train_pixart(work: Path, steps: int = 3000) -> None:
+    """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
 
     The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.
     """
     pieces = mini.t5_tokenizer()
-    teacher = TextTeacher(mini.tokenizer(), mini.t5_encoder(pieces))
-    text = load_ema(teacher, work, "t5").text.train().requires_grad_(True)
+    text = load_ema(TextTeacher(mini.tokenizer(), mini.t5_encoder(pieces)), work, "t5").text
+    text.train().requires_grad_(True)
     model = torch.nn.ModuleDict({"transformer": trainable(mini.transformer()), "text": text})
-    draw = batches(work, {16: 40, 12: 70, 8: 150}, low_until=400, words=pieces)
+    draw = batches(work, {16: 40, 12: 70, 8: 150}, low_until=400)
+    teacher, known = mini_sd(work)
+    ids, known_ids = captions(work, pieces), captions(work)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        mask = (batch.ids != pieces.pad_token_id).long()
-        hidden = model["text"](batch.ids, attention_mask=mask).last_hidden_state
+        tokens = ids[batch.rows]
+        mask = (tokens != pieces.pad_token_id).long()
+        hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
         size = 4 * batch.x0.shape[-1]
         inputs = FAMILIES["pixart"].inputs(
             {"text": hidden, "mask": mask}, batch.t[0], (size, size), 1.0, model["transformer"].config
         )
         out = model["transformer"](batch.noisy, return_dict=False, **{**inputs, "timestep": batch.t})[0]
-        return noise_loss(out.chunk(2, dim=1)[0], batch)
+        told = known(known_ids[batch.rows]).last_hidden_state
+        return distillation_loss(out.chunk(2, dim=1)[0], batch, teacher, told)
 
     Trainer("pixart", model, steps, 1e-3, work).run(loss_of)
