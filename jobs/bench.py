@@ -3,6 +3,7 @@
 python jobs/bench.py overhead    the Ray pipeline's wall time over the bare sampler loop's, same work, same cores
 python jobs/bench.py speedup     PostDiff over dense on SD1.5's real topology, beside what their FLOPs allow
 python jobs/bench.py planning    time and memory to plan 150,000 units
+python jobs/bench.py reuse       seconds saved by encoding prompts once for 10 configurations of mini-PixArt
 python jobs/bench.py all
 """
 
@@ -25,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import postdiff
-from pipelines import generate, prompts, report, workers
+from pipelines import embeddings, generate, prompts, records, report, workers
+from pipelines.grids import grid
 from pipelines.records import Prompt
 from pipelines.store import Store
 from pipelines.workers import Resources
@@ -154,9 +156,57 @@ def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: 
     return {"units": len(units), "seconds": round(seconds, 2), "megabytes": round((after - before) / 1024, 1)}
 
 
+def reuse(pairs: int, images: int = 32) -> dict:
+    """Ten configurations of mini-PixArt (8 steps), same prompts: encoded for each, or once and read from the store.
+
+    One process, all cores; what it takes to write, read and check the embeddings is on the side that reuses them.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
+    name = "mini-pixart"
+    backbone = postdiff.load(name, device="cpu")
+    plans = [plan for _, _, plan in grid("laptop", {**backbone.spec.settings, "steps": 8})][:10]
+    configurations = [generate.configure(name, plan) for plan in plans]
+    shards = prompts.shard(prompts.load_prompts("shapes", images), images)
+    units = generate.units(configurations, shards, [1.0] * len(plans))
+    text, tasks = units[0].task, [unit.task for unit in units[1:]]
+    ids = [prompt.id for prompt in shards[0]]
+
+    def each() -> list[bytes]:
+        return [generate.generate(backbone, task.configuration, task.prompts) for task in tasks]
+
+    def once() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(folder)
+            store.put(text.name, embeddings.make(backbone, text))
+            return [
+                generate.generate(
+                    backbone, task.configuration, task.prompts, embeddings.from_bytes(store.get(task.text), ids)
+                )
+                for task in tasks
+            ]
+
+    seconds: dict[str, list[float]] = {"each": [], "once": []}
+    made = {}
+    for pair in range(pairs + 1):  # the first warms up
+        for side, run in (("each", each), ("once", once)):
+            began = time.perf_counter()
+            made[side] = [records.from_parquet(data).column("image") for data in run()]
+            seconds[side].append(time.perf_counter() - began)
+        assert made["each"] == made["once"], "reused embeddings must give the same bytes"
+        print(f"pair {pair}/{pairs}: each {seconds['each'][-1]:.2f} s, once {seconds['once'][-1]:.2f} s", flush=True)
+    saved = [a - b for a, b in zip(seconds["each"][1:], seconds["once"][1:], strict=True)]
+    return {
+        "saved_s": round(median(saved), 3),
+        "saved_s_of_each_pair": [round(s, 3) for s in saved],
+        "each_s": round(median(seconds["each"][1:]), 2),
+        "configurations": len(plans),
+        "images_each": images,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "speedup", "planning", "all"])
+    parser.add_argument("what", choices=["overhead", "speedup", "planning", "reuse", "all"])
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of each side")
     args = parser.parse_args()
     results: dict[str, object] = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
@@ -164,6 +214,8 @@ def main() -> None:
         results["planning"] = planning()
     if args.what in ("speedup", "all"):
         results["speedup"] = speedup(args.pairs)
+    if args.what in ("reuse", "all"):
+        results["reuse"] = reuse(args.pairs)
     if args.what in ("overhead", "all"):
         results["overhead"] = overhead(args.pairs)
     print(json.dumps(results))

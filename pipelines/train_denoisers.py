@@ -220,7 +220,9 @@ def train_xl(work: Path, steps: int = 1300) -> None:
     words = mini.tokenizer()
     teacher, known = mini_sd(work)
     text = mini.text_encoder(words, layers=3)
-    text.load_state_dict(known.state_dict(), strict=False)  # its last layer is not read: SDXL skips it
+    text.load_state_dict(known.state_dict(), strict=False)
+    for unread in (text.encoder.layers[-1], text.final_layer_norm):  # SDXL takes the layer before the last
+        unread.requires_grad_(False)
     parts = {"unet": trainable(mini.unet_xl()), "text": text, "second": mini.second_text_encoder(words)}
     inherit(parts["unet"], teacher)
     model = torch.nn.ModuleDict(parts)
@@ -247,7 +249,7 @@ def train_xl(work: Path, steps: int = 1300) -> None:
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_pixart(work: Path, steps: int = 3000) -> None:
+def train_pixart(work: Path, steps: int = 2700) -> None:
     """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
 
     The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.
