@@ -1,9 +1,10 @@
 """Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,all}
 
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5 and
-pixart (mini-PixArt). Each trains on Shapes with two single-threaded processes that average their gradients (on two
-cores a third faster than one process with two threads; NOTES.md), checkpoints every few minutes, resumes from the
-checkpoint after a kill, and appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16
+pixart (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped). Each trains on Shapes
+with two single-threaded processes that average their gradients (on two cores a third faster than one process with two
+threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and appends its losses to
+`<work>/<stage>.csv`. `export` writes the finished folders, fp16
 safetensors, that the pipelines' own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip, with which scores are made
@@ -28,7 +29,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import postdiff
 from pipelines import mini, shapes
-from pipelines.train_denoisers import mini_sd, train_lcm, train_pixart, train_tiny, train_unet, train_xl
+from pipelines.train_denoisers import (
+    mini_sd,
+    train_full,
+    train_lcm,
+    train_pixart,
+    train_tiny,
+    train_unet,
+    train_xl,
+)
 from pipelines.train_encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
 from pipelines.training import (
     N_TRAIN,
@@ -54,9 +63,17 @@ STAGES = {
     "xl": train_xl,
     "t5": train_t5,
     "pixart": train_pixart,
+    "full": train_full,
 }
-# And the stage that each is finished by.
-MODELS = {"mini-sd": "unet", "mini-bk-sdm": "tiny", "mini-lcm": "lcm", "mini-sdxl": "xl", "mini-pixart": "pixart"}
+# And the stage that each is finished by. The last is exported only where it is named.
+MODELS = {
+    "mini-sd": "unet",
+    "mini-bk-sdm": "tiny",
+    "mini-lcm": "lcm",
+    "mini-sdxl": "xl",
+    "mini-pixart": "pixart",
+    "mini-sd-full": "full",
+}
 # How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
 RUNS = {
     "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here
@@ -64,6 +81,7 @@ RUNS = {
     "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
     "mini-sdxl": {"guidance": 2.0},
     "mini-pixart": {"guidance": 2.0, "size": 64},  # its config says 128 cells
+    "mini-sd-full": {"guidance": 2.0},
 }
 
 
@@ -85,6 +103,8 @@ def pipeline(name: str, work: Path):
     unet.set_default_attn_processor()
     if name == "mini-lcm":
         return mini.consistency_model(vae, text, load_ema(mini.unet_lcm(), work, "lcm"), words)
+    if name == "mini-sd-full":
+        return mini.stable_diffusion(vae, text, load_ema(mini.unet(), work, "full"), words)
     if name == "mini-bk-sdm":
         return mini.stable_diffusion(vae, text, load_ema(mini.unet_tiny(), work, "tiny"), words)
     return mini.stable_diffusion(vae, text, unet, words)
@@ -146,7 +166,10 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "export", "evaluate", "all"])
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
     parser.add_argument(
-        "--models", nargs="+", choices=list(MODELS), help="to export or evaluate (default: all trained)"
+        "--models",
+        nargs="+",
+        choices=list(MODELS),
+        help="to export or evaluate (default: all trained that are shipped)",
     )
     parser.add_argument("--out", type=Path, default=MINI, help="finished folders")
     parser.add_argument("--workers", type=int, default=2, help="processes; part of what the weights depend on")
@@ -160,7 +183,8 @@ def main() -> None:
                 conditioned_latents(args.work)
             port = 29500 + os.getpid() % 1000
             torch.multiprocessing.spawn(_worker, (args.workers, port, stage, args.work), nprocs=args.workers)
-    names = args.models or [name for name, stage in MODELS.items() if (args.work / f"{stage}.pt").exists()]
+    shipped = [name for name, stage in MODELS.items() if stage != "full" and (args.work / f"{stage}.pt").exists()]
+    names = args.models or shipped
     if args.stage in ("export", "all"):
         export(args.work, args.out, names)
     if args.stage in ("evaluate", "all"):

@@ -41,44 +41,49 @@ def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes
     return f'<table class="images"><tr><th></th>{head}</tr>\n{body}</table>'
 
 
-def examples(store: Store, rows: Sequence[Row]) -> str:
+def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = None) -> str:
     """The first images of every configuration: a column a prompt, the same noise down it."""
     lines, texts = [], []
-    for row in rows:
+    for row, label in zip(rows, labels or [row.label for row in rows], strict=True):
         first = min(store.names(f"images/{row.configuration}"))
         table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
         texts = table["prompt"].to_pylist()
-        lines.append((row.label, [image["bytes"] for image in table["image"].to_pylist()]))
-    return image_table(texts, lines)
+        lines.append((label, [image["bytes"] for image in table["image"].to_pylist()]))
+    return f'<div class="scroll">{image_table(texts, lines)}</div>'
 
 
-def configuration_table(rows: Sequence[Row], fronts: set[str]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in tables.HEADER)
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] | None = None) -> str:
+    """marked: which lines are bold."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = ""
-    for row, cells in zip(rows, tables.cells(rows), strict=True):
-        mark = ' class="front"' if row.configuration in fronts else ""
+    for cells, bold in zip(lines, marked or [False] * len(lines), strict=True):
+        mark = ' class="front"' if bold else ""
         body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
-    return f"<table><tr>{head}</tr>\n{body}</table>"
+    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
-def html(
-    title: str,
-    answer: str,
-    rows: Sequence[Row],
-    fronts: set[str],
-    figures: Sequence["plots.plt.Figure"],
-    images: str,
-    facts: dict[str, str],
-) -> str:
-    """The page. `fronts`: ids of the configurations on a front; `facts`: protocol, machine, commit, and the like."""
-    pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
+def page(title: str, answer: str, body: str, facts: dict[str, str]) -> str:
+    """One HTML file. body: HTML; all others are text. facts: protocol, machine, commit, and the like."""
     lines = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title><style>{CSS}</style>
 <h1>{escape(title)}</h1>
 <p class="answer">{escape(answer)}</p>
-<p>{escape("" if tables.more_steps(rows) in answer else tables.more_steps(rows))}</p>
+{body}
+<h2>Protocol</h2>
+<table class="protocol">{lines}</table>
+</html>
+"""
+
+
+def sweep_body(
+    note: str, rows: Sequence[Row], fronts: set[str], figures: Sequence["plots.plt.Figure"], images: str
+) -> str:
+    """What a sweep's page shows. note: a sentence; fronts: ids of the configurations on a front; images: HTML."""
+    pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
+    bold = [row.configuration in fronts for row in rows]
+    return f"""<p>{escape(note)}</p>
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
 <p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
@@ -86,13 +91,9 @@ GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's 
 Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
 interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once
 (Bonferroni). FID is better when lower, the CLIP score when higher.</p>
-<div class="scroll">{configuration_table(rows, fronts)}</div>
+{table(tables.HEADER, tables.cells(rows), bold)}
 <h2>The same prompts and noise</h2>
-<div class="scroll">{images}</div>
-<h2>Protocol</h2>
-<table class="protocol">{lines}</table>
-</html>
-"""
+{images}"""
 
 
 def commit() -> str:

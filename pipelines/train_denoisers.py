@@ -55,14 +55,15 @@ def captions(work: Path, words=None) -> torch.Tensor:
 def batches(work: Path, sizes: dict[int, int], low_until: int = 0) -> Callable[[int, np.random.Generator], Batch]:
     """A function (step, rng) -> Batch, at 16x16 for 70 % of the steps, at 12x12 for 14 %, at 8x8 for 16 %.
 
-    sizes: images a batch at each side, for about equal time a step. Before step `low_until`, 8x8 only: words and
-    colours are learned there for a quarter of the price.
+    sizes: images a batch at each side, for about equal time a step; a side that is left out is 16 instead. Before step
+    `low_until`, 8x8 only: words and colours are learned there for a quarter of the price.
     """
     stored = latents(work)
     scale = scaling_factor(stored)
 
     def draw(step: int, rng: np.random.Generator) -> Batch:
         side = 8 if step < low_until else int(rng.choice([16, 12, 8], p=[0.7, 0.14, 0.16]))
+        side = side if side in sizes else 16
         pick = np.sort(rng.choice(N_LATENTS, sizes[side], replace=False))
         x0 = torch.from_numpy(stored[side][pick]).float() * scale
         rows = torch.from_numpy(np.where(rng.random(len(pick)) < 0.1, -1, pick))
@@ -115,6 +116,24 @@ def train_unet(work: Path, steps: int = 5800) -> None:
         return noise_loss(model["unet"](batch.noisy, batch.t, told, return_dict=False)[0], batch)
 
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
+
+
+def train_full(work: Path, steps: int = 1600) -> None:
+    """mini-SD that has seen full-size images alone, as SD1.5 has: what fine-tuning for mixed resolution starts from.
+
+    Its U-Net starts from nothing and learns the noise and mini-SD's output; the text encoder is mini-SD's.
+    """
+    teacher, text = mini_sd(work)
+    model = trainable(mini.unet())
+    draw, ids = batches(work, {16: 32}), captions(work)
+
+    def loss_of(step, rng):
+        batch = draw(step, rng)
+        told = text(ids[batch.rows]).last_hidden_state
+        out = model(batch.noisy, batch.t, told, return_dict=False)[0]
+        return distillation_loss(out, batch, teacher, told)
+
+    Trainer("full", model, steps, 1.2e-3, work).run(loss_of)
 
 
 def train_tiny(work: Path, steps: int = 1500) -> None:

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 
 from postdiff import backbones
-from postdiff.methods import METHODS
+from postdiff.methods import METHODS, settings_of
 from postdiff.plan import MODES, SIZE_CONDITIONS, Plan, strip
 
 # Flag -> the method's argument; a method takes those that its signature has.
@@ -74,17 +74,14 @@ def _step_or_share(text: str) -> int | float:
 
 def _plan(args: argparse.Namespace) -> Plan:
     """The method with what was given, else the paper's settings for this backbone, else the method's defaults."""
-    if args.method not in METHODS:
-        raise ValueError(f"unknown method {args.method!r}: expected one of {', '.join(METHODS)}")
-    method = METHODS[args.method]
+    accepted = settings_of(args.method)
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    accepted = inspect.signature(method).parameters
     extra = [_flag(name) for name in given if name not in accepted]
     if extra:
         takes = ", ".join(_flag(name) for name in accepted)
         raise ValueError(f"{args.method} does not take {', '.join(extra)}; it takes {takes}")
     settings = {name: value for name, value in backbones.resolve(args.backbone).settings.items() if name in accepted}
-    plan = method(**{**settings, **given})
+    plan = METHODS[args.method](**{**settings, **given})
     if args.plan_picture:
         from postdiff.picture import draw_plan
 

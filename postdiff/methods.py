@@ -9,6 +9,8 @@ mode       which guidance the cached cross-attention holds: ave, cond, uncond, c
 size_condition  the size that SDXL and PixArt are told at low resolution: target (of the finished image) or current
 """
 
+import inspect
+
 from postdiff.plan import Action, Mode, Plan, SizeCondition, StepPlan
 
 
@@ -67,6 +69,13 @@ def postdiff(
 METHODS = {
     f.__name__: f for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff)
 }
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings of a method. Raises ValueError if there is none of that name."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    return tuple(inspect.signature(METHODS[name]).parameters)
 
 
 def _compose(
