@@ -268,7 +268,7 @@ def train_xl(work: Path, steps: int = 1300) -> None:
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_pixart(work: Path, steps: int = 2700) -> None:
+def train_pixart(work: Path, steps: int = 2200) -> None:
     """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
 
     The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.
@@ -277,7 +277,7 @@ def train_pixart(work: Path, steps: int = 2700) -> None:
     text = load_ema(TextTeacher(mini.tokenizer(), mini.t5_encoder(pieces)), work, "t5").text
     text.train().requires_grad_(True)
     model = torch.nn.ModuleDict({"transformer": trainable(mini.transformer()), "text": text})
-    draw = batches(work, {16: 40, 12: 70, 8: 150}, low_until=400)
+    draw = batches(work, {16: 40, 12: 70, 8: 150}, low_until=250)
     teacher, known = mini_sd(work)
     ids, known_ids = captions(work, pieces), captions(work)
 
