@@ -42,6 +42,9 @@ def plan_variants(args: argparse.Namespace) -> list[list[tuple[str, Point]]]:
     if len(set(args.backbones)) * len(set(args.size_conditions)) < 2:
         raise ValueError("nothing to compare: give two --backbones, or --size-conditions target current")
     settings = resolve(args.backbones[0]).settings
+    short = {backbone: Path(backbone).name for backbone in args.backbones}
+    if len(set(short.values())) < len(short):  # folders of one name
+        short = {backbone: backbone for backbone in args.backbones}
     found = []
     for method in args.methods:
         accepted = methods.settings_of(method)
@@ -55,7 +58,7 @@ def plan_variants(args: argparse.Namespace) -> list[list[tuple[str, Point]]]:
                     backbone, changed, args.guidance, args.solver, args.batch_size, args.dtype
                 )
                 price = cost(changed, resolve(backbone))
-                names = [Path(backbone).name if len(args.backbones) > 1 else "", told if told != "target" else ""]
+                names = [short[backbone] if len(short) > 1 else "", told if told != "target" else ""]
                 variant = ", ".join(filter(None, names)) or told
                 point = Point(method, text, configuration, price.macs_paper, price.flops)
                 points.setdefault(configuration.id, (variant, point))  # a plan at one size has no size condition
@@ -116,10 +119,13 @@ def run(args: argparse.Namespace) -> None:
     )
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([HEADER, *lines])
-    first = points[0].configuration
+    models = {
+        c.backbone: f"{c.backbone} (weights {c.weights}): solver {c.solver}, guidance {c.guidance}, {c.size} px, "
+        f"batches of {c.batch_size}"
+        for c in (point.configuration for point in points)
+    }
     facts = {
-        "models": "; ".join(f"{p.configuration.backbone} (weights {p.configuration.weights})" for _, p in groups[0]),
-        "sampling": f"solver {first.solver}, guidance {first.guidance}, {first.size} px, batches of {first.batch_size}",
+        "models": "; ".join(models.values()),
         **protocol.facts(),
         "machine": workers.machine(),
         "commit": report.commit(),
