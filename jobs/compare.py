@@ -1,31 +1,43 @@
 """Does a change of the model or of its conditions help? The same plans, prompts and noise, differences paired.
 
     python jobs/compare.py --backbones .train/mini-sd-full out/mini-sd-tuned    before and after fine-tuning (Table 7)
-    python jobs/compare.py --backbones mini-sdxl --size-conditions target current   what SDXL and PixArt are told at low
-                                                                                    resolution
+    python jobs/compare.py --backbones mini-sdxl --size-conditions              the size that a model is told at low
+                                                                                resolution: target against current
 
-Each method runs at the first backbone's own settings. Ends in results.md, results.csv and report.html in the store. Run
-it again and it goes on where it stopped.
+Only that differs: all run at the first backbone's settings, guidance, solver and dtype. Ends in compare.md, compare.csv
+and compare.html in the store. Run it again and it goes on where it stopped.
 """
 
 import argparse
-import csv
-import io
 import sys
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, generate, report, tables, workers
+from pipelines import evaluation, generate, grids, report, tables, workers
 from pipelines.evaluation import Point
 from pipelines.tables import METRICS, Row
-from postdiff import cost, methods
+from postdiff import costs, methods
 from postdiff.backbones import resolve
+from postdiff.families import adapt
 from postdiff.metrics import Interval, difference
-from postdiff.plan import SIZE_CONDITIONS
+from postdiff.plan import SIZE_CONDITIONS, Plan
 
 HEADER = ("plan", "variant", "GFLOPs", "FID", "change", "CLIP score", "change")
+LEGEND = (
+    "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
+    "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
+    "(Bonferroni). FID is better when lower, the CLIP score when higher."
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    backbone: str
+    size_condition: str = "target"
 
 
 @dataclass(frozen=True)
@@ -37,45 +49,72 @@ class Compared:
     change: dict[str, Interval]
 
 
-def plan_variants(args: argparse.Namespace) -> list[list[tuple[str, Point]]]:
-    """For each method (variant, point); the first is what the others are compared with."""
-    if len(set(args.backbones)) * len(set(args.size_conditions)) < 2:
-        raise ValueError("nothing to compare: give two --backbones, or --size-conditions target current")
-    settings = resolve(args.backbones[0]).settings
-    short = {backbone: Path(backbone).name for backbone in args.backbones}
-    if len(set(short.values())) < len(short):  # folders of one name
-        short = {backbone: backbone for backbone in args.backbones}
+def variants(backbones: list[str], size_conditions: bool) -> list[Variant]:
+    """What is compared; the others with the first. Raises ValueError if not exactly one thing varies."""
+    backbones = list(dict.fromkeys(backbones))
+    if (len(backbones) > 1) == size_conditions:
+        raise ValueError("expected two or more --backbones, or one and --size-conditions, to compare")
+    if size_conditions:
+        return [Variant(told, backbones[0], told) for told in SIZE_CONDITIONS]
+    names = [Path(backbone).name for backbone in backbones]
+    return [
+        Variant(name if names.count(name) == 1 else backbone, backbone)
+        for name, backbone in zip(names, backbones, strict=True)
+    ]
+
+
+def plans(names: list[str], settings: dict) -> list[tuple[str, str, Plan]]:
+    """(method, settings, plan) of each method at `settings`; two names of one computation become one."""
+    found: dict[str, tuple[str, str, Plan]] = {}
+    for name in names:
+        given = {key: value for key, value in settings.items() if key in methods.settings_of(name)}
+        plan = methods.METHODS[name](**given)
+        text = grids.label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
+        found.setdefault(plan.id, (name, text, plan))
+    return list(found.values())
+
+
+def plan_points(args: argparse.Namespace, among: list[Variant]) -> list[list[Point]]:
+    """For each plan, one point a variant. Raises ValueError if two of them are the same."""
+    spec = resolve(among[0].backbone)
+    listed = plans(args.methods, spec.settings)
+    if among[0].backbone == among[1].backbone:  # of a plan at one size nothing is told
+        listed = [entry for entry in listed if entry[2].switches]
+    if not listed:
+        raise ValueError(
+            "expected a method that switches resolution (mixed_resolution, postdiff) to compare sizes told"
+        )
+    columns: list[list[Point]] = []
+    shared = args.guidance, args.solver, args.dtype
+    for variant in among:
+        own = resolve(variant.backbone)
+        if own.size != spec.size:
+            raise ValueError(f"expected models of one size, got {spec.size} px and {own.size} px ({variant.backbone})")
+        changed = [adapt(replace(plan, size_condition=variant.size_condition), own.family) for _, _, plan in listed]
+        guidance, solver, dtype = shared
+        base = generate.configure(variant.backbone, changed[0], guidance, solver, args.batch_size, dtype)
+        shared = base.guidance, base.solver, base.dtype  # the first one's, for all
+        columns.append([
+            Point(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
+            for (method, text, _), plan, price in zip(listed, changed, costs(changed, own), strict=True)
+        ])  # fmt: skip
+    seen: dict[str, str] = {}
+    for variant, column in zip(among, columns, strict=True):
+        same = seen.setdefault(column[0].configuration.id, variant.name)
+        if same != variant.name:
+            raise ValueError(f"{same} and {variant.name} have the same weights: there is nothing to compare")
+    return [list(points) for points in zip(*columns, strict=True)]
+
+
+def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
+    """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (Bonferroni)."""
+    n = len(groups) * (len(among) - 1)
+    metrics = [metric for metric in METRICS if tables.measured([row for group in groups for row in group], metric)]
     found = []
-    for method in args.methods:
-        accepted = methods.settings_of(method)
-        plan = methods.METHODS[method](**{name: value for name, value in settings.items() if name in accepted})
-        text = " ".join(f"{name}={settings[name]:g}" for name in ("beta", "s", "k", "m") if name in accepted)
-        points: dict[str, tuple[str, Point]] = {}
-        for backbone in args.backbones:
-            for told in args.size_conditions:
-                changed = replace(plan, size_condition=told)
-                configuration = generate.configure(
-                    backbone, changed, args.guidance, args.solver, args.batch_size, args.dtype
-                )
-                price = cost(changed, resolve(backbone))
-                names = [short[backbone] if len(short) > 1 else "", told if told != "target" else ""]
-                variant = ", ".join(filter(None, names)) or told
-                point = Point(method, text, configuration, price.macs_paper, price.flops)
-                points.setdefault(configuration.id, (variant, point))  # a plan at one size has no size condition
-        found.append(list(points.values()))
-    return found
-
-
-def compare(groups: list[list[tuple[str, Point]]], rows: list[Row]) -> list[Compared]:
-    """Intervals of changes hold for all of a metric's together (Bonferroni)."""
-    n = max(1, sum(len(group) - 1 for group in groups))
-    metrics = [metric for metric in METRICS if tables.measured(rows, metric)]
-    of, found = {row.configuration: row for row in rows}, []
-    for group in groups:
-        first = of[group[0][1].configuration.id]
-        for i, (variant, point) in enumerate(group):
-            row = of[point.configuration.id]
-            change = {m: difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics if i}
+    for first, *others in groups:
+        found.append(Compared(among[0], first, {}))
+        for variant, row in zip(among[1:], others, strict=True):
+            change = {m: difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
             found.append(Compared(variant, row, change))
     return found
 
@@ -85,8 +124,7 @@ def answer(found: list[Compared]) -> str:
     parts = []
     for metric, name in METRICS.items():
         changes = [of.change[metric] for of in found if metric in of.change]
-        above, below = sum(c.low > 0 for c in changes), sum(c.high < 0 for c in changes)
-        better, worse = (below, above) if metric == "fid" else (above, below)
+        better, worse = tables.clear(changes, metric)
         if changes:
             parts.append(f"{name}: {better} of {len(changes)} changes are clearly better, {worse} clearly worse")
     n = found[0].row.clip.n
@@ -105,51 +143,53 @@ def cells(found: list[Compared]) -> list[list[str]]:
     return lines
 
 
+def to_csv(found: list[Compared]) -> str:
+    columns: dict[str, list[str]] = {"variant": [of.variant for of in found]}
+    for metric, name in (("fid", "fid"), ("clip", "clip_score")):
+        changes = [of.change.get(metric) for of in found]
+        columns[f"{name}_change"] = [f"{change.value:.4f}" if change else "" for change in changes]
+        columns[f"{name}_change_low"] = [f"{change.low:.4f}" if change else "" for change in changes]
+        columns[f"{name}_change_high"] = [f"{change.high:.4f}" if change else "" for change in changes]
+    return tables.to_csv([of.row for of in found], columns)
+
+
 def run(args: argparse.Namespace) -> None:
     protocol = evaluation.protocol(args)
-    groups = plan_variants(args)
-    points = [point for group in groups for _, point in group]
+    among = variants(args.backbones, args.size_conditions)
+    groups = plan_points(args, among)
     store = evaluation.open_store(args.out, protocol)
     resources = evaluation.connect(args, args.backbones)
+    points = [point for group in groups for point in group]
     rows = evaluation.evaluate(store, points, protocol, resources)
-    found = compare(groups, rows)
-    lines = cells(found)
-    markdown = "\n".join(
-        f"| {' | '.join(line)} |" for line in [HEADER, ["---", "---", *["---:"] * (len(HEADER) - 2)], *lines]
-    )
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([HEADER, *lines])
-    models = {
-        c.backbone: f"{c.backbone} (weights {c.weights}): solver {c.solver}, guidance {c.guidance}, {c.size} px, "
-        f"batches of {c.batch_size}"
-        for c in (point.configuration for point in points)
-    }
+    names = [variant.name for variant in among]
+    found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
+    lines, of = cells(found), points[0].configuration
+    models = zip(names, (point.configuration for point in groups[0]), strict=True)
     facts = {
-        "models": "; ".join(models.values()),
+        "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
+        "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",
         **protocol.facts(),
         "machine": workers.machine(),
         "commit": report.commit(),
     }
     labels = [f"{of.variant}: {of.row.label}" for of in found]
-    page = report.page(
-        f"postdiff: {' and '.join(Path(name).name for name in args.backbones)}",
-        answer(found),
-        report.table(HEADER, lines)
-        + "<h2>The same prompts and noise</h2>\n"
-        + report.examples(store, [of.row for of in found], labels),
-        facts,
+    body = (
+        f'<p class="dim">{escape(LEGEND)}</p>\n{report.table(HEADER, lines)}\n<h2>The same prompts and noise</h2>\n'
+        + report.examples(store, [of.row for of in found], labels)
     )
-    for name, text in (("results.md", markdown + "\n"), ("results.csv", table.getvalue()), ("report.html", page)):
+    page = report.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
+    markdown = tables.markdown(HEADER, lines, text_columns=2)
+    for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())
-    print(f"{markdown}\n\n{answer(found)}\n\nreport: {store.url}/report.html")
+    print(f"{markdown}\n{answer(found)}\n\nreport: {store.url}/compare.html")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbones", nargs="+", required=True, help="names, folders, or ORG/REPOSITORY@COMMIT; the first is compared")
+    add("--backbones", nargs="+", required=True, help="names, folders, or ORG/REPOSITORY@COMMIT: others with the first")
     add("--methods", nargs="+", default=["dense", "mixed_resolution", "postdiff"], help="(postdiff methods)")
-    add("--size-conditions", nargs="+", choices=SIZE_CONDITIONS, default=["target"])
+    add("--size-conditions", action="store_true", help="compare target with current on one backbone")
     evaluation.add_options(parser)
     add("--out", default="out/compare", help="the store: a folder or any pyarrow.fs or fsspec URL")
     return evaluation.settle_options(parser.parse_args(argv))

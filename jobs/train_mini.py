@@ -131,7 +131,7 @@ def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
     numbers["mini_clip_choice_of_100"] = choice(clip, drawn, [scene.caption for scene in val])
     prompts = [scene.caption for scene in shapes.distinct_scenes("prompts", n)]
     for name in names:
-        backbone = postdiff.load(name if out == MINI else out / name, device="cpu")
+        backbone = postdiff.load(out / name, device="cpu")
         vae, steps = backbone.pipe.vae, backbone.spec.settings["steps"]
         if name == "mini-sd":
             with torch.no_grad():
@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MINI, help="finished folders")
     parser.add_argument("--workers", type=int, default=2, help="processes; part of what the weights depend on")
     args = parser.parse_args()
+    if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
+        raise SystemExit("error: mini-sd-full is not shipped: give --out")
     for stage in STAGES if args.stage == "all" else [args.stage]:
         if stage in STAGES:
             data("train", N_TRAIN, args.work), data("val", N_VAL, args.work)

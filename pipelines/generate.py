@@ -87,9 +87,9 @@ def units(
     n, found = len(shards), []
     texts: dict[tuple, list[Unit]] = {}
     for of, cost in zip(configurations, costs_per_image, strict=True):
-        key = of.backbone, of.weights, of.dtype, of.batch_size
+        key = of.weights, of.dtype, of.batch_size  # two names of one checkpoint share them
         if key not in texts:
-            texts[key] = embeddings.units(*key, shards)
+            texts[key] = embeddings.units(of.backbone, *key, shards)
         for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
             task = Task(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
             found.append(Unit(task.name, f"{of.backbone} {of.dtype}", cost * len(shard), task, (text.name,)))

@@ -8,6 +8,12 @@ from postdiff.plan import Plan
 NAMES = ("steps", "small", "laptop", "full")
 
 
+def label(total: int, s: float | None = None, k: int = 1, m: float | None = None) -> str:
+    """Settings as tables print them, e.g. 's=0.5 k=2 m=15'. m: a share of the `total` steps."""
+    parts = [s is not None and f"s={s}", k > 1 and f"k={k}", m and f"m={round(m * total)}"]
+    return " ".join(part for part in parts if part)
+
+
 def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
     """(method, settings, plan): fewer steps against mixed resolution (s) and caching (k, m) at the backbone's own T.
 
@@ -33,19 +39,15 @@ def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
     intervals = {"laptop": (2,), "full": (2, 3)}.get(name, ()) if k > 1 else ()
     attention = {"small": (), "steps": ()}.get(name, (0.75,)) if k > 1 else ends  # k = 1: caching is this alone
 
-    def label(s: float | None = None, interval: int = 1, m: float | None = None) -> str:
-        parts = [s is not None and f"s={s}", interval > 1 and f"k={interval}", m and f"m={round(m * total)}"]
-        return " ".join(part for part in parts if part)
-
     def cached(s: float, m: float) -> Plan:
         return methods.postdiff(total, beta, s, k, m)
 
     return [
         *[("dense", "", methods.dense(t)) for t in fewer.get(name, range(first, total + 1, stride))],
-        *[("mixed_resolution", label(s), methods.mixed_resolution(total, beta, s)) for s in scales],
+        *[("mixed_resolution", label(total, s), methods.mixed_resolution(total, beta, s)) for s in scales],
         *([("no_cfg", "", methods.no_cfg(total))] if name == "full" else []),
-        *[("cross_attention_cache", label(m=m), methods.cross_attention_cache(total, m)) for m in attention],
-        *[("deepcache", label(interval=n), methods.deepcache(total, n)) for n in intervals],
-        *[("caching", label(None, k, m), replace(cached(0.0, m), name="caching")) for m in ends if k > 1],
-        *[("postdiff", label(s, k, m), cached(s, m)) for s, m in whole],
+        *[("cross_attention_cache", label(total, m=m), methods.cross_attention_cache(total, m)) for m in attention],
+        *[("deepcache", label(total, k=n), methods.deepcache(total, n)) for n in intervals],
+        *[("caching", label(total, None, k, m), replace(cached(0.0, m), name="caching")) for m in ends if k > 1],
+        *[("postdiff", label(total, s, k, m), cached(s, m)) for s, m in whole],
     ]

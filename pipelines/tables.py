@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -52,21 +52,23 @@ class Row:
         return f"{self.method.replace('_', ' ')} T={self.steps} {self.settings}".strip()
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
+    """One line a row. more: further columns, {name: a value a row}."""
+    more = more or {}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     metric_columns = [f"{name}{part}" for name in ("fid", "clip_score") for part in ("", "_low", "_high")]
     writer.writerow(
-        ["configuration", "method", "settings", "steps", "macs_paper", "flops", "seconds", *metric_columns, "n"]
+        ["configuration", "method", "settings", "steps", "macs_paper", "flops", "seconds", *metric_columns, "n", *more]
     )
-    for row in rows:
+    for i, row in enumerate(rows):
         numbers = [
             f"{x:.4f}" if interval else ""
             for interval in (row.fid, row.clip)
             for x in ((interval.value, interval.low, interval.high) if interval else (0, 0, 0))
         ]
         fixed = [row.configuration, row.method, row.settings, row.steps, row.macs_paper, row.flops]
-        writer.writerow([*fixed, f"{row.seconds:.4f}", *numbers, row.clip.n])
+        writer.writerow([*fixed, f"{row.seconds:.4f}", *numbers, row.clip.n, *(column[i] for column in more.values())])
     return out.getvalue()
 
 
@@ -102,8 +104,14 @@ def measured(rows: Sequence[Row], metric: Metric) -> bool:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *cells(rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(HEADER, cells(rows))
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table. text_columns: how many are aligned to the left; the others hold numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *escaped]) + "\n"
 
 
 def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
@@ -144,6 +152,12 @@ def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
     return found
 
 
+def clear(changes: Collection[Interval], metric: Metric) -> tuple[int, int]:
+    """How many of them are clearly better, and clearly worse: their intervals leave out 0."""
+    above, below = sum(change.low > 0 for change in changes), sum(change.high < 0 for change in changes)
+    return (below, above) if metric == "fid" else (above, below)
+
+
 def more_steps(rows: Sequence[Row]) -> str:
     """A sentence: what the most steps change over the fewest, as paired differences."""
     dense = sorted((row for row in rows if row.method == "dense"), key=lambda r: r.steps)
@@ -169,8 +183,7 @@ def answer(rows: Sequence[Row], model: str) -> str:
         compared = gains(rows, metric).values()
         if not compared:
             continue
-        above, below = sum(g.low > 0 for g in compared), sum(g.high < 0 for g in compared)
-        better, worse = (below, above) if metric == "fid" else (above, below)
+        better, worse = clear(compared, metric)
         word = (
             "cheaper steps win" if better > worse else "fewer steps win" if worse > better else "neither wins clearly"
         )

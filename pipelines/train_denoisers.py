@@ -1,4 +1,4 @@
-"""Training of the denoisers on Shapes' latents. All but mini-SD start from what mini-SD has learned."""
+"""Training of the denoisers on Shapes' latents. All but mini-SD start from it, or learn its output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,25 +123,21 @@ def train_full(work: Path, steps: int = 1600) -> None:
 
     Its U-Net starts from nothing and learns the noise and mini-SD's output; the text encoder is mini-SD's.
     """
-    teacher, text = mini_sd(work)
-    model = trainable(mini.unet())
-    draw, ids = batches(work, {16: 32}), captions(work)
-
-    def loss_of(step, rng):
-        batch = draw(step, rng)
-        told = text(ids[batch.rows]).last_hidden_state
-        out = model(batch.noisy, batch.t, told, return_dict=False)[0]
-        return distillation_loss(out, batch, teacher, told)
-
-    Trainer("full", model, steps, 1.2e-3, work).run(loss_of)
+    distil("full", mini.unet(), *mini_sd(work), work, {16: 32}, steps)
 
 
 def train_tiny(work: Path, steps: int = 1500) -> None:
     """mini-BK-SDM, as BK-SDM: what mini-SD shares with it is copied, then it learns the noise and mini-SD's output."""
     teacher, text = mini_sd(work)
-    model = trainable(mini.unet_tiny())
+    model = mini.unet_tiny()
     inherit(model, teacher)
-    draw, ids = batches(work, {16: 40, 12: 64, 8: 120}), captions(work)
+    distil("tiny", model, teacher, text, work, {16: 40, 12: 64, 8: 120}, steps)
+
+
+def distil(stage: str, model, teacher, text, work: Path, sizes: dict[int, int], steps: int) -> None:
+    """Train a U-Net that is told the same text as its teacher."""
+    model = trainable(model)
+    draw, ids = batches(work, sizes), captions(work)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
@@ -149,7 +145,7 @@ def train_tiny(work: Path, steps: int = 1500) -> None:
         out = model(batch.noisy, batch.t, told, return_dict=False)[0]
         return distillation_loss(out, batch, teacher, told)
 
-    Trainer("tiny", model, steps, 1.2e-3, work).run(loss_of)
+    Trainer(stage, model, steps, 1.2e-3, work).run(loss_of)
 
 
 def inherit(model: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
@@ -235,7 +231,11 @@ def xl_text(text, second, ids: torch.Tensor, given: torch.Tensor) -> tuple[torch
 def train_xl(work: Path, steps: int = 1300) -> None:
     """mini-SDXL: U-Net and both text encoders, told original size, crop and target size. It starts from mini-SD as
     mini-BK-SDM does. A fifth of the full-size steps sees crops and images that were small, of which mini-SD knows
-    nothing: those learn the noise alone."""
+    nothing: those learn the noise alone.
+
+    Small latents are told original 64, target their own side. The sampler says neither: it names one size for both
+    (`target`: 64; `current`: their own, which as an original also means blur here). So current is the nearer.
+    """
     words = mini.tokenizer()
     teacher, known = mini_sd(work)
     text = mini.text_encoder(words, layers=3)
@@ -262,7 +262,8 @@ def train_xl(work: Path, steps: int = 1300) -> None:
         added = {"text_embeds": pooled, "time_ids": time_ids}
         out = model["unet"](batch.noisy, batch.t, hidden, added_cond_kwargs=added, return_dict=False)[0]
         if alone:
-            return noise_loss(out, batch)
+            loss, numbers = noise_loss(out, batch)
+            return loss, {f"alone_{name}": value for name, value in numbers.items()}
         return distillation_loss(out, batch, teacher, known(ids[batch.rows]).last_hidden_state)
 
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)

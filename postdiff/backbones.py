@@ -197,7 +197,8 @@ def _folder_spec(name: str, folder: Path) -> Spec:
         name, str(folder), None, family, denoiser["sample_size"] * factor, denoiser, SETTINGS[family],
         GUIDANCE[family], solver, factor, tokens,
     )  # fmt: skip
-    return replace(spec, **read(RUN))
+    run = read(RUN)
+    return replace(spec, **{**run, "settings": {**spec.settings, **run.get("settings", {})}})
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:

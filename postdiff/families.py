@@ -39,6 +39,7 @@ class Family:
     text_shapes: (config, text_tokens) -> the shape of each tensor of Text for one row, for costs without weights.
     guided: classifier-free guidance runs two halves.
     no_deep: why deep features cannot be cached, or "".
+    told_size: the denoiser is told the size of the image.
     """
 
     pipeline: Any
@@ -52,6 +53,7 @@ class Family:
     solvers: tuple[str, ...] = ODE
     guided: bool = True
     no_deep: str = ""
+    told_size: bool = False
     upcast_vae: bool = False  # decode in fp32 if the autoencoder's config asks for it
 
 
@@ -161,6 +163,7 @@ FAMILIES = {
         _inputs_sdxl,
         _shapes_sdxl,
         text_parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+        told_size=True,
         upcast_vae=True,
     ),
     "pixart": Family(
@@ -172,6 +175,7 @@ FAMILIES = {
         _inputs_pixart,
         _shapes_pixart,
         no_deep="a transformer has no skip connections between shallow and deep blocks",
+        told_size=True,
     ),
 }
 
@@ -184,6 +188,8 @@ def adapt(plan: Plan, family: str) -> Plan:
     rules = FAMILIES[family]
     if rules.no_deep and any(step.deep == "reuse" for step in plan.steps):
         raise ValueError(f"{family} cannot cache deep features: {rules.no_deep}; expected k=1, got {plan.name}")
+    if plan.size_condition != "target" and not rules.told_size:
+        raise ValueError(f"{family} is told no size; expected size_condition target, got {plan.size_condition}")
     if rules.guided:
         return plan
     return replace(plan, steps=tuple(replace(step, guided=False) for step in plan.steps))

@@ -149,6 +149,8 @@ def test_a_folder_says_how_it_is_run(tmp_path):
     backbones.write_run(spec, copied, guidance=3.0, size=32)
     assert (backbones.resolve(copied).guidance, backbones.resolve(copied).size) == (3.0, 32)
     assert backbones.fingerprint(backbones.resolve(copied)) == before  # the weights are what they were
+    (copied / backbones.RUN).write_text('{"settings": {"s": 0.3}}')
+    assert backbones.resolve(copied).settings == {**backbones.SETTINGS["sd"], "s": 0.3}
     (copied / backbones.RUN).unlink()
     assert backbones.resolve(copied).guidance == 7.5  # the family's
     shipped = copied / "scheduler" / "scheduler_config.json"

@@ -1,15 +1,17 @@
 """jobs/compare.py: the same plans under two models or conditions, differences paired."""
 
+import csv
+import json
+import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.evaluation import Point
-from pipelines.tables import Row
+from pipelines.tables import Row, markdown
 from postdiff import metrics
+from postdiff.backbones import MINI
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import compare
@@ -18,51 +20,86 @@ TINY = ("--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "3
 
 
 def points(*args):
-    return compare.plan_variants(compare.parse(["--backbones", *args]))
+    args = compare.parse(["--backbones", *args])
+    among = compare.variants(args.backbones, args.size_conditions)
+    return [variant.name for variant in among], compare.plan_points(args, among)
 
 
-def row(point, scores):
+def row(name, scores, fid=True):
     clip = metrics.mean_interval(scores)
-    return Row(point.configuration.id, point.method, point.settings, 20, 1, 1, 0.1, clip, clip)
+    return Row(name, "dense", "", 20, 1, 1, 0.1, clip if fid else None, clip)
 
 
-def test_a_plan_at_one_size_has_no_size_condition():
-    groups = points("mini-lcm", "--size-conditions", "target", "current", "--methods", "dense", "mixed_resolution")
-    assert [[variant for variant, _ in group] for group in groups] == [["target"], ["target", "current"]]
+@pytest.fixture
+def renamed(tmp_path):
+    """mini-bk-sdm in a folder of another name, with a guidance of its own."""
+    folder = tmp_path / "other" / "mini-sd"
+    shutil.copytree(MINI / "mini-bk-sdm", folder)
+    run = json.loads((folder / "postdiff.json").read_text())
+    (folder / "postdiff.json").write_text(json.dumps({**run, "guidance": 4.0}))
+    return str(folder)
 
 
-def test_methods_run_at_the_first_backbones_settings():
-    groups = points("mini-bk-sdm", "mini-sd", "--methods", "postdiff")
-    (_, a), (_, b) = groups[0]
-    assert a.configuration.plan == b.configuration.plan
-    assert a.settings == "beta=0.5 s=0.2 k=2 m=0.75"
-    assert (a.configuration.backbone, b.configuration.backbone) == ("mini-bk-sdm", "mini-sd")
+def test_a_plan_at_one_size_is_told_no_size():
+    names, groups = points("mini-sdxl", "--size-conditions", "--methods", "dense", "mixed_resolution")
+    assert names == ["target", "current"]
+    assert [[point.configuration.plan.size_condition for point in group] for group in groups] == [names]
+    assert [point.method for point in groups[0]] == ["mixed_resolution"] * 2
+
+
+def test_all_run_as_the_first_does_and_folders_of_one_name_are_told_apart(renamed):
+    names, groups = points("mini-sd", renamed, "--methods", "postdiff", "dense")
+    assert names == ["mini-sd", renamed]
+    for a, b in groups:
+        assert a.configuration.plan == b.configuration.plan
+        assert a.configuration.weights != b.configuration.weights
+        assert a.configuration.guidance == b.configuration.guidance == 2.0
+    assert groups[0][0].settings == "s=0.5 k=2 m=15"
+    assert points(renamed, "mini-sd", "--methods", "dense")[1][0][1].configuration.guidance == 4.0
+
+
+def test_two_names_of_one_computation_become_one():
+    plans = compare.plans(["dense", "dense", "deepcache"], {"steps": 8, "beta": 0.5, "s": 0.5, "k": 1, "m": 0.5})
+    assert [(name, text) for name, text, _ in plans] == [("dense", "")]
 
 
 def test_changes_are_paired_and_better_is_down_for_fid_and_up_for_the_clip_score():
-    (_, a), (_, b) = points("mini-sd", "mini-bk-sdm", "--methods", "dense")[0]
     rng = np.random.default_rng(0)
     scores = rng.normal(50, 20, 64)
-    found = compare.compare([[("one", a), ("two", b)]], [row(a, scores), row(b, scores + 1 + rng.normal(0, 0.1, 64))])
+    rows = [row("a", scores), row("b", scores + 1 + rng.normal(0, 0.1, 64))]
+    found = compare.compare(["one", "two"], [rows])
     assert found[0].change == {}
     change = found[1].change["clip"]
     assert change.value == pytest.approx(1, abs=0.1)
     assert change.high - change.low < 0.2  # of one side: 10
     assert "FID: 0 of 1 changes are clearly better, 1 clearly worse" in compare.answer(found)
     assert "CLIP score: 1 of 1 changes are clearly better, 0 clearly worse" in compare.answer(found)
-    same = compare.compare([[("one", a), ("two", b)]], [row(a, scores), row(b, scores)])
+    same = compare.compare(["one", "two"], [[rows[0], row("b", scores)]])
     assert "0 of 1 changes are clearly better, 0 clearly worse" in compare.answer(same)
+    fields = list(csv.DictReader(compare.to_csv(found).splitlines()))
+    assert [float(fields[1][f"{name}_change"]) for name in ("fid", "clip_score")] == pytest.approx(
+        [change.value] * 2, abs=1e-4
+    )
+    assert fields[0]["fid_change"] == ""
 
 
 def test_intervals_of_more_changes_are_wider():
-    (_, a), (_, b) = points("mini-sd", "mini-bk-sdm", "--methods", "dense")[0]
-    group = [("one", a), ("two", b)]
     scores = np.random.default_rng(0).normal(50, 20, 64)
-    rows = [row(a, scores), row(b, scores[::-1])]
-    other = [(v, Point(p.method, p.settings, replace(p.configuration, guidance=3.0), 1, 1)) for v, p in group]
-    more = rows + [row(p, s) for (_, p), s in zip(other, (scores, scores), strict=True)]
-    one, two = compare.compare([group], rows)[1], compare.compare([group, other], more)[1]
+    group = [row("a", scores), row("b", scores[::-1])]
+    one, two = compare.compare(["x", "y"], [group])[1], compare.compare(["x", "y"], [group, group])[1]
     assert two.change["clip"].low < one.change["clip"].low
+
+
+def test_without_reference_images_there_is_no_fid():
+    scores = np.random.default_rng(0).normal(50, 20, 64)
+    found = compare.compare(["x", "y"], [[row("a", scores, fid=False), row("b", scores + 1, fid=False)]])
+    assert set(found[1].change) == {"clip"}
+    assert compare.cells(found)[1][3] == "no reference"
+
+
+def test_a_bar_in_a_name_does_not_split_a_cell():
+    table = markdown(("plan", "variant"), [["dense", "a|b\nc"]], text_columns=2)
+    assert table.splitlines()[2] == "| dense | a\\|b c |"
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -70,25 +107,46 @@ def test_from_two_models_to_a_report(tmp_path, capsys):
     args = ["--backbones", "mini-bk-sdm", "mini-sd", "--methods", "postdiff", *TINY, "--out", str(tmp_path / "out")]
     compare.main(args)
     said = capsys.readouterr().out
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "compare.html").read_text()
     assert page.count("data:image/webp") == 2 * 4
-    for part in ("postdiff T=20 beta=0.5 s=0.2 k=2 m=0.75", "clearly better", "mini-bk-sdm (weights "):
+    for part in ("postdiff T=20 s=0.2 k=2 m=15", "clearly better", "mini-bk-sdm (mini-bk-sdm, weights ", "Bonferroni"):
         assert part in page
-    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
     assert lines[2].split(" | ")[4] == ""  # the first has no change
     assert lines[3].split(" | ")[4].startswith(("+", "-"))
     assert lines[3] in said
+    fields = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    assert [line["variant"] for line in fields] == ["mini-bk-sdm", "mini-sd"]
+    for line in fields:
+        scores = json.loads((tmp_path / "out" / "scores" / f"{line['configuration']}.json").read_text())
+        assert [float(line["fid"]), float(line["clip_score"])] == pytest.approx(
+            [scores["fid"]["value"], scores["clip"]["value"]], abs=1e-4
+        )
+    assert fields[0]["fid"] != fields[1]["fid"]
+    gap = float(fields[1]["fid"]) - float(fields[0]["fid"])
+    assert float(fields[1]["fid_change"]) == pytest.approx(gap, abs=2e-4)
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("mini-sd",), "nothing to compare"),
-        (("mini-sd", "mini-sd"), "nothing to compare"),
+        (("mini-sd",), "expected two or more --backbones, or one and --size-conditions"),
+        (("mini-sd", "mini-sd"), "expected two or more --backbones"),
+        (("mini-sdxl", "mini-sd", "--size-conditions"), "expected two or more --backbones"),
+        (("mini-sd", str(MINI / "mini-sd")), "have the same weights: there is nothing to compare"),
+        (("mini-sdxl", "--size-conditions", "--methods", "dense"), "expected a method that switches resolution"),
+        (("mini-lcm", "--size-conditions", "--methods", "mixed_resolution"), "lcm is told no size"),
         (("mini-sd", "mini-bk-sdm", "--methods", "warp"), "unknown method 'warp': expected one of dense"),
         (("mini-sd", "mini-xl"), "unknown model 'mini-xl'"),
+        (("mini-sd", "sd15"), "expected models of one size, got 64 px and 768 px (sd15)"),
+        (("mini-sd", "mini-lcm", "--methods", "dense"), "solver must be one of lcm for mini-lcm, got 'dpm'"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, args, message):
-    with pytest.raises(SystemExit, match=message):
+def test_bad_input_is_one_line_before_any_work(tmp_path, args, message):
+    with pytest.raises(SystemExit) as stopped:
         compare.main(["--backbones", *args, "--out", str(tmp_path / "out")])
+    told = str(stopped.value)
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert message in told
+    assert not (tmp_path / "out").exists()

@@ -209,6 +209,12 @@ def test_the_size_condition_acts_at_low_resolution_only(backbones, kind):
     assert methods.mixed_resolution(4, s=0, size_condition="current").id == methods.dense(4).id
 
 
+@pytest.mark.parametrize("family", ["sd", "lcm"])
+def test_a_family_that_is_told_no_size_takes_no_size_condition(family):
+    with pytest.raises(ValueError, match=f"{family} is told no size; expected size_condition target, got current"):
+        families.adapt(methods.mixed_resolution(4, size_condition="current"), family)
+
+
 def test_padding_is_masked_in_pixart(backbones):
     """What stands at masked positions does not change a byte."""
     backbone, plan = backbones("pixart"), methods.dense(2)

@@ -1,0 +1,61 @@
+"""What the mini models inherit from mini-SD, and the captions that they learn from."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import mini, train_denoisers
+from pipelines.train_denoisers import inherit
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    model = mini.unet()
+    for parameter in model.parameters():  # no zeros, which would match by chance
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def test_mini_sdxl_inherits_all_but_what_mini_sd_lacks(teacher):
+    model = mini.unet_xl()
+    assert inherit(model, teacher) == 496
+    have, given = model.state_dict(), teacher.state_dict()
+    untouched = [k for k, v in have.items() if k in given and v.shape == given[k].shape and not v.equal(given[k])]
+    assert all(name.startswith("up_blocks.") for name in untouched)  # those come from a level above
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert have[name].shape == (64, 160)
+    assert have[name][:, :96].equal(given[name])
+    assert not have[name][:, 96:].any()
+    name = "down_blocks.1.attentions.0.proj_in.weight"  # a linear layer here, a 1x1 convolution there
+    assert have[name].equal(given[name][:, :, 0, 0])
+    assert have["up_blocks.2.resnets.2.conv1.weight"].equal(given["up_blocks.3.resnets.2.conv1.weight"])
+    assert not have["add_embedding.linear_2.weight"].any()
+
+
+def test_mini_bk_sdm_keeps_the_first_and_last_layer_of_a_decoder_level(teacher):
+    model = mini.unet_tiny()
+    assert inherit(model, teacher) == len(model.state_dict())
+    have, given = model.state_dict(), teacher.state_dict()
+    assert have["up_blocks.0.resnets.1.conv2.weight"].equal(given["up_blocks.1.resnets.2.conv2.weight"])
+    assert have["up_blocks.0.resnets.0.conv2.weight"].equal(given["up_blocks.1.resnets.0.conv2.weight"])
+    assert have["down_blocks.1.resnets.0.conv2.weight"].equal(given["down_blocks.1.resnets.0.conv2.weight"])
+
+
+def test_a_batch_names_its_captions_and_drops_a_tenth(monkeypatch, tmp_path):
+    stored = {side: np.full((200, 8, side, side), side, np.float16) for side in (16, 12, 8)}
+    stored[16] += np.arange(200, dtype=np.float16)[:, None, None, None]  # so that a latent names its row
+    monkeypatch.setattr(train_denoisers, "latents", lambda work: stored)
+    monkeypatch.setattr(train_denoisers, "scaling_factor", lambda stored: 1.0)
+    monkeypatch.setattr(train_denoisers, "N_LATENTS", 200)
+    draw = train_denoisers.batches(tmp_path, {16: 100}, low_until=3)
+    dropped = 0
+    for step in range(20):
+        batch = draw(step, np.random.default_rng(step))
+        assert batch.x0.shape == (100, 8, 16, 16)  # a side that is left out is 16 instead
+        given = batch.rows >= 0
+        assert batch.x0[given, 0, 0, 0].sub(16).equal(batch.rows[given].float())
+        assert (batch.rows[~given] == -1).all()
+        dropped += int((~given).sum())
+        assert (batch.t.sort().values // 10).equal(torch.arange(100))  # one from each of n equal parts
+    assert 140 < dropped < 260
