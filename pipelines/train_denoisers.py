@@ -16,6 +16,7 @@ from pipelines.training import (
     N_LATENTS,
     N_TRAIN,
     Trainer,
+    block_matrices,
     conditioned_latents,
     data,
     latents,
@@ -269,7 +270,7 @@ def train_xl(work: Path, steps: int = 1300) -> None:
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_pixart(work: Path, steps: int = 1900) -> None:
+def train_pixart(work: Path, steps: int = 3800) -> None:
     """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
 
     The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.
@@ -295,4 +296,4 @@ def train_pixart(work: Path, steps: int = 1900) -> None:
         told = known(known_ids[batch.rows]).last_hidden_state
         return distillation_loss(out.chunk(2, dim=1)[0], batch, teacher, told)
 
-    Trainer("pixart", model, steps, 1e-3, work).run(loss_of)
+    Trainer("pixart", model, steps, 1.5e-3, work, matrices=block_matrices(model)).run(loss_of)
