@@ -125,8 +125,7 @@ def trajectory(
     """The clean image that each step predicts: T arrays uint8 [N, H, W, 3], smaller while the resolution is low."""
     guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
     plan = adapt(plan, backbone.spec.family)
-    guided = any(step.guided for step in plan.steps)
-    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), guided)
+    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     state = sampling.begin(backbone, text, seeds, plan, solver, size)
     found: list[torch.Tensor] = []
     sampling.denoise(backbone, state, plan, guidance, size, on_x0=found.append)

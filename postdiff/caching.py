@@ -19,10 +19,19 @@ from postdiff.plan import Mode, Plan, StepPlan
 
 @dataclass
 class Cache:
-    """Stored outputs of one batch: by module name, and the latent grid that the attention outputs belong to."""
+    """Stored outputs of one batch, by module name."""
 
     deep: dict[str, object] = field(default_factory=dict)
-    attention: dict[str, tuple[torch.Tensor, tuple[int, int]]] = field(default_factory=dict)
+    attention: dict[str, "Stored"] = field(default_factory=dict)
+
+
+@dataclass
+class Stored:
+    """An attention module's output [rows, N, C], the latent grid that it belongs to, and whether it has both halves."""
+
+    output: torch.Tensor
+    size: tuple[int, int]
+    guided: bool
 
 
 class Replay:
@@ -47,15 +56,18 @@ class Replay:
         return deep
 
     def wrap_attention(self, name: str, forward):
+        cross = name.endswith(".attn2")
+
         def attention(hidden_states, *args, **kwargs):
-            action = self.step.cross_attention
+            action = self.step.cross_attention if cross else self.step.self_attention
             if action == "reuse":
-                stored, size = self.cache.attention[name]
-                return resize_tokens(stored, size, self.size, hidden_states.shape[1])
+                stored = self.cache.attention[name]
+                if stored.guided and not self.step.guided:
+                    stored.output, stored.guided = merge_guidance(stored.output, self.mode, self.guidance), False
+                return resize_tokens(stored.output, stored.size, self.size, hidden_states.shape[1])
             output = forward(hidden_states, *args, **kwargs)
             if action == "store":
-                kept = merge_guidance(output, self.mode, self.guidance) if self.step.guided else output
-                self.cache.attention[name] = (kept, self.size)
+                self.cache.attention[name] = Stored(output, self.size, self.step.guided)
             return output
 
         return attention
@@ -137,6 +149,16 @@ def _beyond(units: list[tuple[int, list[str]]], branch: int, block: str) -> list
     return [name for skip, names in units if skip > branch for name in names]
 
 
+def attention_modules(denoiser: torch.nn.Module, plan: Plan) -> dict[str, list[str]]:
+    """{attn1, attn2: names of its modules}, where some step of `plan` reuses them."""
+    reused = {
+        "attn1": any(step.self_attention == "reuse" for step in plan.steps),
+        "attn2": any(step.cross_attention == "reuse" for step in plan.steps),
+    }
+    names = [name for name, _ in denoiser.named_modules()]
+    return {kind: [name for name in names if name.endswith(f".{kind}")] for kind, found in reused.items() if found}
+
+
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
@@ -144,8 +166,7 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     wrappers: dict[str, Callable] = {}
     if any(step.deep == "reuse" for step in plan.steps):
         wrappers |= dict.fromkeys(deep_modules(denoiser, plan.branch), replay.wrap_deep)
-    if any(step.cross_attention == "reuse" for step in plan.steps):
-        names = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
+    for names in attention_modules(denoiser, plan).values():
         wrappers |= dict.fromkeys(names, replay.wrap_attention)
     done = []
     try:

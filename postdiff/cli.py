@@ -11,7 +11,10 @@ from postdiff.methods import METHODS, settings_of
 from postdiff.plan import MODES, SIZE_CONDITIONS, Plan, strip
 
 # Flag -> the method's argument; a method takes those that its signature has.
-SETTINGS = ("steps", "beta", "s", "k", "m", "mode", "branch", "size_condition")
+SETTINGS = (
+    "steps", "beta", "s", "k", "m", "mode", "branch", "size_condition",
+    "gate_step", "sp_interval", "fi_interval", "warm_up",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,6 +68,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--mode", choices=MODES, help="which cross-attention is cached")
     add("--branch", type=int, help="DeepCache's skip branch")
     add("--size-condition", choices=SIZE_CONDITIONS, help="the size that SDXL and PixArt are told at low resolution")
+    add("--gate-step", type=_step_or_share, help="T-GATE: guidance ends at this step (10), or share of the steps")
+    add("--sp-interval", type=int, help="T-GATE: every so many steps self-attention is computed before the gate")
+    add("--fi-interval", type=int, help="T-GATE: the same after the gate")
+    add("--warm-up", type=int, help="T-GATE: first steps that compute self-attention")
     add("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
 
 

@@ -81,27 +81,29 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     full = spec.latents(spec.size if size is None else size)
     scales = {step.scale for plan in plans for step in plan.steps}
     passes = {scale: _trace(denoiser, latent_size(full, scale, spec.patch), spec) for scale in scales}
-    attention = [name for name, _ in denoiser.named_modules() if name.endswith(".attn2")]
     priced = []
     for plan in plans:
         skips = any(step.deep == "reuse" for step in plan.steps)
         deep = caching.deep_modules(denoiser, plan.branch) if skips else []
+        attention = caching.attention_modules(denoiser, plan)
         known = {step: _step_cost(passes[step.scale], step, deep, attention) for step in set(plan.steps)}
         priced.append(Cost(tuple(known[step] for step in plan.steps)))
     return priced
 
 
-def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: list[str]) -> StepCost:
+def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: dict[str, list[str]]) -> StepCost:
     halves = 2 if step.guided else 1
     beyond = _inside(deep) if step.deep == "reuse" else lambda name: False
     run = {name: n for name, n in traced.macs.items() if not beyond(name)}
     flops = traced.flops[""] - (sum(traced.flops.get(name, 0) for name in deep) if step.deep == "reuse" else 0)
     printed = sum(run.values())
-    if step.cross_attention == "reuse":
-        cached = _inside(attention)
+    for kind, action in (("attn1", step.self_attention), ("attn2", step.cross_attention)):
+        if action != "reuse":
+            continue
+        cached = _inside(attention[kind])
         printed -= sum(n for name, n in traced.macs.items() if cached(name))
         run = {name: n for name, n in run.items() if not cached(name)}
-        flops -= sum(traced.flops.get(name, 0) for name in attention if not beyond(name))
+        flops -= sum(traced.flops.get(name, 0) for name in attention[kind] if not beyond(name))
     layers: Counter[str] = Counter()
     for name, n in run.items():
         layers[layer_of(name)] += halves * n

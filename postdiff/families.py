@@ -192,4 +192,4 @@ def adapt(plan: Plan, family: str) -> Plan:
         raise ValueError(f"{family} is told no size; expected size_condition target, got {plan.size_condition}")
     if rules.guided:
         return plan
-    return replace(plan, steps=tuple(replace(step, guided=False) for step in plan.steps))
+    return replace(plan, steps=tuple(replace(step, guided=False) for step in plan.steps), half="cond")

@@ -10,6 +10,7 @@ size_condition  the size that SDXL and PixArt are told at low resolution: target
 """
 
 import inspect
+from dataclasses import replace
 
 from postdiff.plan import Action, Mode, Plan, SizeCondition, StepPlan
 
@@ -66,8 +67,45 @@ def postdiff(
     )  # fmt: skip
 
 
+def tgate(
+    steps: int = 20,
+    gate_step: int | float = 10,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
+) -> Plan:
+    """T-GATE (arXiv 2404.02747): from `gate_step` on no guidance, and the mean of both halves' last cross-attention.
+
+    The defaults are its first version. Its second also reuses self-attention: before the gate, but for the first
+    `warm_up` steps, it is computed at steps that `sp_interval` divides (authors: 5, with a warm-up of 2), after it at
+    steps that `fi_interval` divides. After the gate its code evaluates the unconditional half, and so do we.
+    """
+    whole = {"sp_interval": (sp_interval, 1), "fi_interval": (fi_interval, 1), "warm_up": (warm_up, 0)}
+    for name, (value, least) in whole.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    gate = _gate(gate_step, steps, "gate_step")
+    plan = _compose("tgate", steps, m=gate, mode="ave", cache_attention=True)
+
+    def fresh(i: int) -> bool:
+        if i < gate - 1:
+            return i <= warm_up or i % sp_interval == 0
+        return i == gate - 1 or i % fi_interval == 0
+
+    computed = [fresh(i) for i in range(steps)]
+
+    def self_attention(i: int) -> Action:
+        if not computed[i]:
+            return "reuse"
+        return "store" if i + 1 < steps and not computed[i + 1] else "compute"
+
+    stepped = tuple(replace(step, self_attention=self_attention(i)) for i, step in enumerate(plan.steps))
+    return replace(plan, steps=stepped, half="uncond")
+
+
 METHODS = {
-    f.__name__: f for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff)
+    f.__name__: f
+    for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff, tgate)
 }
 
 
@@ -132,12 +170,12 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
 
 
-def _gate(m: int | float, steps: int) -> int:
-    """m as a step. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
+def _gate(m: int | float, steps: int, name: str = "m") -> int:
+    """The step where guidance ends. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
     _check_steps(steps)
     gate = int(m * steps + 0.5) if isinstance(m, float) else m
     if isinstance(m, float) and not 0 < m <= 1:
-        raise ValueError(f"m as a share of the steps must be in (0, 1], got {m}")
+        raise ValueError(f"{name} as a share of the steps must be in (0, 1], got {m}")
     if not 1 <= gate <= steps:
-        raise ValueError(f"m must be a step from 1 to T={steps} (T is off) or a share of T, got {m}")
+        raise ValueError(f"{name} must be a step from 1 to T={steps} (T is off) or a share of T, got {m}")
     return gate

@@ -9,8 +9,12 @@ CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a poi
 
 
 def draw_plan(plan: Plan) -> Image.Image:
-    """Column height is the step's resolution; rows below show guidance, the deep part, and cross-attention."""
-    rows = ("guidance", "deep part", "cross-attention")
+    """Column height is the step's resolution; rows below show guidance and what is stored and reused."""
+    rows = ["guidance", "deep part", "cross-attention"]
+    actions = [[step.deep for step in plan.steps], [step.cross_attention for step in plan.steps]]
+    if any(step.self_attention == "reuse" for step in plan.steps):
+        rows.append("self-attention")
+        actions.append([step.self_attention for step in plan.steps])
     top, band = 34, 3 * CELL
     width = LEFT + len(plan) * (CELL + GAP) + 16
     height = top + band + 10 + len(rows) * (CELL + GAP) + 48
@@ -35,10 +39,10 @@ def draw_plan(plan: Plan) -> Image.Image:
         box(x, y, CELL, CELL, FULL)
         if not step.guided:  # one half only
             box(x, y, CELL, CELL / 2, REUSE)
-        for r, action in enumerate((step.deep, step.cross_attention), 1):
-            colour = {"compute": FULL, "store": STORE, "reuse": REUSE}[action]
+        for r, row in enumerate(actions, 1):
+            colour = {"compute": FULL, "store": STORE, "reuse": REUSE}[row[i]]
             box(x, y + r * (CELL + GAP), CELL, CELL, colour)
-        text(x + CELL / 2, y + 3 * (CELL + GAP) + 6, str(i), small, "mm")
+        text(x + CELL / 2, y + len(rows) * (CELL + GAP) + 6, str(i), small, "mm")
     x = LEFT
     for colour, word in ((FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")):
         box(x, height - 22, 12, 12, colour)

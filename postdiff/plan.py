@@ -13,9 +13,11 @@ from typing import Literal
 
 Action = Literal["compute", "store", "reuse"]
 Mode = Literal["ave", "cond", "uncond", "cfg"]
+Half = Literal["cond", "uncond"]
 SizeCondition = Literal["target", "current"]
 ACTIONS: tuple[Action, ...] = ("compute", "store", "reuse")
 MODES: tuple[Mode, ...] = ("ave", "cond", "uncond", "cfg")
+HALVES: tuple[Half, ...] = ("cond", "uncond")
 SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
 
 
@@ -24,15 +26,17 @@ class StepPlan:
     """One evaluation of the denoiser.
 
     scale: side of the latents over their full side, in (0, 1].
-    guided: classifier-free guidance, both halves; otherwise the conditional half only.
+    guided: classifier-free guidance, both halves; otherwise the plan's `half` only.
     deep: what lies beyond the skip branch, as in DeepCache. On `reuse` it is not executed.
     cross_attention: outputs of every cross-attention module (`attn2`), before the residual.
+    self_attention: the same of every self-attention module (`attn1`).
     """
 
     scale: float = 1.0
     guided: bool = True
     deep: Action = "compute"
     cross_attention: Action = "compute"
+    self_attention: Action = "compute"
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Plan:
     """A tuple of steps and the few settings that they share. Illegal plans raise ValueError and say why.
 
     branch: skip connections 0..branch are run on a step that reuses the deep part (0 is the outermost).
-    mode: which guidance the stored cross-attention holds (paper, sec. 2.5): the mean of both halves, the
+    mode: what attention stored with guidance gives to steps without (paper, sec. 2.5): the mean of both halves, the
         conditional, the unconditional, or their guided combination.
+    half: which half a step without guidance evaluates: the conditional (the paper), or the unconditional (T-GATE).
     size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
         that of the finished image, or that of its own latents.
     """
@@ -51,6 +56,7 @@ class Plan:
     branch: int = 1
     mode: Mode = "cond"
     size_condition: SizeCondition = "target"
+    half: Half = "cond"
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -59,15 +65,15 @@ class Plan:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.size_condition not in SIZE_CONDITIONS:
             raise ValueError(f"size_condition must be one of {', '.join(SIZE_CONDITIONS)}, got {self.size_condition!r}")
+        if self.half not in HALVES:
+            raise ValueError(f"half must be one of {', '.join(HALVES)}, got {self.half!r}")
         if self.branch < 0:
             raise ValueError(f"branch must be 0 or more, got {self.branch}")
         for i, step in enumerate(self.steps):
             if not 0 < step.scale <= 1:
                 raise ValueError(f"step {i}: scale must be in (0, 1], got {step.scale}")
-            if {step.deep, step.cross_attention} - set(ACTIONS):
+            if {step.deep, step.cross_attention, step.self_attention} - set(ACTIONS):
                 raise ValueError(f"step {i}: an action is one of {', '.join(ACTIONS)}, got {step}")
-            if step.cross_attention == "reuse" and step.guided:
-                raise ValueError(f"step {i}: stored cross-attention is of one half, so the step must be unguided")
         for i, (before, after) in enumerate(pairwise(self.steps), 1):
             if after.scale < before.scale:
                 raise ValueError(f"step {i}: scale falls from {before.scale} to {after.scale}; it may only rise")
@@ -76,18 +82,32 @@ class Plan:
         self._check_stores()
 
     def _check_stores(self) -> None:
-        deep = attention = False  # is something stored that this step could reuse?
+        deep = False  # is something stored that this step could reuse?
+        halves = {"cross": 0, "self": 0}  # how many halves of guidance each attention's store holds
         for i, step in enumerate(self.steps):
             before = self.steps[i - 1] if i else step
-            # Deep features fit one grid and one batch; cross-attention maps are resized, so they outlive a switch.
+            # Deep features fit one grid and one batch. Cross-attention outlives a switch: it is resized.
             deep = deep and (step.scale, step.guided) == (before.scale, before.guided)
+            if step.scale != before.scale:
+                halves["self"] = 0
             if step.deep == "reuse" and not deep:
                 raise ValueError(f"step {i}: nothing deep is stored at scale {step.scale}, guided={step.guided}")
-            if step.cross_attention == "reuse" and not attention:
-                raise ValueError(f"step {i}: no cross-attention is stored before it")
             deep = deep or step.deep == "store"
-            # A step that skips the deep part runs only a part of the cross-attentions: it cannot fill the store.
-            attention = attention or (step.cross_attention == "store" and step.deep != "reuse")
+            for kind, action in (("cross", step.cross_attention), ("self", step.self_attention)):
+                halves[kind] = self._attention_stored(i, kind, action, halves[kind])
+
+    def _attention_stored(self, i: int, kind: str, action: Action, stored: int) -> int:
+        """Halves of guidance that are stored after step i, where `stored` were before it."""
+        step = self.steps[i]
+        run = 2 if step.guided else 1
+        if action == "reuse" and not stored:
+            raise ValueError(f"step {i}: no {kind}-attention is stored before it at its scale")
+        if action == "reuse" and run > stored:
+            raise ValueError(f"step {i}: stored {kind}-attention is of one half, so the step must be unguided")
+        if action == "compute":
+            return stored
+        # A step that skips the deep part runs only a part of the attentions: it cannot fill the store.
+        return run if action == "store" and step.deep != "reuse" else min(stored, run)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -100,6 +120,11 @@ class Plan:
         """Steps that begin at another scale than the step before them ended."""
         return tuple(i for i in range(1, len(self)) if self.steps[i].scale != self.steps[i - 1].scale)
 
+    @property
+    def needs_both_texts(self) -> bool:
+        """Is any step given the unconditional text?"""
+        return self.half == "uncond" or any(step.guided for step in self.steps)
+
     @cached_property
     def id(self) -> str:
         """12 hex digits of everything that changes pixels; two names for the same computation share it."""
@@ -107,21 +132,28 @@ class Plan:
         del value["name"]
         if all(step.deep == "compute" for step in self.steps):
             del value["branch"]
-        if all(step.cross_attention == "compute" for step in self.steps):
+        if all(step.cross_attention == step.self_attention == "compute" for step in self.steps):
             del value["mode"]
+        if all(step.self_attention == "compute" for step in self.steps):  # the ids of before there was such a thing
+            value["steps"] = [{k: v for k, v in step.items() if k != "self_attention"} for step in value["steps"]]
+        if self.half == "cond" or all(step.guided for step in self.steps):
+            del value["half"]
         if self.size_condition == "target" or not self.switches:
             del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def strip(plan: Plan) -> str:
-    """The plan as four lines of text, one column a step."""
+    """The plan as a few lines of text, one column a step."""
     marks = {"compute": "#", "store": "S", "reuse": "."}
+    one = "1" if plan.half == "cond" else "u"
     rows = {
         "resolution": "".join("#" if step.scale == 1 else "-" for step in plan.steps),
-        "guidance": "".join("2" if step.guided else "1" for step in plan.steps),
+        "guidance": "".join("2" if step.guided else one for step in plan.steps),
         "deep": "".join(marks[step.deep] for step in plan.steps),
         "attn2": "".join(marks[step.cross_attention] for step in plan.steps),
     }
-    legend = "# full/computed   S computed and stored   . reused   - low resolution   2/1 halves of guidance"
+    if any(step.self_attention == "reuse" for step in plan.steps):
+        rows["attn1"] = "".join(marks[step.self_attention] for step in plan.steps)
+    legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
     return "\n".join(f"  {name:<11}{row}" for name, row in rows.items()) + f"\n  ({legend})"

@@ -78,12 +78,11 @@ def sample(
     embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
     if len(embeddings) != len(prompts):
         raise ValueError(f"expected one row of embeddings a prompt ({len(prompts)}), got {len(embeddings)}")
-    guided = any(step.guided for step in plan.steps)
     images = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(seeds[start : start + batch_size])
         padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
-        text = embeddings.batch(start, batch_size, guided)
+        text = embeddings.batch(start, batch_size, plan.needs_both_texts)
         state = begin(backbone, text, padded, plan, solver, size)
         latents = denoise(backbone, state, plan, guidance, size, on_step)
         images.append(decode(backbone, latents)[: len(chunk)])
@@ -106,7 +105,7 @@ def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | N
 
 @torch.no_grad()
 def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
-    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if any step is guided."""
+    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`."""
     spec = backbone.spec
     scheduler = solvers.make_solver(solver or spec.solver, backbone.pipe.scheduler.config)
     scheduler.set_timesteps(len(plan), device=backbone.device)
@@ -148,8 +147,9 @@ def _evaluate(
     batch, (h, w) = len(state.latents), state.latents.shape[2:]
     replay.begin(step, (h, w), state.cache, guidance)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
-    # Unguided, everything is the conditional half's, which comes last: pooled text and mask too.
-    text = state.text if step.guided else {name: rows[-batch:] for name, rows in state.text.items()}
+    # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
+    one = slice(-batch, None) if plan.half == "cond" else slice(batch)
+    text = state.text if step.guided else {name: rows[one] for name, rows in state.text.items()}
     told = (size, size) if plan.size_condition == "target" else (h * spec.vae_factor, w * spec.vae_factor)
     inputs = FAMILIES[spec.family].inputs(text, t, told, guidance, backbone.denoiser.config)
     output = backbone.denoiser(state.solver.scale_model_input(x, t), return_dict=False, **inputs)[0]

@@ -49,6 +49,7 @@ def test_flops_of_one_pass_are_the_flop_counters():
         methods.cross_attention_cache(5, m=2),
         methods.postdiff(10),
         methods.postdiff(10, s=0.5, m=3, k=3, branch=0),
+        methods.tgate(8, 4, sp_interval=2, fi_interval=3),
     ],
     ids=lambda plan: f"{plan.name}-{len(plan)}",
 )

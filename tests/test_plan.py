@@ -7,7 +7,7 @@ from postdiff.plan import strip
 
 
 def rows(plan):
-    return [line.split()[-1] for line in strip(plan).splitlines()[:4]]
+    return [line.split()[-1] for line in strip(plan).splitlines()[:-1]]
 
 
 def test_postdiff_with_the_papers_settings_is_this_schedule():
@@ -75,12 +75,44 @@ def test_bad_settings_say_what_was_expected_and_what_came(settings, message):
         ((StepPlan(0.5, deep="store"), StepPlan(deep="reuse")), "nothing deep is stored at scale 1.0"),
         ((StepPlan(deep="store"), StepPlan(guided=False, deep="reuse")), "nothing deep is stored"),
         ((StepPlan(guided=False, cross_attention="reuse"),), "no cross-attention is stored"),
-        ((StepPlan(cross_attention="store"), StepPlan(cross_attention="reuse")), "must be unguided"),
+        ((StepPlan(guided=False, cross_attention="store"), StepPlan(cross_attention="reuse")), "must be unguided"),
+        (
+            (  # merged into one half when a step without guidance reuses it
+                StepPlan(self_attention="store"),
+                StepPlan(guided=False, self_attention="reuse"),
+                StepPlan(self_attention="reuse"),
+            ),
+            "stored self-attention is of one half",
+        ),
+        ((StepPlan(0.5, self_attention="store"), StepPlan(self_attention="reuse")), "no self-attention is stored"),
+        (
+            (  # only a part of the attentions ran
+                StepPlan(deep="store"),
+                StepPlan(deep="reuse", self_attention="store"),
+                StepPlan(self_attention="reuse"),
+            ),
+            "no self-attention is stored",
+        ),
     ],
 )
 def test_illegal_plans_are_refused(steps, message):
     with pytest.raises(ValueError, match=message):
         Plan("illegal", steps)
+
+
+def test_tgate_is_this_schedule():
+    version_2 = methods.tgate(12, 7, sp_interval=3, fi_interval=2, warm_up=2)
+    assert rows(version_2)[1:] == ["2222222uuuuu", "############", "######S.....", "###S..S.S.S."]
+    # The first version reuses cross-attention alone, and differs from ours in what is kept and which half goes on.
+    assert methods.tgate(12, 7).steps == methods.cross_attention_cache(12, m=7).steps
+
+
+@pytest.mark.parametrize("name", ["sp_interval", "fi_interval", "warm_up"])
+def test_bad_settings_of_tgate(name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of . or more, got -1"):
+        methods.tgate(**{name: -1})
+    with pytest.raises(ValueError, match="gate_step must be a step from 1 to T=20"):
+        methods.tgate(20, 21)
 
 
 def test_the_id_is_of_the_computation_not_of_the_name():

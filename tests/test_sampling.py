@@ -88,11 +88,12 @@ def test_switched_off_methods_equal_dense_bit_for_bit(backbone):
         np.testing.assert_array_equal(postdiff.sample(backbone, PROMPTS, SEEDS, off), dense)
 
 
-def test_the_model_is_untouched_afterwards(backbone):
+@pytest.mark.parametrize("plan", [methods.postdiff(6), methods.tgate(6, 4, sp_interval=2)], ids=lambda plan: plan.name)
+def test_the_model_is_untouched_afterwards(backbone, plan):
     before = pipeline_images(backbone, 2, "dpm")
     weights = {name: value.clone() for name, value in backbone.denoiser.state_dict().items()}
     attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
-    postdiff.sample(backbone, PROMPTS, SEEDS, methods.postdiff(6))
+    postdiff.sample(backbone, PROMPTS, SEEDS, plan)
     assert attributes == {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     assert all(torch.equal(weights[name], value) for name, value in backbone.denoiser.state_dict().items())
     np.testing.assert_array_equal(pipeline_images(backbone, 2, "dpm"), before)
