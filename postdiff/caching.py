@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from postdiff import tokens
 from postdiff.plan import Mode, Plan, StepPlan
+from postdiff.tokens import token_grid
 
 
 @dataclass
@@ -39,10 +41,15 @@ class Replay:
 
     def __init__(self, mode: Mode):
         self.mode = mode
+        self.reducer: tokens.Merger | tokens.Thinner | None = None
 
-    def begin(self, step: StepPlan, size: tuple[int, int], cache: Cache, guidance: float) -> None:
+    def begin(
+        self, step: StepPlan, size: tuple[int, int], cache: Cache, guidance: float, streams: tokens.Streams
+    ) -> None:
         """Before a forward pass: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`."""
         self.step, self.size, self.cache, self.guidance = step, size, cache, guidance
+        if self.reducer:
+            self.reducer.begin(size, streams)
 
     def wrap_deep(self, name: str, forward):
         def deep(*args, **kwargs):
@@ -91,16 +98,6 @@ def resize_tokens(tokens: torch.Tensor, stored: tuple[int, int], size: tuple[int
     image = tokens.float().transpose(1, 2).unflatten(2, grid)
     image = F.interpolate(image, size=token_grid(size, n), mode="bilinear", align_corners=False)
     return image.flatten(2).transpose(1, 2).to(tokens.dtype)
-
-
-def token_grid(latent: tuple[int, int], tokens: int) -> tuple[int, int]:
-    """(h, w) of `tokens` tokens: a U-Net's level halves the latents' sides, rounding up, zero or more times."""
-    h, w = latent
-    while h * w > tokens:
-        h, w = -(-h // 2), -(-w // 2)
-    if h * w != tokens:
-        raise ValueError(f"{tokens} tokens are no level of a U-Net on latents of {latent[0]}x{latent[1]}")
-    return h, w
 
 
 def skip_count(unet: torch.nn.Module) -> int:
@@ -163,14 +160,16 @@ def attention_modules(denoiser: torch.nn.Module, plan: Plan) -> dict[str, list[s
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
     replay = Replay(plan.mode)
-    wrappers: dict[str, Callable] = {}
+    wrappers: list[tuple[str, Callable]] = []
+    if plan.tokens:  # innermost: what is stored has all its tokens
+        replay.reducer, wrappers = tokens.wrappers(denoiser, plan.tokens)
     if any(step.deep == "reuse" for step in plan.steps):
-        wrappers |= dict.fromkeys(deep_modules(denoiser, plan.branch), replay.wrap_deep)
+        wrappers += [(name, replay.wrap_deep) for name in deep_modules(denoiser, plan.branch)]
     for names in attention_modules(denoiser, plan).values():
-        wrappers |= dict.fromkeys(names, replay.wrap_attention)
+        wrappers += [(name, replay.wrap_attention) for name in names]
     done = []
     try:
-        for name, wrap in wrappers.items():
+        for name, wrap in wrappers:
             module = denoiser.get_submodule(name)
             # An instance attribute may be there already (offloading puts one); it is called, and put back after.
             done.append((module, module.__dict__.get("forward")))

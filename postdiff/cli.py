@@ -5,16 +5,37 @@ import inspect
 import json
 from math import ceil
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from postdiff import backbones
 from postdiff.methods import METHODS, settings_of
-from postdiff.plan import MODES, SIZE_CONDITIONS, Plan, strip
+from postdiff.plan import Plan, strip
 
-# Flag -> the method's argument; a method takes those that its signature has.
-SETTINGS = (
-    "steps", "beta", "s", "k", "m", "mode", "branch", "size_condition",
-    "gate_step", "sp_interval", "fi_interval", "warm_up",
-)  # fmt: skip
+# Every setting of every method is a flag; a method takes those that its signature has.
+SETTINGS = {
+    "steps": "T, denoising steps",
+    "beta": "scale of the low resolution",
+    "s": "share of the steps at low resolution",
+    "k": "DeepCache's interval",
+    "m": "guidance ends at this step (20), or share of the steps (0.75)",
+    "mode": "which cross-attention is cached",
+    "branch": "DeepCache's skip branch",
+    "size_condition": "the size that SDXL and PixArt are told at low resolution",
+    "gate_step": "T-GATE: guidance ends at this step (10), or share of the steps (0.5)",
+    "sp_interval": "T-GATE: self-attention is computed every so many steps before the gate",
+    "fi_interval": "T-GATE: the same after the gate",
+    "warm_up": "T-GATE: first steps, which compute all self-attention",
+    "ratio": "ToMe: share of the tokens that are merged away",
+    "sx": "ToMe: width of a cell that keeps one token to merge into",
+    "sy": "ToMe: its height",
+    "random": "ToMe: that token is drawn, not the upper left",
+    "max_downsample": "ToMe: where the grid is at most so many times smaller than the latents'",
+    "attention": "ToMe: around self-attention",
+    "cross_attention": "ToMe: around cross-attention",
+    "mlp": "ToMe: around the feed-forward layers",
+    "factor": "ToDo: every so many rows and columns are keys and values, where the grid is the latents'",
+    "factor_2": "ToDo: the same where the grid is half of that",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,21 +79,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    # Defaults: the paper's settings for the backbone (postdiff models).
-    add("--steps", type=int, help="T, denoising steps")
-    add("--beta", type=float, help="scale of the low resolution")
-    add("--s", type=float, help="share of the steps at low resolution")
-    add("--k", type=int, help="DeepCache's interval")
-    add("--m", type=_step_or_share, help="guidance ends at this step (20), or share of the steps (0.75)")
-    add("--mode", choices=MODES, help="which cross-attention is cached")
-    add("--branch", type=int, help="DeepCache's skip branch")
-    add("--size-condition", choices=SIZE_CONDITIONS, help="the size that SDXL and PixArt are told at low resolution")
-    add("--gate-step", type=_step_or_share, help="T-GATE: guidance ends at this step (10), or share of the steps")
-    add("--sp-interval", type=int, help="T-GATE: every so many steps self-attention is computed before the gate")
-    add("--fi-interval", type=int, help="T-GATE: the same after the gate")
-    add("--warm-up", type=int, help="T-GATE: first steps that compute self-attention")
-    add("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
+    # Defaults: the paper's settings for the backbone (postdiff models), else the method's own.
+    kinds = {p.name: p.annotation for method in METHODS.values() for p in inspect.signature(method).parameters.values()}
+    for name, says in SETTINGS.items():
+        kind: Any = kinds[name]
+        if kind is bool:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=says)
+        elif choices := get_args(kind) if get_origin(kind) is Literal else None:
+            parser.add_argument(_flag(name), choices=choices, help=says)
+        else:
+            parser.add_argument(_flag(name), type=kind if kind in (int, float) else _step_or_share, help=says)
+    parser.add_argument("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
 
 
 def _step_or_share(text: str) -> int | float:

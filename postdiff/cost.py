@@ -10,7 +10,7 @@ Only the denoiser counts (no text encoder, no autoencoder), for one image.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from postdiff import caching
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
-from postdiff.plan import Plan, StepPlan
+from postdiff.plan import Downsample, Merge, Plan, StepPlan
 from postdiff.resolution import latent_size
 
 LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
@@ -79,14 +79,16 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     with torch.device("meta"):
         denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
     full = spec.latents(spec.size if size is None else size)
-    scales = {step.scale for plan in plans for step in plan.steps}
-    passes = {scale: _trace(denoiser, latent_size(full, scale, spec.patch), spec) for scale in scales}
+    kinds = {(step.scale, plan.tokens) for plan in plans for step in plan.steps}
+    passes = {
+        (scale, kept): _trace(denoiser, latent_size(full, scale, spec.patch), spec, kept) for scale, kept in kinds
+    }
     priced = []
     for plan in plans:
         skips = any(step.deep == "reuse" for step in plan.steps)
         deep = caching.deep_modules(denoiser, plan.branch) if skips else []
         attention = caching.attention_modules(denoiser, plan)
-        known = {step: _step_cost(passes[step.scale], step, deep, attention) for step in set(plan.steps)}
+        known = {s: _step_cost(passes[s.scale, plan.tokens], s, deep, attention) for s in set(plan.steps)}
         priced.append(Cost(tuple(known[step] for step in plan.steps)))
     return priced
 
@@ -120,14 +122,22 @@ def layer_of(name: str) -> str:
     return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
 
 
-def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec) -> _Pass:
+def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, tokens: Merge | Downsample | None) -> _Pass:
     rules, config = FAMILIES[spec.family], denoiser.config
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
     inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), count_macs(denoiser) as macs, counter:
+    if isinstance(tokens, Merge):
+        tokens = replace(tokens, random=False)  # which tokens are merged does not change how many
+    step, counter = StepPlan(), FlopCounterMode(display=False)
+    with (
+        torch.no_grad(),
+        caching.attach(denoiser, Plan("trace", (step,), tokens=tokens)) as replay,
+        count_macs(denoiser) as macs,
+        counter,
+    ):
+        replay.begin(step, latents, caching.Cache(), spec.guidance, lambda name: [])
         denoiser(x, return_dict=False, **inputs)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}

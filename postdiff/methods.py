@@ -12,7 +12,7 @@ size_condition  the size that SDXL and PixArt are told at low resolution: target
 import inspect
 from dataclasses import replace
 
-from postdiff.plan import Action, Mode, Plan, SizeCondition, StepPlan
+from postdiff.plan import Action, Downsample, Merge, Mode, Plan, SizeCondition, StepPlan
 
 
 def dense(steps: int = 20) -> Plan:
@@ -103,9 +103,41 @@ def tgate(
     return replace(plan, steps=stepped, half="uncond")
 
 
+def tome(
+    steps: int = 20,
+    ratio: float = 0.5,
+    sx: int = 2,
+    sy: int = 2,
+    random: bool = True,
+    max_downsample: int = 1,
+    attention: bool = True,
+    cross_attention: bool = False,
+    mlp: bool = False,
+) -> Plan:
+    """ToMe for Stable Diffusion (CVPR 2023 workshop): tokens that are alike are merged around self-attention.
+
+    The defaults are the authors'; `Merge` says what they mean; a ratio of 0 is off. It is what their package does,
+    but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
+    """
+    tokens = Merge(ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp) if ratio else None
+    return replace(_compose("tome", steps), tokens=tokens)
+
+
+def todo(steps: int = 20, factor: int = 2, factor_2: int = 1) -> Plan:
+    """ToDo (arXiv 2402.13573): every `factor`-th row and column of the tokens are keys and values of self-attention.
+
+    factor: where the grid is the latents' own; factor_2: where it is half that (SDXL's and PixArt's first); 1 is off.
+    """
+    for name, value in (("factor", factor), ("factor_2", factor_2)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    tokens = None if factor == factor_2 == 1 else Downsample((factor, factor_2))
+    return replace(_compose("todo", steps), tokens=tokens)
+
+
 METHODS = {
     f.__name__: f
-    for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff, tgate)
+    for f in (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff, tgate, tome, todo)
 }
 
 

@@ -40,6 +40,65 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Tokens that are alike are merged around a layer of each transformer block (ToMe).
+
+    ratio: share of the tokens that are merged away; at most 1 - 1 / (sx * sy).
+    sx, sy: one token of every cell of sx x sy is what others may be merged into.
+    random: which one, drawn for every image, block and step; otherwise the upper left.
+    max_downsample: only in blocks whose grid is at most so many times smaller than the latents' (1, 2, 4, 8).
+    attention, cross_attention, mlp: the layers.
+    """
+
+    ratio: float = 0.5
+    sx: int = 2
+    sy: int = 2
+    random: bool = True
+    max_downsample: int = 1
+    attention: bool = True
+    cross_attention: bool = False
+    mlp: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("sx", self.sx), ("sy", self.sy), ("max_downsample", self.max_downsample)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        most = 1 - 1 / (self.sx * self.sy)
+        if not 0 < self.ratio <= most:
+            raise ValueError(
+                f"ratio must be above 0 and at most {most:g} for cells of {self.sx}x{self.sy}, got {self.ratio}"
+            )
+        if not (self.attention or self.cross_attention or self.mlp):
+            raise ValueError(
+                "expected at least one of attention, cross_attention and mlp to merge tokens around, got none"
+            )
+
+    def reaches(self, downsample: int) -> bool:
+        return downsample <= self.max_downsample
+
+
+@dataclass(frozen=True)
+class Downsample:
+    """Self-attention sees every f-th row and column of its tokens as keys and values (ToDo).
+
+    factors: f in blocks whose grid is 1, 2, 4, ... times smaller than the latents'; 1 beyond, which is off.
+    """
+
+    factors: tuple[int, ...] = (2,)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(f, int) and f >= 1 for f in self.factors) or all(f == 1 for f in self.factors):
+            raise ValueError(f"factors must be whole numbers of 1 or more, one above 1, got {self.factors}")
+
+    def factor_at(self, downsample: int) -> int:
+        level = downsample.bit_length() - 1
+        return self.factors[level] if level < len(self.factors) else 1
+
+    def reaches(self, downsample: int) -> bool:
+        return self.factor_at(downsample) > 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """A tuple of steps and the few settings that they share. Illegal plans raise ValueError and say why.
 
@@ -47,6 +106,7 @@ class Plan:
     mode: what attention stored with guidance gives to steps without (paper, sec. 2.5): the mean of both halves, the
         conditional, the unconditional, or their guided combination.
     half: which half a step without guidance evaluates: the conditional (the paper), or the unconditional (T-GATE).
+    tokens: what makes fewer tokens inside transformer blocks, at every step.
     size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
         that of the finished image, or that of its own latents.
     """
@@ -57,6 +117,7 @@ class Plan:
     mode: Mode = "cond"
     size_condition: SizeCondition = "target"
     half: Half = "cond"
+    tokens: Merge | Downsample | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -138,6 +199,8 @@ class Plan:
             value["steps"] = [{k: v for k, v in step.items() if k != "self_attention"} for step in value["steps"]]
         if self.half == "cond" or all(step.guided for step in self.steps):
             del value["half"]
+        if self.tokens is None:
+            del value["tokens"]
         if self.size_condition == "target" or not self.switches:
             del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
@@ -156,4 +219,5 @@ def strip(plan: Plan) -> str:
     if any(step.self_attention == "reuse" for step in plan.steps):
         rows["attn1"] = "".join(marks[step.self_attention] for step in plan.steps)
     legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
-    return "\n".join(f"  {name:<11}{row}" for name, row in rows.items()) + f"\n  ({legend})"
+    tokens = f"\n  tokens     {plan.tokens}" if plan.tokens else ""
+    return "\n".join(f"  {name:<11}{row}" for name, row in rows.items()) + f"{tokens}\n  ({legend})"

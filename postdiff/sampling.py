@@ -34,6 +34,10 @@ class State:
     index: int = 0
     cache: caching.Cache = field(default_factory=caching.Cache)
 
+    def streams(self, name: str) -> list[torch.Generator]:
+        """One generator an image, of this step's draws called `name`."""
+        return [_generator(seed, f"{name}-{self.index}") for seed in self.seeds]
+
     def copy(self) -> "State":
         return copy.deepcopy(self)
 
@@ -145,7 +149,7 @@ def _evaluate(
     """One pass of the denoiser, guided or not."""
     step, t, spec = plan.steps[state.index], state.solver.timesteps[state.index], backbone.spec
     batch, (h, w) = len(state.latents), state.latents.shape[2:]
-    replay.begin(step, (h, w), state.cache, guidance)
+    replay.begin(step, (h, w), state.cache, guidance, state.streams)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
     # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
     one = slice(-batch, None) if plan.half == "cond" else slice(batch)
@@ -165,8 +169,7 @@ def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor,
     """One step of the solver, or the switch to the next step's resolution."""
     i, solver, spec = state.index, state.solver, backbone.spec
     before = state.latents
-    generators = [_generator(seed, f"solver-{i}") for seed in state.seeds]
-    state.latents, clean = solvers.step(solver, output, i, before, generators)
+    state.latents, clean = solvers.step(solver, output, i, before, state.streams("solver"))
     level = solvers.noise_level(solver, i)
     x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean
     if on_x0:

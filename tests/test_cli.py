@@ -13,7 +13,7 @@ from PIL import Image
 
 import postdiff
 from postdiff import backbones
-from postdiff.cli import main
+from postdiff.cli import SETTINGS, main
 
 
 def run(capsys, *args):
@@ -81,9 +81,16 @@ def test_models_and_methods_are_listed(capsys):
     assert all(f"{name}(" in methods for name in postdiff.methods.METHODS)
 
 
+def test_every_setting_of_every_method_is_a_flag():
+    settings = {name for method in postdiff.methods.METHODS for name in postdiff.methods.settings_of(method)}
+    assert set(SETTINGS) == settings
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ("cost sd15 tome --ratio 0.9", "ratio must be above 0 and at most 0.75"),
+        ("cost sdxl tome", "changes nothing in a UNet2DConditionModel whose attention has grids 2, 4 times smaller"),
         ("cost sd16 dense", "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
         ("cost sd15 densest", "unknown method 'densest': expected one of dense"),
         ("cost sd15 dense --s 0.5", "dense does not take --s; it takes --steps"),

@@ -61,8 +61,10 @@ def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, pla
     assert steps == [step.macs_paper for step in cost(plan, backbone.spec).steps]
 
 
-def test_flops_of_a_real_run_equal_the_cost_model(backbone):
-    plan = methods.postdiff(6)
+@pytest.mark.parametrize(
+    "plan", [methods.postdiff(6), methods.tome(2, mlp=True), methods.todo(2)], ids=lambda p: p.name
+)
+def test_flops_of_a_real_run_equal_the_cost_model(backbone, plan):
     counter = FlopCounterMode(display=False)
     unet, inside = backbone.denoiser, []
     handles = [

@@ -1,0 +1,214 @@
+"""Fewer tokens inside transformer blocks: merged around a layer and copied back after it (ToMe), or fewer keys and
+values of self-attention alone (ToDo). A plan's `tokens` says which.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+
+from postdiff.plan import Downsample, Merge
+
+Streams = Callable[[str], list[torch.Generator]]  # a name -> one generator an image
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which of N tokens are merged: row numbers of the flattened [B * N, C], and of the merged [B * (N - r), C].
+
+    kept, sources, destinations: the B * N tokens, split into those that stay, the B * r that are merged, and those that
+        others are merged into.
+    into: the place of each source's destination among the destinations.
+    size: of each destination, how many tokens it becomes the mean of.
+    back: for each of the B * N tokens, its row of the merged tokens.
+    """
+
+    kept: torch.Tensor
+    sources: torch.Tensor
+    destinations: torch.Tensor
+    into: torch.Tensor
+    size: torch.Tensor
+    back: torch.Tensor
+
+
+def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Merge) -> Matching | None:
+    """Match the tokens `x` [B, N, C] of a `grid` (h, w) as ToMe does; None where nothing would be merged.
+
+    In every cell of sy x sx tokens one is a destination: `cells` [B, h // sy, w // sx] says which, counted along rows.
+    All others are sources: the int(ratio * N) that are most like a destination (cosine) are merged into it.
+    """
+    batch, n, _ = x.shape
+    rows, columns = cells.shape[1:]
+    r = min(int(n * merge.ratio), n - rows * columns)
+    if r <= 0:
+        return None
+    device = x.device
+    top = torch.arange(rows, device=device)[:, None] * merge.sy + cells // merge.sx
+    left = torch.arange(columns, device=device) * merge.sx + cells % merge.sx
+    chosen = torch.zeros(batch, n, dtype=torch.int8, device=device)
+    chosen.scatter_(1, (top * grid[1] + left).flatten(1), 1)
+    order = chosen.argsort(dim=1, descending=True, stable=True)
+    destination, source = order[:, : rows * columns], order[:, rows * columns :]
+
+    first = torch.arange(batch, device=device)[:, None] * n  # of each image, in the flattened tokens
+    unit = (x / x.norm(dim=-1, keepdim=True)).flatten(0, 1)
+    likeness = pick(unit, source + first) @ pick(unit, destination + first).transpose(1, 2)
+    best, nearest = likeness.max(dim=-1)
+    ranked = best.argsort(dim=-1, descending=True)
+    merged, kept = ranked[:, :r], ranked[:, r:]
+    into = nearest.gather(1, merged)
+    merged, kept = source.gather(1, merged), source.gather(1, kept)
+
+    count = kept.shape[1]
+    back = torch.empty(batch, n, dtype=torch.int64, device=device)
+    back.scatter_(1, kept, torch.arange(count, device=device).expand(batch, -1))
+    back.scatter_(1, destination, torch.arange(count, n - r, device=device).expand(batch, -1))
+    back.scatter_(1, merged, into + count)
+    place = into + torch.arange(batch, device=device)[:, None] * destination.shape[1]
+    size = torch.ones(destination.numel(), device=device, dtype=x.dtype)
+    size.index_add_(0, place.flatten(), torch.ones(place.numel(), device=device, dtype=x.dtype))
+    shift = torch.arange(batch, device=device)[:, None] * (n - r)
+    return Matching(kept + first, merged + first, destination + first, place, size, back + shift)
+
+
+def pick(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows [R, C] by `index` [B, n] -> [B, n, C]."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def merge_tokens(x: torch.Tensor, how: Matching) -> torch.Tensor:
+    """[B, N, C] -> [B, N - r, C]: those that stay, then the destinations, each the mean of all merged into it."""
+    rows = x.flatten(0, 1)
+    into = pick(rows, how.destinations)
+    means = into.flatten(0, 1).index_add(0, how.into.flatten(), rows.index_select(0, how.sources.flatten()))
+    return torch.cat([pick(rows, how.kept), (means / how.size[:, None]).view_as(into)], dim=1)
+
+
+def unmerge_tokens(y: torch.Tensor, how: Matching) -> torch.Tensor:
+    """[B, N - r, C] -> [B, N, C]: merged tokens get a copy of what became of them."""
+    return pick(y.flatten(0, 1), how.back)
+
+
+class Merger:
+    """Wraps blocks and layers so that layers see merged tokens; keeps nothing from one block to the next."""
+
+    def __init__(self, merge: Merge):
+        self.merge = merge
+
+    def begin(self, size: tuple[int, int], streams: Streams) -> None:
+        """Before a forward pass on latents of `size` (h, w); `streams` is where random partitions come from."""
+        self.size, self.streams = size, streams
+
+    def wrap_block(self, name: str, forward):
+        def block(hidden_states, *args, **kwargs):
+            self.name, self.x, self.matched = name, hidden_states, False  # matched when a layer asks, if any does
+            try:
+                return forward(hidden_states, *args, **kwargs)
+            finally:
+                self.x = self.how = None
+
+        return block
+
+    def wrap_layer(self, name: str, forward):
+        def layer(hidden_states, *args, **kwargs):
+            how = self._matching()
+            if how is None:
+                return forward(hidden_states, *args, **kwargs)
+            return unmerge_tokens(forward(merge_tokens(hidden_states, how), *args, **kwargs), how)
+
+        return layer
+
+    def _matching(self) -> Matching | None:
+        if not self.matched:
+            grid = token_grid(self.size, self.x.shape[1])
+            self.how = match(self.x, grid, self._cells(grid), self.merge)
+            self.matched = True
+        return self.how
+
+    def _cells(self, grid: tuple[int, int]) -> torch.Tensor:
+        merge, batch = self.merge, len(self.x)
+        shape = (grid[0] // merge.sy, grid[1] // merge.sx)
+        if not merge.random:
+            return torch.zeros(batch, *shape, dtype=torch.int64, device=self.x.device)
+        # Both halves of guidance share an image's partition, which is its own, whatever else is in the batch.
+        drawn = [
+            torch.randint(merge.sx * merge.sy, (*shape, 1), generator=generator)[..., 0]
+            for generator in self.streams(f"tokens-{self.name}")
+        ]
+        return torch.stack(drawn * (batch // len(drawn))).to(self.x.device)
+
+
+class Thinner:
+    """Wraps self-attention so that its keys and values are of fewer tokens."""
+
+    def begin(self, size: tuple[int, int], streams: Streams) -> None:
+        """Before a forward pass on latents of `size` (h, w)."""
+        self.size = size
+
+    def wrap_attention(self, factor: int, name: str, forward):
+        def attention(hidden_states, *args, **kwargs):
+            grid = token_grid(self.size, hidden_states.shape[1])
+            fewer = hidden_states.unflatten(1, grid)[:, ::factor, ::factor].flatten(1, 2)
+            return forward(hidden_states, *args, **{**kwargs, "encoder_hidden_states": fewer})
+
+        return attention
+
+
+def token_grid(latent: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """(h, w) of `tokens` tokens: a U-Net's level halves the latents' sides, rounding up, zero or more times."""
+    h, w = latent
+    while h * w > tokens:
+        h, w = -(-h // 2), -(-w // 2)
+    if h * w != tokens:
+        raise ValueError(f"{tokens} tokens are no level of a U-Net on latents of {latent[0]}x{latent[1]}")
+    return h, w
+
+
+def reached(denoiser: torch.nn.Module, tokens: Merge | Downsample) -> dict[str, int]:
+    """{name of a transformer block that is reached: how often smaller its grid is than the latents' (1, 2, 4, ...)}.
+
+    Raises: ValueError if no block is: SDXL has no attention at the latents' own grid, nor has PixArt.
+    """
+    blocks = {
+        name: _shrunk(denoiser, name)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, BasicTransformerBlock)
+    }
+    found = {name: factor for name, factor in blocks.items() if tokens.reaches(factor)}
+    if not found:
+        raise ValueError(
+            f"{tokens} changes nothing in a {type(denoiser).__name__} whose attention has grids "
+            f"{', '.join(map(str, sorted(set(blocks.values()))))} times smaller than the latents'"
+        )
+    return found
+
+
+def _shrunk(denoiser: torch.nn.Module, block: str) -> int:
+    part, level, *_ = block.split(".")
+    if part == "down_blocks":
+        return 2 ** int(level)
+    if part == "mid_block":
+        return 2 ** (len(denoiser.down_blocks) - 1)
+    if part == "up_blocks":
+        return 2 ** (len(denoiser.up_blocks) - 1 - int(level))
+    return denoiser.config.patch_size
+
+
+def wrappers(
+    denoiser: torch.nn.Module, tokens: Merge | Downsample
+) -> tuple[Merger | Thinner, list[tuple[str, Callable]]]:
+    """What must be told of every pass, and (module, wrapper of its forward) for every module that has fewer tokens."""
+    found = reached(denoiser, tokens)
+    if isinstance(tokens, Downsample):
+        thinner = Thinner()
+        return thinner, [
+            (f"{name}.attn1", partial(thinner.wrap_attention, tokens.factor_at(at))) for name, at in found.items()
+        ]
+    merger = Merger(tokens)
+    layers = {"attn1": tokens.attention, "attn2": tokens.cross_attention, "ff": tokens.mlp}
+    return merger, [
+        *[(name, merger.wrap_block) for name in found],
+        *[(f"{name}.{layer}", merger.wrap_layer) for name in found for layer, on in layers.items() if on],
+    ]
