@@ -152,8 +152,11 @@ def attention_modules(denoiser: torch.nn.Module, plan: Plan) -> dict[str, list[s
         "attn1": any(step.self_attention == "reuse" for step in plan.steps),
         "attn2": any(step.cross_attention == "reuse" for step in plan.steps),
     }
-    names = [name for name, _ in denoiser.named_modules()]
-    return {kind: [name for name in names if name.endswith(f".{kind}")] for kind, found in reused.items() if found}
+    return {
+        kind: [name for name, _ in denoiser.named_modules() if name.endswith(f".{kind}")]
+        for kind, found in reused.items()
+        if found
+    }
 
 
 @contextmanager
