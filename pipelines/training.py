@@ -91,7 +91,7 @@ class Trainer:
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
             model.load_state_dict(saved["model"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            for optimizer, state in zip(self.optimizers, saved.get("optimizers") or [saved["optimizer"]], strict=True):
                 optimizer.load_state_dict(state)
             self.ema, self.step = saved["ema"], saved["step"]
 

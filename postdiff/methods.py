@@ -69,7 +69,7 @@ def postdiff(
 
 def tgate(
     steps: int = 20,
-    gate_step: int | float = 10,
+    gate_step: int | float = 0.5,
     sp_interval: int = 1,
     fi_interval: int = 1,
     warm_up: int = 0,

@@ -42,7 +42,7 @@ def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Me
     batch, n, _ = x.shape
     rows, columns = cells.shape[1:]
     r = min(int(n * merge.ratio), n - rows * columns)
-    if r <= 0:
+    if r <= 0 or not rows * columns:  # a cell may be larger than a small grid
         return None
     device = x.device
     top = torch.arange(rows, device=device)[:, None] * merge.sy + cells // merge.sx
@@ -67,8 +67,8 @@ def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Me
     back.scatter_(1, destination, torch.arange(count, n - r, device=device).expand(batch, -1))
     back.scatter_(1, merged, into + count)
     place = into + torch.arange(batch, device=device)[:, None] * destination.shape[1]
-    size = torch.ones(destination.numel(), device=device, dtype=x.dtype)
-    size.index_add_(0, place.flatten(), torch.ones(place.numel(), device=device, dtype=x.dtype))
+    size = torch.ones(destination.numel(), device=device)  # float32: counts stall at 256 in bfloat16
+    size.index_add_(0, place.flatten(), torch.ones(place.numel(), device=device))
     shift = torch.arange(batch, device=device)[:, None] * (n - r)
     return Matching(kept + first, merged + first, destination + first, place, size, back + shift)
 
@@ -82,8 +82,9 @@ def merge_tokens(x: torch.Tensor, how: Matching) -> torch.Tensor:
     """[B, N, C] -> [B, N - r, C]: those that stay, then the destinations, each the mean of all merged into it."""
     rows = x.flatten(0, 1)
     into = pick(rows, how.destinations)
-    means = into.flatten(0, 1).index_add(0, how.into.flatten(), rows.index_select(0, how.sources.flatten()))
-    return torch.cat([pick(rows, how.kept), (means / how.size[:, None]).view_as(into)], dim=1)
+    sources = rows.index_select(0, how.sources.flatten()).float()
+    means = into.flatten(0, 1).float().index_add(0, how.into.flatten(), sources) / how.size[:, None]
+    return torch.cat([pick(rows, how.kept), means.to(x.dtype).view_as(into)], dim=1)
 
 
 def unmerge_tokens(y: torch.Tensor, how: Matching) -> torch.Tensor:

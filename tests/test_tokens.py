@@ -91,6 +91,21 @@ def test_a_destination_becomes_the_mean_of_all_merged_into_it():
     assert how.size.tolist() == [3.0]
 
 
+def test_many_tokens_of_half_precision_have_a_true_mean():
+    torch.manual_seed(0)
+    x = torch.randn(1, 4096, 8) * 0.01  # nearly all are like one destination
+    x[..., 0] += 1
+    x[:, 0] = torch.eye(8)[0]
+    how = tokens.match(x.bfloat16(), (64, 64), torch.zeros(1, 32, 32, dtype=torch.int64), Merge(0.5))
+    assert how.size.max() > 300  # beyond what bfloat16 can count
+    assert 0.9 < tokens.merge_tokens(x.bfloat16(), how)[..., 0].max() < 1.1
+
+
+def test_a_cell_larger_than_the_grid_merges_nothing():
+    x = torch.randn(1, 16, 4)
+    assert tokens.match(x, (4, 4), torch.zeros(1, 0, 2, dtype=torch.int64), Merge(0.5, sx=2, sy=5)) is None
+
+
 def test_downsampled_keys_are_every_second_row_and_column(backbone):
     seen = []
     with_keys = backbone.denoiser.down_blocks[0].attentions[0].transformer_blocks[0].attn1
