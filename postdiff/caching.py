@@ -49,7 +49,7 @@ class Replay:
         """Before a forward pass: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`."""
         self.step, self.size, self.cache, self.guidance = step, size, cache, guidance
         if self.reducer:
-            self.reducer.begin(size, streams)
+            self.reducer.begin(step, size, streams)
 
     def wrap_deep(self, name: str, forward):
         def deep(*args, **kwargs):

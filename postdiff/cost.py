@@ -74,23 +74,30 @@ def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
 
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
-    """Price many plans: the denoiser is traced once a resolution, and what a step skips is taken off."""
+    """Price many plans: the denoiser is traced once a resolution and kind of tokens; what a step skips is off."""
     plans = [adapt(plan, spec.family) for plan in plans]
     with torch.device("meta"):
         denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
     full = spec.latents(spec.size if size is None else size)
-    kinds = {(step.scale, plan.tokens) for plan in plans for step in plan.steps}
+    kinds = {(step.scale, _tokens(plan, step)) for plan in plans for step in plan.steps}
     passes = {
-        (scale, kept): _trace(denoiser, latent_size(full, scale, spec.patch), spec, kept) for scale, kept in kinds
+        (scale, tokens): _trace(denoiser, latent_size(full, scale, spec.patch), spec, tokens) for scale, tokens in kinds
     }
     priced = []
     for plan in plans:
         skips = any(step.deep == "reuse" for step in plan.steps)
         deep = caching.deep_modules(denoiser, plan.branch) if skips else []
         attention = caching.attention_modules(denoiser, plan)
-        known = {s: _step_cost(passes[s.scale, plan.tokens], s, deep, attention) for s in set(plan.steps)}
+        known = {s: _step_cost(passes[s.scale, _tokens(plan, s)], s, deep, attention) for s in set(plan.steps)}
         priced.append(Cost(tuple(known[step] for step in plan.steps)))
     return priced
+
+
+def _tokens(plan: Plan, step: StepPlan) -> Merge | Downsample | None:
+    """What makes fewer tokens at `step`. Where every layer that tokens are merged around is reused, nothing does."""
+    if not isinstance(plan.tokens, Merge):
+        return plan.tokens
+    return replace(plan.tokens, random=False) if plan.tokens.runs(step) else None  # chance changes which, not how many
 
 
 def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: dict[str, list[str]]) -> StepCost:
@@ -128,8 +135,6 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, toke
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
     inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
-    if isinstance(tokens, Merge):
-        tokens = replace(tokens, random=False)  # which tokens are merged does not change how many
     step, counter = StepPlan(), FlopCounterMode(display=False)
     with (
         torch.no_grad(),

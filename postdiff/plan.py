@@ -76,6 +76,11 @@ class Merge:
     def reaches(self, downsample: int) -> bool:
         return downsample <= self.max_downsample
 
+    def runs(self, step: StepPlan) -> bool:
+        """Does any layer that tokens are merged around run at `step`? Otherwise they need not be matched."""
+        attention = self.attention and step.self_attention != "reuse"
+        return attention or (self.cross_attention and step.cross_attention != "reuse") or self.mlp
+
 
 @dataclass(frozen=True)
 class Downsample:

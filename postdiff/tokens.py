@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from postdiff.plan import Downsample, Merge
+from postdiff.plan import Downsample, Merge, StepPlan
 
 Streams = Callable[[str], list[torch.Generator]]  # a name -> one generator an image
 
@@ -97,54 +97,50 @@ class Merger:
 
     def __init__(self, merge: Merge):
         self.merge = merge
+        self.how: Matching | None = None  # of the block that runs
 
-    def begin(self, size: tuple[int, int], streams: Streams) -> None:
+    def begin(self, step: StepPlan, size: tuple[int, int], streams: Streams) -> None:
         """Before a forward pass on latents of `size` (h, w); `streams` is where random partitions come from."""
-        self.size, self.streams = size, streams
+        self.runs, self.size, self.streams = self.merge.runs(step), size, streams
 
     def wrap_block(self, name: str, forward):
         def block(hidden_states, *args, **kwargs):
-            self.name, self.x, self.matched = name, hidden_states, False  # matched when a layer asks, if any does
+            if self.runs:
+                grid = token_grid(self.size, hidden_states.shape[1])
+                self.how = match(hidden_states, grid, self._cells(name, grid, hidden_states), self.merge)
             try:
                 return forward(hidden_states, *args, **kwargs)
             finally:
-                self.x = self.how = None
+                self.how = None
 
         return block
 
     def wrap_layer(self, name: str, forward):
         def layer(hidden_states, *args, **kwargs):
-            how = self._matching()
+            how = self.how
             if how is None:
                 return forward(hidden_states, *args, **kwargs)
             return unmerge_tokens(forward(merge_tokens(hidden_states, how), *args, **kwargs), how)
 
         return layer
 
-    def _matching(self) -> Matching | None:
-        if not self.matched:
-            grid = token_grid(self.size, self.x.shape[1])
-            self.how = match(self.x, grid, self._cells(grid), self.merge)
-            self.matched = True
-        return self.how
-
-    def _cells(self, grid: tuple[int, int]) -> torch.Tensor:
-        merge, batch = self.merge, len(self.x)
+    def _cells(self, block: str, grid: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
+        merge = self.merge
         shape = (grid[0] // merge.sy, grid[1] // merge.sx)
         if not merge.random:
-            return torch.zeros(batch, *shape, dtype=torch.int64, device=self.x.device)
+            return torch.zeros(len(x), *shape, dtype=torch.int64, device=x.device)
         # Both halves of guidance share an image's partition, which is its own, whatever else is in the batch.
         drawn = [
             torch.randint(merge.sx * merge.sy, (*shape, 1), generator=generator)[..., 0]
-            for generator in self.streams(f"tokens-{self.name}")
+            for generator in self.streams(f"tokens-{block}")
         ]
-        return torch.stack(drawn * (batch // len(drawn))).to(self.x.device)
+        return torch.stack(drawn * (len(x) // len(drawn))).to(x.device)
 
 
 class Thinner:
     """Wraps self-attention so that its keys and values are of fewer tokens."""
 
-    def begin(self, size: tuple[int, int], streams: Streams) -> None:
+    def begin(self, step: StepPlan, size: tuple[int, int], streams: Streams) -> None:
         """Before a forward pass on latents of `size` (h, w)."""
         self.size = size
 

@@ -1,5 +1,7 @@
 """Costs: the paper's SD1.5 rows, and what a real run really executes."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import PROMPTS, SEEDS
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,6 +11,7 @@ import postdiff
 from postdiff import methods
 from postdiff.backbones import HUB
 from postdiff.cost import cost, count_macs
+from postdiff.plan import Downsample, Merge
 
 SD15 = HUB["sd15"]
 
@@ -62,7 +65,18 @@ def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, pla
 
 
 @pytest.mark.parametrize(
-    "plan", [methods.postdiff(6), methods.tome(2, mlp=True), methods.todo(2)], ids=lambda p: p.name
+    "plan",
+    [
+        methods.postdiff(6),
+        methods.tome(2, mlp=True),
+        methods.todo(2),
+        # Both attentions are reused: tokens are matched for the feed-forward layers alone, or not at all.
+        replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, mlp=True)),
+        replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, cross_attention=True)),
+        replace(methods.postdiff(6, m=4), tokens=Merge(0.5, max_downsample=2)),
+        replace(methods.tgate(4, 2, fi_interval=4), tokens=Downsample((2, 2))),
+    ],
+    ids=lambda plan: f"{plan.name}-{plan.tokens}",
 )
 def test_flops_of_a_real_run_equal_the_cost_model(backbone, plan):
     counter = FlopCounterMode(display=False)
