@@ -159,6 +159,14 @@ def attention_modules(denoiser: torch.nn.Module, plan: Plan) -> dict[str, list[s
     }
 
 
+def check(denoiser: torch.nn.Module, plan: Plan) -> None:
+    """Raises ValueError, with the reason, if the denoiser has no module that the plan changes."""
+    if any(step.deep == "reuse" for step in plan.steps):
+        deep_modules(denoiser, plan.branch)
+    if plan.tokens:
+        tokens.reached(denoiser, plan.tokens)
+
+
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""

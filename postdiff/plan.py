@@ -60,9 +60,13 @@ class Merge:
     mlp: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("sx", self.sx), ("sy", self.sy), ("max_downsample", self.max_downsample)):
+        for name, value in (("sx", self.sx), ("sy", self.sy)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        if self.max_downsample not in (1, 2, 4, 8):
+            raise ValueError(f"max_downsample must be 1, 2, 4 or 8, got {self.max_downsample!r}")
+        if self.sx * self.sy == 1:
+            raise ValueError("a cell of 1x1 has nothing to merge; expected sx or sy of 2 or more")
         most = 1 - 1 / (self.sx * self.sy)
         if not 0 < self.ratio <= most:
             raise ValueError(
@@ -92,7 +96,11 @@ class Downsample:
     factors: tuple[int, ...] = (2,)
 
     def __post_init__(self) -> None:
-        if not all(isinstance(f, int) and f >= 1 for f in self.factors) or all(f == 1 for f in self.factors):
+        factors = tuple(self.factors)
+        while factors and factors[-1] == 1:  # off, as beyond the end: one computation has one value, and so one id
+            factors = factors[:-1]
+        object.__setattr__(self, "factors", factors)
+        if not all(isinstance(f, int) and f >= 1 for f in self.factors) or not self.factors:
             raise ValueError(f"factors must be whole numbers of 1 or more, one above 1, got {self.factors}")
 
     def factor_at(self, downsample: int) -> int:

@@ -78,6 +78,7 @@ def sample(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     guidance, solver, size = settle(backbone.spec, guidance, solver, size)
     plan = adapt(plan, backbone.spec.family)
+    caching.check(backbone.denoiser, plan)
     batch_size = batch_size or len(prompts)
     embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
     if len(embeddings) != len(prompts):

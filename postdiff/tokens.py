@@ -47,9 +47,9 @@ def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Me
     device = x.device
     top = torch.arange(rows, device=device)[:, None] * merge.sy + cells // merge.sx
     left = torch.arange(columns, device=device) * merge.sx + cells % merge.sx
-    chosen = torch.zeros(batch, n, dtype=torch.int8, device=device)
-    chosen.scatter_(1, (top * grid[1] + left).flatten(1), 1)
-    order = chosen.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.zeros(batch, n, dtype=torch.int64, device=device)
+    chosen.scatter_(1, (top * grid[1] + left).flatten(1), -1)
+    order = chosen.argsort(dim=1)  # as tomesd sorts: another order of the same tokens is another last bit
     destination, source = order[:, : rows * columns], order[:, rows * columns :]
 
     first = torch.arange(batch, device=device)[:, None] * n  # of each image, in the flattened tokens

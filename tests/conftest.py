@@ -12,6 +12,7 @@ import torch
 
 import postdiff
 from pipelines import mini
+from postdiff import sampling
 from postdiff.backbones import MINI
 
 torch.set_num_threads(1)
@@ -65,6 +66,13 @@ def backbones(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+def latents(backbone, prompts, seeds, plan):
+    """What `sample` decodes: pixels are rounded, and hide small differences."""
+    text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
+    state = sampling.begin(backbone, text, seeds, plan, None, 64)
+    return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
 """Caching: equal to the authors' DeepCache on every branch; cross-attention stored, resized and dropped as planned."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
+from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
 from postdiff import caching, methods, sampling
@@ -14,16 +13,16 @@ from postdiff import caching, methods, sampling
 def test_deepcache_equals_the_authors_package(backbone, branch, k):
     from DeepCache import DeepCacheSDHelper
 
-    ours = postdiff.sample(backbone, PROMPTS[:2], SEEDS[:2], methods.deepcache(5, k=k, branch=branch))
+    ours = latents(backbone, PROMPTS[:2], SEEDS[:2], methods.deepcache(5, k=k, branch=branch))
     helper = DeepCacheSDHelper(pipe=backbone.pipe)
     helper.set_params(cache_interval=k, cache_branch_id=branch)
     helper.enable()
     noise = sampling.draw(SEEDS[:2], "initial", 8, (16, 16))
     theirs = backbone.pipe(
-        PROMPTS[:2], num_inference_steps=5, guidance_scale=backbone.spec.guidance, latents=noise, output_type="np"
+        PROMPTS[:2], num_inference_steps=5, guidance_scale=backbone.spec.guidance, latents=noise, output_type="latent"
     ).images
     helper.disable()
-    np.testing.assert_array_equal(ours, (theirs * 255).round().astype(np.uint8))
+    assert torch.equal(ours, theirs)
 
 
 def test_caching_changes_the_image(backbone):

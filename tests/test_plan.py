@@ -111,6 +111,9 @@ def test_tgate_is_this_schedule():
 def test_bad_settings_of_tgate(name):
     with pytest.raises(ValueError, match=f"{name} must be a whole number of . or more, got -1"):
         methods.tgate(**{name: -1})
+
+
+def test_a_gate_beyond_the_steps_is_refused():
     with pytest.raises(ValueError, match="gate_step must be a step from 1 to T=20"):
         methods.tgate(20, 21)
 

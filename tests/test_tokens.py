@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
+from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
 from postdiff import methods, sampling, tokens
@@ -16,7 +16,7 @@ from postdiff.plan import Downsample, Merge
 STEPS = 4
 
 
-def authors_latents(backbone, plan, drawn):
+def authors_latents(backbone, plan, drawn, n):
     """Latents by tomesd, whose random partitions are `drawn`, one a call: its own come from torch's global state."""
     import tomesd
 
@@ -32,18 +32,12 @@ def authors_latents(backbone, plan, drawn):
         )
     try:
         return pipe(
-            PROMPTS[:1], num_inference_steps=len(plan), guidance_scale=backbone.spec.guidance,
-            latents=sampling.draw(SEEDS[:1], "initial", 8, (16, 16)), output_type="latent",
+            PROMPTS[:n], num_inference_steps=len(plan), guidance_scale=backbone.spec.guidance,
+            latents=sampling.draw(SEEDS[:n], "initial", 8, (16, 16)), output_type="latent",
         ).images  # fmt: skip
     finally:
         if merge.random:
             tomesd.merge.bipartite_soft_matching_random2d = theirs
-
-
-def latents(backbone, prompts, seeds, plan):
-    text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, None, 64)
-    return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)
 
 
 @pytest.mark.parametrize("random", [False, True], ids=["deterministic", "seeded"])
@@ -59,19 +53,20 @@ def latents(backbone, prompts, seeds, plan):
 )
 def test_tome_equals_the_authors_package(backbone, settings, random):
     plan = methods.tome(STEPS, **settings, random=random)
+    n = 1 if random else 2  # their random partition is a batch's, ours an image's
     order = []  # blocks in the order they run
     names = list(tokens.reached(backbone.denoiser, plan.tokens))
     handles = [
         backbone.denoiser.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
         for name in names
     ]
-    ours = latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    ours = latents(backbone, PROMPTS[:n], SEEDS[:n], plan)
     for handle in handles:
         handle.remove()
     steps = [i // len(names) for i in range(len(order))]
     drawn = [sampling._generator(SEEDS[0], f"tokens-{name}-{i}") for name, i in zip(order, steps, strict=True)]
-    assert (ours - authors_latents(backbone, plan, drawn)).abs().max() <= 1e-5
-    assert (ours - latents(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))).abs().max() > 1e-2
+    assert torch.equal(ours, authors_latents(backbone, plan, drawn, n))
+    assert (ours - latents(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(STEPS))).abs().max() > 1e-2
 
 
 def test_merging_then_unmerging_equal_tokens_changes_nothing():
@@ -119,8 +114,14 @@ def test_downsampled_keys_are_every_second_row_and_column(backbone):
 
 
 @pytest.mark.parametrize("off", [methods.tome(3, ratio=0), methods.todo(3, 1)], ids=["tome", "todo"])
-def test_off_is_dense(backbone, off):
+def test_off_is_dense(off):
     assert off.id == methods.dense(3).id
+
+
+def test_one_computation_has_one_id():
+    assert replace(methods.dense(3), tokens=Downsample([2])).id == methods.todo(3).id
+    assert methods.todo(3).id != methods.todo(3, 1, 2).id
+    assert methods.tome(3, random=False).id != methods.tome(3).id
 
 
 def test_an_image_does_not_depend_on_what_else_is_in_the_batch(backbone):
@@ -144,12 +145,14 @@ def test_fewer_tokens_compose_with_resolution_and_caches_at_the_cost_that_is_tol
     assert attributes == {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
 
 
-def test_a_model_without_attention_at_that_grid_says_so(backbones):
+def test_a_model_without_attention_at_that_grid_says_so(backbones, monkeypatch):
     for kind in ("sdxl", "pixart"):
-        with pytest.raises(ValueError, match=r"changes nothing in a .*attention has grids 2"):
-            postdiff.sample(backbones(kind), PROMPTS[:1], SEEDS[:1], methods.tome(2))
         plan = methods.tome(2, max_downsample=2)
         assert postdiff.sample(backbones(kind), PROMPTS[:1], SEEDS[:1], plan).shape == (1, 64, 64, 3)
+        monkeypatch.setattr(sampling, "encode", None)  # told before any work is done
+        with pytest.raises(ValueError, match=r"changes nothing in a .*attention has grids 2"):
+            postdiff.sample(backbones(kind), PROMPTS[:1], SEEDS[:1], methods.tome(2))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
@@ -157,9 +160,11 @@ def test_a_model_without_attention_at_that_grid_says_so(backbones):
     [
         (lambda: methods.tome(ratio=0.8), "ratio must be above 0 and at most 0.75 for cells of 2x2, got 0.8"),
         (lambda: methods.tome(sx=0), "sx must be a whole number of 1 or more, got 0"),
+        (lambda: methods.tome(sx=1, sy=1), "a cell of 1x1 has nothing to merge"),
+        (lambda: methods.tome(max_downsample=3), "max_downsample must be 1, 2, 4 or 8, got 3"),
         (lambda: methods.tome(attention=False), "at least one of attention, cross_attention and mlp"),
         (lambda: methods.todo(factor=0), "factor must be a whole number of 1 or more, got 0"),
-        (lambda: Downsample(()), "one above 1"),
+        (lambda: Downsample((1, 1)), "one above 1"),
     ],
 )
 def test_bad_settings(make, message):
