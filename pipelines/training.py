@@ -21,8 +21,8 @@ N_TRAIN, N_LATENTS, N_VAL = 40_000, 24_000, 512
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal by Newton and Schulz, for a transformer's matrices (https://kellerjordan.github.io/posts/muon).
 
-    As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32: torch's runs in bfloat16, for which this CPU
-    has no instructions, and takes 25 times as long (6.3 s a step of mini-PixArt).
+    As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32: torch's runs in bfloat16, for which a CPU
+    without such instructions takes 25 times as long (8.1 s a step of mini-PixArt; NOTES.md).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
@@ -53,8 +53,8 @@ def orthogonal(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 def block_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The weights of linear layers inside a transformer's blocks: what Muon is for, unlike embeddings."""
-    named = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and p.requires_grad]
-    return [p for name, p in named if "block" in name and name.endswith("weight") and "_bias" not in name]
+    inside = {name: p for name, p in model.named_parameters() if "block" in name and p.ndim == 2}
+    return [p for name, p in inside.items() if name.endswith("weight") and "_bias" not in name]
 
 
 class Trainer:
@@ -91,7 +91,7 @@ class Trainer:
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
             model.load_state_dict(saved["model"])
-            for optimizer, state in zip(self.optimizers, saved.get("optimizers") or [saved["optimizer"]], strict=True):
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.ema, self.step = saved["ema"], saved["step"]
 

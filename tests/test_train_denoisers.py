@@ -6,6 +6,7 @@ import torch
 
 from pipelines import mini, train_denoisers
 from pipelines.train_denoisers import inherit
+from pipelines.training import block_matrices
 
 
 @pytest.fixture
@@ -59,3 +60,14 @@ def test_a_batch_names_its_captions_and_drops_a_tenth(monkeypatch, tmp_path):
         dropped += int((~given).sum())
         assert (batch.t.sort().values // 10).equal(torch.arange(100))  # one from each of n equal parts
     assert 140 < dropped < 260
+
+
+def test_muon_gets_the_matrices_of_both_transformers_blocks_and_no_embedding():
+    model = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for p in block_matrices(model)]
+    # 6 blocks: q, k, v, out of two attentions and two feed-forward layers; 3 of T5: q, k, v, o, and three of its gate.
+    assert sum(name.startswith("transformer.transformer_blocks.") for name in found) == 6 * 10
+    assert sum(name.startswith("text.encoder.block.") for name in found) == 3 * 7
+    assert len(found) == 81
+    assert not [name for name in found if "table" in name or "bias" in name or "shared" in name]
