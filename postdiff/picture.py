@@ -2,10 +2,21 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from postdiff.plan import Plan
+from postdiff.plan import Merge, Plan
 
 FULL, STORE, REUSE, INK, PAPER = "#2b6cb0", "#1a365d", "#dbe7f3", "#1a202c", "#ffffff"
 CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a point
+
+
+def _notes(plan: Plan) -> str:
+    """What a strip of steps does not show."""
+    one = "without guidance: the unconditional half" if plan.half == "uncond" else ""
+    fewer = ""
+    if isinstance(plan.tokens, Merge):
+        fewer = f"tokens merged around layers: {plan.tokens.ratio:g} of them"
+    elif plan.tokens:
+        fewer = f"keys and values: every f-th row and column, f = {', '.join(map(str, plan.tokens.factors))}"
+    return ";  ".join(note for note in (one, fewer) if note)
 
 
 def draw_plan(plan: Plan) -> Image.Image:
@@ -28,7 +39,10 @@ def draw_plan(plan: Plan) -> Image.Image:
     def box(x: float, y: float, w: float, h: float, colour: str) -> None:
         draw.rectangle([x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1], colour)
 
-    text(12, 16, f"{plan.name}, {len(plan)} steps")
+    title = f"{plan.name}, {len(plan)} steps"
+    text(12, 16, title)
+    if notes := _notes(plan):
+        text(12 + draw.textlength(title, font) / SCALE + 12, 17, notes, small)
     text(12, top + band - CELL / 2, "resolution")
     for r, name in enumerate(rows):
         text(12, top + band + 10 + r * (CELL + GAP) + CELL / 2, name)
