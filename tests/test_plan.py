@@ -113,6 +113,11 @@ def test_bad_settings_of_tgate(name):
         methods.tgate(**{name: -1})
 
 
+def test_the_gate_is_half_the_steps_unless_it_is_given():
+    assert methods.tgate(20) == methods.tgate(20, 10)
+    assert methods.tgate(4) == methods.tgate(4, 2)
+
+
 def test_a_gate_beyond_the_steps_is_refused():
     with pytest.raises(ValueError, match="gate_step must be a step from 1 to T=20"):
         methods.tgate(20, 21)
