@@ -67,7 +67,7 @@ def plans(names: list[str], settings: dict) -> list[tuple[str, str, Plan]]:
     """(method, settings, plan) of each method at `settings`; two names of one computation become one."""
     found: dict[str, tuple[str, str, Plan]] = {}
     for name in names:
-        given = {key: value for key, value in settings.items() if key in methods.settings_of(name)}
+        given = methods.settings_for(name, settings)
         plan = methods.METHODS[name](**given)
         text = grids.label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
         found.setdefault(plan.id, (name, text, plan))

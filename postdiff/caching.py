@@ -1,7 +1,7 @@
 """Store and replay module outputs as the plan says; afterwards the model is exactly what it was.
 
     with attach(unet, plan) as replay:
-        replay.begin(step, latents, cache, guidance)   # before every forward pass
+        replay.begin(index, size, cache, guidance, streams)   # before every forward pass
         unet(...)
 
 The wrappers keep no state of their own: what is stored lives in a `Cache`, which belongs to one batch of images.
@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from postdiff import tokens
-from postdiff.plan import Mode, Plan, StepPlan
+from postdiff import schedules, tokens
+from postdiff.plan import Mode, Plan
 from postdiff.tokens import token_grid
 
 
 @dataclass
 class Cache:
-    """Stored outputs of one batch, by module name."""
+    """Stored outputs of one batch, by module name; outputs of the denoiser that were computed ahead, by step."""
 
     deep: dict[str, object] = field(default_factory=dict)
+    encoder: dict[str, object] = field(default_factory=dict)
     attention: dict[str, "Stored"] = field(default_factory=dict)
+    modules: dict[str, torch.Tensor] = field(default_factory=dict)
+    ahead: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -39,17 +42,24 @@ class Stored:
 class Replay:
     """Tells the wrapped modules what the current step computes, stores and reuses."""
 
-    def __init__(self, mode: Mode):
-        self.mode = mode
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.mode: Mode = plan.mode
         self.reducer: tokens.Merger | tokens.Thinner | None = None
+        self.scheduled = schedules.Scheduled(plan)
 
     def begin(
-        self, step: StepPlan, size: tuple[int, int], cache: Cache, guidance: float, streams: tokens.Streams
+        self, index: int, size: tuple[int, int], cache: Cache, guidance: float, streams: tokens.Streams, copies: int = 1
     ) -> None:
-        """Before a forward pass: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`."""
-        self.step, self.size, self.cache, self.guidance = step, size, cache, guidance
+        """Before a forward pass of step `index`: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`.
+
+        copies: of the batch, one a step, where the steps after `index` are computed with it.
+        """
+        self.step, self.size, self.cache, self.guidance = self.plan.steps[index], size, cache, guidance
+        self.copies = copies
+        self.scheduled.begin(index, cache.modules)
         if self.reducer:
-            self.reducer.begin(step, size, streams)
+            self.reducer.begin(self.step, size, streams)
 
     def wrap_deep(self, name: str, forward):
         def deep(*args, **kwargs):
@@ -61,6 +71,17 @@ class Replay:
             return output
 
         return deep
+
+    def wrap_encoder(self, name: str, forward):
+        def part(*args, **kwargs):
+            if self.step.encoder == "reuse":
+                return repeat(self.cache.encoder[name], self.copies)
+            output = forward(*args, **kwargs)
+            if self.step.encoder == "store":
+                self.cache.encoder[name] = output
+            return output
+
+        return part
 
     def wrap_attention(self, name: str, forward):
         cross = name.endswith(".attn2")
@@ -78,6 +99,15 @@ class Replay:
             return output
 
         return attention
+
+
+def repeat(features, copies: int):
+    """A tensor [B, ...], or tuples of such, `copies` times along the batch."""
+    if copies == 1:
+        return features
+    if isinstance(features, tuple):
+        return tuple(repeat(part, copies) for part in features)
+    return torch.cat([features] * copies)
 
 
 def merge_guidance(output: torch.Tensor, mode: Mode, w: float) -> torch.Tensor:
@@ -146,6 +176,14 @@ def _beyond(units: list[tuple[int, list[str]]], branch: int, block: str) -> list
     return [name for skip, names in units if skip > branch for name in names]
 
 
+def encoder_modules(unet: torch.nn.Module) -> list[str]:
+    """Names of a U-Net's parts before its decoder. Raises ValueError if there are none."""
+    if not hasattr(unet, "down_blocks"):
+        raise ValueError(f"encoder propagation needs a U-Net, got {type(unet).__name__}")
+    middle = ["mid_block"] if unet.mid_block is not None else []
+    return ["conv_in", *[f"down_blocks.{b}" for b in range(len(unet.down_blocks))], *middle]
+
+
 def attention_modules(denoiser: torch.nn.Module, plan: Plan) -> dict[str, list[str]]:
     """{attn1, attn2: names of its modules}, where some step of `plan` reuses them."""
     reused = {
@@ -163,17 +201,23 @@ def check(denoiser: torch.nn.Module, plan: Plan) -> None:
     """Raises ValueError, with the reason, if the denoiser has no module that the plan changes."""
     if any(step.deep == "reuse" for step in plan.steps):
         deep_modules(denoiser, plan.branch)
+    if any(step.encoder == "reuse" for step in plan.steps):
+        encoder_modules(denoiser)
     if plan.tokens:
         tokens.reached(denoiser, plan.tokens)
+    schedules.check(denoiser, plan)
 
 
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
-    replay = Replay(plan.mode)
+    replay = Replay(plan)
     wrappers: list[tuple[str, Callable]] = []
     if plan.tokens:  # innermost: what is stored has all its tokens
         replay.reducer, wrappers = tokens.wrappers(denoiser, plan.tokens)
+    wrappers += replay.scheduled.wrappers(denoiser)
+    if any(step.encoder == "reuse" for step in plan.steps):
+        wrappers += [(name, replay.wrap_encoder) for name in encoder_modules(denoiser)]
     if any(step.deep == "reuse" for step in plan.steps):
         wrappers += [(name, replay.wrap_deep) for name in deep_modules(denoiser, plan.branch)]
     for names in attention_modules(denoiser, plan).values():

@@ -1,4 +1,4 @@
-"""The console script: `postdiff generate | cost | methods | models`."""
+"""The console script: `postdiff generate | cost | search | methods | models`."""
 
 import argparse
 import inspect
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from postdiff import backbones
-from postdiff.methods import METHODS, settings_of
+from postdiff.methods import METHODS, settings_for, settings_of
 from postdiff.plan import Plan, strip
+from postdiff.planfile import load_plan
 
 # Every setting of every method is a flag; a method takes those that its signature has.
 SETTINGS = {
@@ -35,6 +36,17 @@ SETTINGS = {
     "mlp": "ToMe: around the feed-forward layers",
     "factor": "ToDo: every so many rows and columns are keys and values, where the grid is the latents'",
     "factor_2": "ToDo: the same where the grid is half of that",
+    "key_steps": "Faster Diffusion: steps that run the encoder, as 0,1,2,5",
+    "prior_noise": "Faster Diffusion: so much of the initial noise is added late",
+    "ahead": "Faster Diffusion: steps that reuse the encoder are one batch",
+}
+
+SEARCHES = {
+    "block_caching": {"delta": "block caching: a block runs when its relative changes add up to more (0.5)"},
+    "ditfastattn": {
+        "threshold": "DiTFastAttn: how much a step's output may change (0.0725)",
+        "window": "DiTFastAttn: share of the tokens to either side that a window holds (0.125)",
+    },
 }
 
 
@@ -54,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", nargs="+", help="one or more texts")
     generate.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
     generate.add_argument("--method", default="postdiff", help=", ".join(METHODS))
+    generate.add_argument("--plan", dest="method", metavar="FILE", help="a plan's JSON file instead of a method")
     _add_settings(generate)
     generate.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next seed")
     generate.add_argument("--n", type=int, default=1, help="images a prompt")
@@ -66,12 +79,24 @@ def _parser() -> argparse.ArgumentParser:
 
     cost = commands.add_parser("cost", help="MACs and FLOPs of a method on a backbone, without weights")
     cost.add_argument("backbone", metavar="BACKBONE")
-    cost.add_argument("method", metavar="METHOD")
+    cost.add_argument("method", metavar="METHOD", help="a method, or a plan's JSON file")
     _add_settings(cost)
     cost.add_argument("--size", type=int, help="pixels")
     cost.add_argument("--per-step", action="store_true")
     cost.add_argument("--json", action="store_true", help="integers for one image")
     cost.set_defaults(run=_cost)
+
+    found = commands.add_parser("search", help="find a schedule for each module, and write the plan")
+    found.add_argument("search", choices=list(SEARCHES), metavar="SEARCH", help=", ".join(SEARCHES))
+    found.add_argument("prompt", nargs="+", help="calibration prompts, 6 to 8 of them")
+    found.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
+    found.add_argument("--method", default="dense", help=f"what is searched on top of: {', '.join(METHODS)}")
+    _add_settings(found)
+    for name, says in {name: says for takes in SEARCHES.values() for name, says in takes.items()}.items():
+        found.add_argument(_flag(name), type=float, help=says)
+    found.add_argument("--seed", type=int, default=0, help="of the first prompt; the next has the next seed")
+    found.add_argument("--out", type=Path, default=Path("plan.json"), help="the plan's file")
+    found.set_defaults(run=_search)
 
     commands.add_parser("methods", help="the methods and their settings").set_defaults(run=_methods)
     commands.add_parser("models", help="the backbones").set_defaults(run=_models)
@@ -87,6 +112,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=says)
         elif choices := get_args(kind) if get_origin(kind) is Literal else None:
             parser.add_argument(_flag(name), choices=choices, help=says)
+        elif get_origin(kind) is tuple:
+            parser.add_argument(_flag(name), type=_numbers, help=says)
         else:
             parser.add_argument(_flag(name), type=kind if kind in (int, float) else _step_or_share, help=says)
     parser.add_argument("--plan-picture", type=Path, metavar="PNG", help="draw the plan as a strip of its steps")
@@ -96,16 +123,24 @@ def _step_or_share(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def _plan(args: argparse.Namespace) -> Plan:
-    """The method with what was given, else the paper's settings for this backbone, else the method's defaults."""
-    accepted = settings_of(args.method)
+    """A plan's file, or the method with what was given, else the paper's settings for this backbone, else its own."""
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    from_file = args.method.endswith(".json")
+    accepted = () if from_file else settings_of(args.method)
     extra = [_flag(name) for name in given if name not in accepted]
     if extra:
-        takes = ", ".join(_flag(name) for name in accepted)
+        takes = ", ".join(_flag(name) for name in accepted) or "no settings"
         raise ValueError(f"{args.method} does not take {', '.join(extra)}; it takes {takes}")
-    settings = {name: value for name, value in backbones.resolve(args.backbone).settings.items() if name in accepted}
-    plan = METHODS[args.method](**{**settings, **given})
+    if from_file:
+        plan = load_plan(args.method)
+    else:
+        settings = settings_for(args.method, backbones.resolve(args.backbone).settings)
+        plan = METHODS[args.method](**{**settings, **given})
     if args.plan_picture:
         from postdiff.picture import draw_plan
 
@@ -148,6 +183,33 @@ def _generate(args: argparse.Namespace) -> None:
         file = args.out / f"{plan.name}-{plan.id[:6]}-seed{seed}.png"
         Image.fromarray(image).save(file)
         print(file)
+
+
+def _search(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from postdiff import search
+    from postdiff.cost import costs
+    from postdiff.planfile import save_plan
+
+    every = {name for takes in SEARCHES.values() for name in takes}
+    given = {name: getattr(args, name) for name in sorted(every) if getattr(args, name) is not None}
+    if extra := [_flag(name) for name in given if name not in SEARCHES[args.search]]:
+        takes = ", ".join(map(_flag, SEARCHES[args.search]))
+        raise ValueError(f"{args.search} does not take {', '.join(extra)}; it takes {takes}")
+    plan = _plan(args)
+    if not args.out.parent.is_dir():
+        raise ValueError(f"--out must be in a folder that is there, got {args.out}")
+    backbone = backbones.load(args.backbone)
+    seeds = [args.seed + i for i in range(len(args.prompt))]
+    with tqdm(total=len(plan), desc=args.search, unit="step") as bar:
+        found = getattr(search, args.search)(
+            backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **given
+        )  # fmt: skip
+    save_plan(found, args.out, backbone=args.backbone, search=args.search, prompts=len(args.prompt), **given)
+    before, after = costs([plan, found], backbone.spec)
+    print(strip(found))
+    print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {plan.name}")
 
 
 def _cost(args: argparse.Namespace) -> None:

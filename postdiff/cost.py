@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from postdiff import caching
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
-from postdiff.plan import Downsample, Merge, Plan, StepPlan
+from postdiff.plan import Plan, StepPlan
+from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size
 
 LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
@@ -74,49 +75,86 @@ def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
 
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
-    """Price many plans: the denoiser is traced once a resolution and kind of tokens; what a step skips is off."""
+    """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
     plans = [adapt(plan, spec.family) for plan in plans]
     with torch.device("meta"):
         denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
     full = spec.latents(spec.size if size is None else size)
-    kinds = {(step.scale, _tokens(plan, step)) for plan in plans for step in plan.steps}
-    passes = {
-        (scale, tokens): _trace(denoiser, latent_size(full, scale, spec.patch), spec, tokens) for scale, tokens in kinds
-    }
+    passes: dict[tuple, _Pass] = {}
+
+    def traced(scale: float, *how) -> _Pass:
+        if (scale, *how) not in passes:
+            passes[scale, *how] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, *how)
+        return passes[scale, *how]
+
     priced = []
     for plan in plans:
-        skips = any(step.deep == "reuse" for step in plan.steps)
-        deep = caching.deep_modules(denoiser, plan.branch) if skips else []
-        attention = caching.attention_modules(denoiser, plan)
-        known = {s: _step_cost(passes[s.scale, _tokens(plan, s)], s, deep, attention) for s in set(plan.steps)}
-        priced.append(Cost(tuple(known[step] for step in plan.steps)))
+        caching.check(denoiser, plan)
+        known: dict[tuple, StepCost] = {}
+        steps = []
+        for i, step in enumerate(plan.steps):
+            key = step, plan.column(i)
+            if key not in known:
+                split = {"#": traced(step.scale, _tokens(plan, step))}
+                for kind in {_KIND[mark] for _, mark in plan.column(i)} - {"#"}:
+                    split[kind] = traced(step.scale, None, kind, plan.window)
+                known[key] = _step_cost(
+                    split, *key, _skipped(denoiser, plan, step), caching.attention_modules(denoiser, plan)
+                )
+            steps.append(known[key])
+        priced.append(Cost(tuple(steps)))
     return priced
+
+
+# What self-attention computes at each mark of a schedule: all, all and a window, a window. Reused, it is not there.
+_KIND = {"#": "#", "c": "#", ".": "#", "S": "S", "w": "w", "x": "w"}
+
+
+def _skipped(denoiser: torch.nn.Module, plan: Plan, step: StepPlan) -> list[str]:
+    """Modules that `step` does not run."""
+    if step.deep == "reuse":
+        return caching.deep_modules(denoiser, plan.branch)
+    return caching.encoder_modules(denoiser) if step.encoder == "reuse" else []
 
 
 def _tokens(plan: Plan, step: StepPlan) -> Merge | Downsample | None:
     """What makes fewer tokens at `step`. Where every layer that tokens are merged around is reused, nothing does."""
     if not isinstance(plan.tokens, Merge):
         return plan.tokens
-    return replace(plan.tokens, random=False) if plan.tokens.runs(step) else None  # chance changes which, not how many
+    runs = plan.tokens.runs(step.self_attention != "reuse", step.cross_attention != "reuse")
+    return replace(plan.tokens, random=False) if runs else None  # chance changes which, not how many
 
 
-def _step_cost(traced: _Pass, step: StepPlan, deep: list[str], attention: dict[str, list[str]]) -> StepCost:
-    halves = 2 if step.guided else 1
-    beyond = _inside(deep) if step.deep == "reuse" else lambda name: False
-    run = {name: n for name, n in traced.macs.items() if not beyond(name)}
-    flops = traced.flops[""] - (sum(traced.flops.get(name, 0) for name in deep) if step.deep == "reuse" else 0)
+def _step_cost(
+    split: dict[str, _Pass],
+    step: StepPlan,
+    column: tuple[tuple[str, str], ...],
+    skipped: list[str],
+    attention: dict[str, list[str]],
+) -> StepCost:
+    """split: the pass by `_KIND` of self-attention; column: marks of modules with schedules of their own."""
+    base, halves = split["#"], 2 if step.guided else 1
+    gone = [*skipped, *[name for name, mark in column if mark == "."]]
+    beyond = _inside(gone)
+    run = {name: halves * n for name, n in base.macs.items() if not beyond(name)}
+    flops = halves * (base.flops[""] - sum(base.flops.get(name, 0) for name in gone))
     printed = sum(run.values())
     for kind, action in (("attn1", step.self_attention), ("attn2", step.cross_attention)):
         if action != "reuse":
             continue
         cached = _inside(attention[kind])
-        printed -= sum(n for name, n in traced.macs.items() if cached(name))
+        printed -= sum(halves * n for name, n in base.macs.items() if cached(name))
         run = {name: n for name, n in run.items() if not cached(name)}
-        flops -= sum(traced.flops.get(name, 0) for name in attention[kind] if not beyond(name))
+        flops -= sum(halves * base.flops.get(name, 0) for name in attention[kind] if not beyond(name))
+    for name, mark in column:
+        if mark != ".":
+            rows = 1 if mark in "cx" else halves
+            flops += rows * split[_KIND[mark]].flops.get(name, 0) - halves * base.flops.get(name, 0)
+            run |= {inner: rows * n for inner, n in base.macs.items() if rows < halves and _inside([name])(inner)}
     layers: Counter[str] = Counter()
     for name, n in run.items():
-        layers[layer_of(name)] += halves * n
-    return StepCost(layers.total(), halves * printed, halves * flops, dict(layers))
+        layers[layer_of(name)] += n
+    return StepCost(layers.total(), printed, flops, dict(layers))
 
 
 def _inside(modules: list[str]) -> Callable[[str], bool]:
@@ -129,21 +167,30 @@ def layer_of(name: str) -> str:
     return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
 
 
-def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, tokens: Merge | Downsample | None) -> _Pass:
+def _trace(
+    denoiser: torch.nn.Module,
+    latents: tuple[int, int],
+    spec: Spec,
+    tokens: Merge | Downsample | None,
+    mark: str = "#",
+    window: float = 1.0,
+) -> _Pass:
+    """One pass. mark: what every self-attention does in it, S or w with a `window`."""
     rules, config = FAMILIES[spec.family], denoiser.config
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
     inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
-    step, counter = StepPlan(), FlopCounterMode(display=False)
-    with (
-        torch.no_grad(),
-        caching.attach(denoiser, Plan("trace", (step,), tokens=tokens)) as replay,
-        count_macs(denoiser) as macs,
-        counter,
-    ):
-        replay.begin(step, latents, caching.Cache(), spec.guidance, lambda name: [])
-        denoiser(x, return_dict=False, **inputs)
+    marks = {"#": "#", "S": "S", "w": "Sw"}[mark]  # a window needs what a step before it stored
+    modules = tuple((name, marks) for name, _ in denoiser.named_modules() if name.endswith(".attn1"))
+    plan = Plan("trace", (StepPlan(),) * len(marks), tokens=tokens, modules=modules, window=window)
+    cache = caching.Cache()
+    with torch.no_grad(), caching.attach(denoiser, plan) as replay:
+        for i in range(len(plan)):
+            counter = FlopCounterMode(display=False)
+            replay.begin(i, latents, cache, spec.guidance, lambda name: [])
+            with count_macs(denoiser) as macs, counter:
+                denoiser(x, return_dict=False, **inputs)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})

@@ -1,10 +1,15 @@
 """A plan as a picture: a strip of its steps, one column each."""
 
+from math import ceil
+
 from PIL import Image, ImageDraw, ImageFont
 
-from postdiff.plan import Merge, Plan
+from postdiff.plan import Plan
+from postdiff.reduction import Merge
 
-FULL, STORE, REUSE, INK, PAPER = "#2b6cb0", "#1a365d", "#dbe7f3", "#1a202c", "#ffffff"
+FULL, STORE, PART, REUSE, INK, PAPER = "#2b6cb0", "#1a365d", "#8fb8de", "#dbe7f3", "#1a202c", "#ffffff"
+COLOURS = {"compute": FULL, "store": STORE, "reuse": REUSE, "#": FULL, "S": STORE, ".": REUSE}  # else PART
+THIN = 7  # height of a row of a module with a schedule of its own
 CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a point
 
 
@@ -16,7 +21,8 @@ def _notes(plan: Plan) -> str:
         fewer = f"tokens merged around layers: {plan.tokens.ratio:g} of them"
     elif plan.tokens:
         fewer = f"keys and values: every f-th row and column, f = {', '.join(map(str, plan.tokens.factors))}"
-    return ";  ".join(note for note in (one, fewer) if note)
+    ahead = "steps between two runs of the encoder: one batch" if plan.ahead else ""
+    return ";  ".join(note for note in (one, fewer, ahead) if note)
 
 
 def draw_plan(plan: Plan) -> Image.Image:
@@ -26,12 +32,30 @@ def draw_plan(plan: Plan) -> Image.Image:
     if any(step.self_attention == "reuse" for step in plan.steps):
         rows.append("self-attention")
         actions.append([step.self_attention for step in plan.steps])
+    if any(step.encoder == "reuse" for step in plan.steps):
+        rows.append("encoder")
+        actions.append([step.encoder for step in plan.steps])
+    modules = sorted(plan.modules, key=lambda module: [int(p) if p.isdigit() else p for p in module[0].split(".")])
     top, band = 34, 3 * CELL
-    width = LEFT + len(plan) * (CELL + GAP) + 16
-    height = top + band + 10 + len(rows) * (CELL + GAP) + 48
+    thin = len(modules) * THIN + (GAP if modules else 0)
+    height = top + band + 10 + len(rows) * (CELL + GAP) + thin + 48
+    legend = [(FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")]
+    if any(set(marks) - set("#S.") for _, marks in modules):
+        legend.append((PART, "a window, or one half for both"))
+    title, notes = f"{plan.name}, {len(plan)} steps", _notes(plan)
+    font, small = ImageFont.load_default(12 * SCALE), ImageFont.load_default(10 * SCALE)
+
+    def length(words: str, font=small) -> int:
+        return ceil(font.getlength(words) / SCALE)
+
+    ends = (
+        LEFT + len(plan) * (CELL + GAP),
+        24 + length(title, font) + length(notes),
+        sum(32 + length(w) for _, w in legend),
+    )
+    width = 16 + max(ends)
     image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(image)
-    font, small = ImageFont.load_default(12 * SCALE), ImageFont.load_default(10 * SCALE)
 
     def text(x: float, y: float, words: str, font=font, anchor: str = "lm") -> None:
         draw.text((x * SCALE, y * SCALE), words, INK, font, anchor)
@@ -39,10 +63,8 @@ def draw_plan(plan: Plan) -> Image.Image:
     def box(x: float, y: float, w: float, h: float, colour: str) -> None:
         draw.rectangle([x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1], colour)
 
-    title = f"{plan.name}, {len(plan)} steps"
     text(12, 16, title)
-    if notes := _notes(plan):
-        text(12 + draw.textlength(title, font) / SCALE + 12, 17, notes, small)
+    text(24 + length(title, font), 17, notes, small)
     text(12, top + band - CELL / 2, "resolution")
     for r, name in enumerate(rows):
         text(12, top + band + 10 + r * (CELL + GAP) + CELL / 2, name)
@@ -54,12 +76,17 @@ def draw_plan(plan: Plan) -> Image.Image:
         if not step.guided:  # one half only
             box(x, y, CELL, CELL / 2, REUSE)
         for r, row in enumerate(actions, 1):
-            colour = {"compute": FULL, "store": STORE, "reuse": REUSE}[row[i]]
-            box(x, y + r * (CELL + GAP), CELL, CELL, colour)
-        text(x + CELL / 2, y + len(rows) * (CELL + GAP) + 6, str(i), small, "mm")
-    x = LEFT
-    for colour, word in ((FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")):
+            box(x, y + r * (CELL + GAP), CELL, CELL, COLOURS[row[i]])
+        y += len(rows) * (CELL + GAP)
+        for r, (_, marks) in enumerate(modules):
+            box(x, y + r * THIN, CELL, THIN - 1, COLOURS.get(marks[i], PART))
+        text(x + CELL / 2, y + thin + 6, str(i), small, "mm")
+    if modules:
+        words = f"{len(modules)} self-attentions" if modules[0][0].endswith(".attn1") else f"{len(modules)} blocks"
+        text(12, top + band + 10 + len(rows) * (CELL + GAP) + thin / 2, words)
+    x = 12
+    for colour, word in legend:
         box(x, height - 22, 12, 12, colour)
         text(x + 17, height - 16, word, small)
-        x += 32 + draw.textlength(word, small) / SCALE
+        x += 32 + length(word)
     return image

@@ -11,6 +11,8 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Literal
 
+from postdiff.reduction import Downsample, Merge
+
 Action = Literal["compute", "store", "reuse"]
 Mode = Literal["ave", "cond", "uncond", "cfg"]
 Half = Literal["cond", "uncond"]
@@ -19,6 +21,14 @@ ACTIONS: tuple[Action, ...] = ("compute", "store", "reuse")
 MODES: tuple[Mode, ...] = ("ave", "cond", "uncond", "cfg")
 HALVES: tuple[Half, ...] = ("cond", "uncond")
 SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
+MARKS = {  # what a module with a schedule of its own does at a step
+    "#": "computes",
+    "S": "computes, and stores what a window leaves out of self-attention",
+    "w": "computes self-attention in a window, and adds what was stored",
+    "c": "computes the conditional half, and uses it for both",
+    "x": "both of these",
+    ".": "reuses its last output",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class StepPlan:
     deep: what lies beyond the skip branch, as in DeepCache. On `reuse` it is not executed.
     cross_attention: outputs of every cross-attention module (`attn2`), before the residual.
     self_attention: the same of every self-attention module (`attn1`).
+    encoder: all of a U-Net before its decoder. On `reuse` only the decoder is executed.
     """
 
     scale: float = 1.0
@@ -37,78 +48,7 @@ class StepPlan:
     deep: Action = "compute"
     cross_attention: Action = "compute"
     self_attention: Action = "compute"
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Tokens that are alike are merged around a layer of each transformer block (ToMe).
-
-    ratio: share of the tokens that are merged away; at most 1 - 1 / (sx * sy).
-    sx, sy: one token of every cell of sx x sy is what others may be merged into.
-    random: which one, drawn for every image, block and step; otherwise the upper left.
-    max_downsample: only in blocks whose grid is at most so many times smaller than the latents' (1, 2, 4, 8).
-    attention, cross_attention, mlp: the layers.
-    """
-
-    ratio: float = 0.5
-    sx: int = 2
-    sy: int = 2
-    random: bool = True
-    max_downsample: int = 1
-    attention: bool = True
-    cross_attention: bool = False
-    mlp: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("sx", self.sx), ("sy", self.sy)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        if self.max_downsample not in (1, 2, 4, 8):
-            raise ValueError(f"max_downsample must be 1, 2, 4 or 8, got {self.max_downsample!r}")
-        if self.sx * self.sy == 1:
-            raise ValueError("a cell of 1x1 has nothing to merge; expected sx or sy of 2 or more")
-        most = 1 - 1 / (self.sx * self.sy)
-        if not 0 < self.ratio <= most:
-            raise ValueError(
-                f"ratio must be above 0 and at most {most:g} for cells of {self.sx}x{self.sy}, got {self.ratio}"
-            )
-        if not (self.attention or self.cross_attention or self.mlp):
-            raise ValueError(
-                "expected at least one of attention, cross_attention and mlp to merge tokens around, got none"
-            )
-
-    def reaches(self, downsample: int) -> bool:
-        return downsample <= self.max_downsample
-
-    def runs(self, step: StepPlan) -> bool:
-        """Does any layer that tokens are merged around run at `step`? Otherwise they need not be matched."""
-        attention = self.attention and step.self_attention != "reuse"
-        return attention or (self.cross_attention and step.cross_attention != "reuse") or self.mlp
-
-
-@dataclass(frozen=True)
-class Downsample:
-    """Self-attention sees every f-th row and column of its tokens as keys and values (ToDo).
-
-    factors: f in blocks whose grid is 1, 2, 4, ... times smaller than the latents'; 1 beyond, which is off.
-    """
-
-    factors: tuple[int, ...] = (2,)
-
-    def __post_init__(self) -> None:
-        factors = tuple(self.factors)
-        while factors and factors[-1] == 1:  # off, as beyond the end: one computation has one value, and so one id
-            factors = factors[:-1]
-        object.__setattr__(self, "factors", factors)
-        if not all(isinstance(f, int) and f >= 1 for f in self.factors) or not self.factors:
-            raise ValueError(f"factors must be whole numbers of 1 or more, one above 1, got {self.factors}")
-
-    def factor_at(self, downsample: int) -> int:
-        level = downsample.bit_length() - 1
-        return self.factors[level] if level < len(self.factors) else 1
-
-    def reaches(self, downsample: int) -> bool:
-        return self.factor_at(downsample) > 1
+    encoder: Action = "compute"
 
 
 @dataclass(frozen=True)
@@ -120,6 +60,12 @@ class Plan:
         conditional, the unconditional, or their guided combination.
     half: which half a step without guidance evaluates: the conditional (the paper), or the unconditional (T-GATE).
     tokens: what makes fewer tokens inside transformer blocks, at every step.
+    modules: (name, one of `MARKS` a step) of modules with a schedule of their own: a self-attention (`attn1`), or a
+        block, of which what it adds to its input is stored.
+    window: tokens to either side that a window holds, as a share of all.
+    ahead: steps in a row that reuse the encoder are one pass: nothing in them depends on the latents.
+    prior_noise: so much of the initial noise is added to the latents before each step of the solver in the second half
+        of the schedule (t < T/2).
     size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
         that of the finished image, or that of its own latents.
     """
@@ -131,6 +77,10 @@ class Plan:
     size_condition: SizeCondition = "target"
     half: Half = "cond"
     tokens: Merge | Downsample | None = None
+    modules: tuple[tuple[str, str], ...] = ()
+    window: float = 0.125
+    ahead: bool = False
+    prior_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -146,27 +96,41 @@ class Plan:
         for i, step in enumerate(self.steps):
             if not 0 < step.scale <= 1:
                 raise ValueError(f"step {i}: scale must be in (0, 1], got {step.scale}")
-            if {step.deep, step.cross_attention, step.self_attention} - set(ACTIONS):
+            if {step.deep, step.cross_attention, step.self_attention, step.encoder} - set(ACTIONS):
                 raise ValueError(f"step {i}: an action is one of {', '.join(ACTIONS)}, got {step}")
         for i, (before, after) in enumerate(pairwise(self.steps), 1):
             if after.scale < before.scale:
                 raise ValueError(f"step {i}: scale falls from {before.scale} to {after.scale}; it may only rise")
         if self.steps[-1].scale != 1:
             raise ValueError(f"the last step must be at full resolution, got scale {self.steps[-1].scale}")
+        # A module that always computes needs no schedule; their order says nothing: one computation has one id.
+        schedules = ((name, marks) for name, marks in self.modules if set(marks) != {"#"} or len(marks) != len(self))
+        object.__setattr__(self, "modules", tuple(sorted(schedules)))
+        if not 0 < self.window <= 1:
+            raise ValueError(f"window must be a share of the tokens in (0, 1], got {self.window}")
+        if self.prior_noise < 0:
+            raise ValueError(f"prior_noise must be 0 or more, got {self.prior_noise}")
         self._check_stores()
+        self._check_modules()
 
     def _check_stores(self) -> None:
-        deep = False  # is something stored that this step could reuse?
+        features = {"deep": False, "encoder": False}  # is something stored that this step could reuse?
         halves = {"cross": 0, "self": 0}  # how many halves of guidance each attention's store holds
         for i, step in enumerate(self.steps):
             before = self.steps[i - 1] if i else step
-            # Deep features fit one grid and one batch. Cross-attention outlives a switch: it is resized.
-            deep = deep and (step.scale, step.guided) == (before.scale, before.guided)
+            # Features fit one grid and one batch. Cross-attention outlives a switch: it is resized.
+            for part in features:
+                action = getattr(step, part)
+                features[part] = features[part] and (step.scale, step.guided) == (before.scale, before.guided)
+                if action == "reuse" and not features[part]:
+                    raise ValueError(f"step {i}: nothing {part} is stored at scale {step.scale}, guided={step.guided}")
+                features[part] = features[part] or action == "store"
+            if "compute" not in (step.deep, step.encoder):
+                raise ValueError(f"step {i}: expected the deep part or the encoder to be stored or reused, got both")
+            if self.ahead and step.encoder == "reuse" and {step.cross_attention, step.self_attention} != {"compute"}:
+                raise ValueError(f"step {i}: a step that is computed ahead computes its attentions, got {step}")
             if step.scale != before.scale:
                 halves["self"] = 0
-            if step.deep == "reuse" and not deep:
-                raise ValueError(f"step {i}: nothing deep is stored at scale {step.scale}, guided={step.guided}")
-            deep = deep or step.deep == "store"
             for kind, action in (("cross", step.cross_attention), ("self", step.self_attention)):
                 halves[kind] = self._attention_stored(i, kind, action, halves[kind])
 
@@ -180,8 +144,33 @@ class Plan:
             raise ValueError(f"step {i}: stored {kind}-attention is of one half, so the step must be unguided")
         if action == "compute":
             return stored
-        # A step that skips the deep part runs only a part of the attentions: it cannot fill the store.
-        return run if action == "store" and step.deep != "reuse" else min(stored, run)
+        # A step that skips the deep part or the encoder runs only a part of the attentions: it cannot fill the store.
+        return run if action == "store" and "reuse" not in (step.deep, step.encoder) else min(stored, run)
+
+    def _check_modules(self) -> None:
+        for name, marks in self.modules:
+            if len(marks) != len(self) or set(marks) - set(MARKS):
+                raise ValueError(f"{name}: expected {len(self)} marks, each one of {' '.join(MARKS)}, got {marks!r}")
+            if not name.endswith(".attn1") and set(marks) - set("#."):
+                raise ValueError(f"{name}: only self-attention (attn1) takes marks other than # and ., got {marks!r}")
+            output = residual = False
+            for i, (mark, step) in enumerate(zip(marks, self.steps, strict=True)):
+                before = self.steps[i - 1] if i else step
+                if (step.scale, step.guided) != (before.scale, before.guided):
+                    output = residual = False
+                if (mark == "." and not output) or (mark in "wx" and not residual):
+                    raise ValueError(f"step {i}: nothing of {name} is stored that {mark!r} could use")
+                if mark in "cx" and not step.guided:
+                    raise ValueError(f"step {i}: {name} has one half without guidance, so {mark!r} cannot share it")
+                output, residual = True, residual or mark == "S"
+        names = [f"{name}." for name, _ in self.modules]
+        if any(a != b and b.startswith(a) for a in names for b in names):
+            raise ValueError(f"a module within another has no schedule of its own, got {', '.join(names)}")
+        others = {"reuse"} & {action for s in self.steps for action in (s.deep, s.encoder, s.self_attention)}
+        if self.modules and others:
+            raise ValueError("modules with schedules of their own may not be skipped by deep, encoder or attn1 actions")
+        if self.tokens and any(set(marks) & set("Swx") for _, marks in self.modules):
+            raise ValueError("attention in windows needs all tokens, in their order: it does not go with `tokens`")
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -193,6 +182,10 @@ class Plan:
     def switches(self) -> tuple[int, ...]:
         """Steps that begin at another scale than the step before them ended."""
         return tuple(i for i in range(1, len(self)) if self.steps[i].scale != self.steps[i - 1].scale)
+
+    def column(self, i: int) -> tuple[tuple[str, str], ...]:
+        """(name, mark) of every module with a schedule of its own, at step i."""
+        return tuple((name, marks[i]) for name, marks in self.modules)
 
     @property
     def needs_both_texts(self) -> bool:
@@ -210,10 +203,17 @@ class Plan:
             del value["mode"]
         if all(step.self_attention == "compute" for step in self.steps):  # the ids of before there was such a thing
             value["steps"] = [{k: v for k, v in step.items() if k != "self_attention"} for step in value["steps"]]
+        if all(step.encoder == "compute" for step in self.steps):
+            value["steps"] = [{k: v for k, v in step.items() if k != "encoder"} for step in value["steps"]]
+            del value["ahead"]
         if self.half == "cond" or all(step.guided for step in self.steps):
             del value["half"]
-        if self.tokens is None:
-            del value["tokens"]
+        marks = set().union(*(marks for _, marks in self.modules))
+        if not marks & set("wx"):
+            del value["window"]
+        for name, off in (("tokens", None), ("modules", ()), ("prior_noise", 0.0)):
+            if value[name] == off:
+                del value[name]
         if self.size_condition == "target" or not self.switches:
             del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
@@ -231,6 +231,12 @@ def strip(plan: Plan) -> str:
     }
     if any(step.self_attention == "reuse" for step in plan.steps):
         rows["attn1"] = "".join(marks[step.self_attention] for step in plan.steps)
+    if any(step.encoder == "reuse" for step in plan.steps):
+        rows["encoder"] = "".join(marks[step.encoder] for step in plan.steps)
     legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
-    tokens = f"\n  tokens     {plan.tokens}" if plan.tokens else ""
-    return "\n".join(f"  {name:<11}{row}" for name, row in rows.items()) + f"{tokens}\n  ({legend})"
+    if plan.modules:
+        legend += "\n   w window, and stored rest   c one half for both   x both"
+    rows |= dict(plan.modules)
+    width = max(map(len, rows)) + 2
+    tokens = f"\n  {'tokens':<{width}}{plan.tokens}" if plan.tokens else ""
+    return "\n".join(f"  {name:<{width}}{row}" for name, row in rows.items()) + f"{tokens}\n  ({legend})"

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -137,39 +138,72 @@ def denoise(
     """
     with caching.attach(backbone.denoiser, plan) as replay:
         while state.index < len(plan):
-            output = _evaluate(backbone, state, plan, guidance, size, replay)
-            _advance(backbone, state, plan, output, size, on_x0)
+            output = guide(evaluate(backbone, state, plan, guidance, size, replay), state, plan, guidance)
+            advance(backbone, state, plan, output, size, on_x0)
             if on_step:
                 on_step(state.index)
     return state.latents
 
 
-def _evaluate(
+def evaluate(
     backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
 ) -> torch.Tensor:
-    """One pass of the denoiser, guided or not."""
-    step, t, spec = plan.steps[state.index], state.solver.timesteps[state.index], backbone.spec
+    """What the denoiser predicts at this step: [B, C, h, w], or [2B, C, h, w] with guidance."""
+    i, spec, ahead = state.index, backbone.spec, state.cache.ahead
+    if i in ahead:
+        return ahead.pop(i)
+    step, t = plan.steps[i], state.solver.timesteps[i]
     batch, (h, w) = len(state.latents), state.latents.shape[2:]
-    replay.begin(step, (h, w), state.cache, guidance, state.streams)
+    copies = _ahead(plan, i)
+    replay.begin(i, (h, w), state.cache, guidance, state.streams, copies)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
     # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
     one = slice(-batch, None) if plan.half == "cond" else slice(batch)
     text = state.text if step.guided else {name: rows[one] for name, rows in state.text.items()}
     told = (size, size) if plan.size_condition == "target" else (h * spec.vae_factor, w * spec.vae_factor)
+    x = state.solver.scale_model_input(x, t)
+    if copies > 1:
+        t = state.solver.timesteps[i : i + copies].repeat_interleave(len(x))
+        text = {name: caching.repeat(rows, copies) for name, rows in text.items()}
     inputs = FAMILIES[spec.family].inputs(text, t, told, guidance, backbone.denoiser.config)
-    output = backbone.denoiser(state.solver.scale_model_input(x, t), return_dict=False, **inputs)[0]
+    output = backbone.denoiser(caching.repeat(x, copies), return_dict=False, **inputs)[0]
     if output.shape[1] == 2 * x.shape[1]:  # a model that learned its variance predicts it beside the noise
         output = output.chunk(2, dim=1)[0]
-    if step.guided:
-        uncond, cond = output.chunk(2)
-        output = uncond + guidance * (cond - uncond)
-    return output
+    outputs = output.chunk(copies)
+    ahead.update(enumerate(outputs[1:], i + 1))
+    return outputs[0]
 
 
-def _advance(backbone: Backbone, state: State, plan: Plan, output: torch.Tensor, size: int, on_x0) -> None:
+def _ahead(plan: Plan, i: int) -> int:
+    """Steps from `i` on that are one pass."""
+    if not plan.ahead or plan.steps[i].encoder != "reuse":
+        return 1
+    return len(list(takewhile(lambda step: step == plan.steps[i], plan.steps[i:])))
+
+
+def guide(output: torch.Tensor, state: State, plan: Plan, guidance: float) -> torch.Tensor:
+    """What `evaluate` gave, combined by guidance w: [B, C, h, w]."""
+    if not plan.steps[state.index].guided:
+        return output
+    uncond, cond = output.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def advance(
+    backbone: Backbone,
+    state: State,
+    plan: Plan,
+    output: torch.Tensor,
+    size: int,
+    on_x0: Callable[[torch.Tensor], None] | None = None,
+) -> None:
     """One step of the solver, or the switch to the next step's resolution."""
     i, solver, spec = state.index, state.solver, backbone.spec
     before = state.latents
+    if plan.prior_noise and solver.timesteps[i] < solver.config.num_train_timesteps / 2:
+        alpha, sigma = solvers.noise_level(solver, i)
+        noise = draw(state.seeds, "initial", before.shape[1], before.shape[2:]).to(before)
+        before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
     state.latents, clean = solvers.step(solver, output, i, before, state.streams("solver"))
     level = solvers.noise_level(solver, i)
     x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from postdiff.plan import Downsample, Merge, StepPlan
+from postdiff.plan import StepPlan
+from postdiff.reduction import Downsample, Merge
 
 Streams = Callable[[str], list[torch.Generator]]  # a name -> one generator an image
 
@@ -101,7 +102,8 @@ class Merger:
 
     def begin(self, step: StepPlan, size: tuple[int, int], streams: Streams) -> None:
         """Before a forward pass on latents of `size` (h, w); `streams` is where random partitions come from."""
-        self.runs, self.size, self.streams = self.merge.runs(step), size, streams
+        self.runs = self.merge.runs(step.self_attention != "reuse", step.cross_attention != "reuse")
+        self.size, self.streams = size, streams
 
     def wrap_block(self, name: str, forward):
         def block(hidden_states, *args, **kwargs):

@@ -14,6 +14,7 @@ import postdiff
 from pipelines import mini
 from postdiff import sampling
 from postdiff.backbones import MINI
+from postdiff.families import adapt
 
 torch.set_num_threads(1)
 PROMPTS = [
@@ -70,6 +71,7 @@ def backbones(tmp_path_factory):
 
 def latents(backbone, prompts, seeds, plan):
     """What `sample` decodes: pixels are rounded, and hide small differences."""
+    plan = adapt(plan, backbone.spec.family)
     text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     state = sampling.begin(backbone, text, seeds, plan, None, 64)
     return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)

@@ -181,3 +181,32 @@ def test_models_that_would_run_and_draw_wrong_images_are_refused(backbone):
     odd.vae, odd.scheduler = backbone.pipe.vae, EDMEulerScheduler()
     with pytest.raises(ValueError, match="noise schedule of betas; EDMEulerScheduler has none"):
         backbones.check(backbone.spec, odd)
+
+
+def test_a_searched_plan_is_written_priced_and_replayed(capsys, tmp_path):
+    file, out, picture = tmp_path / "found.json", tmp_path / "images", tmp_path / "plan.png"
+    prompts = ["a big red star on snow", "a big white circle on night"]
+    args = ["--backbone", "mini-pixart", "--steps", "4", "--threshold", "0.5", "--out", str(file)]
+    text = run(capsys, "search", "ditfastattn", *prompts, *args)
+    assert "transformer_blocks.0.attn1" in text
+    assert "% of the FLOPs of dense" in text
+    price = json.loads(run(capsys, "cost", "mini-pixart", str(file), "--json"))
+    assert price["flops"] == postdiff.cost(postdiff.load_plan(file), backbones.resolve("mini-pixart")).flops
+    args = ["--backbone", "mini-pixart", "--plan", str(file), "--out", str(out), "--plan-picture", str(picture)]
+    assert len(run(capsys, "generate", prompts[0], *args).split()) == 1
+    assert Image.open(picture).size[0] > 100
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["cost", "mini-sd", "nowhere.json"], "nowhere.json"),
+        (["search", "ditfastattn", "a", "--delta", "0.5"], "ditfastattn does not take --delta; it takes --threshold"),
+        (["search", "block_caching", "a", "--out", "no/where/plan.json"], "--out must be in a folder that is there"),
+        (["search", "block_caching", "a", "--delta", "-1", "--out", "/tmp/plan.json"], "delta must be 0 or more"),
+        (["cost", "mini-sd", "faster_diffusion", "--key-steps", "1,2"], "key_steps must be rising"),
+    ],
+)
+def test_bad_searches_and_plans_are_told(args, message):
+    with pytest.raises(SystemExit, match=message):
+        main(args)

@@ -8,12 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
-from postdiff import methods
+from postdiff import Plan, StepPlan, methods
 from postdiff.backbones import HUB
 from postdiff.cost import cost, count_macs
-from postdiff.plan import Downsample, Merge
+from postdiff.reduction import Downsample, Merge
 
 SD15 = HUB["sd15"]
+BLOCKS = ("mid_block.attentions.0.transformer_blocks.0", "down_blocks.0.attentions.1.transformer_blocks.0")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,26 @@ def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, pla
         methods.postdiff(6),
         methods.tome(2, mlp=True),
         methods.todo(2),
+        methods.faster_diffusion(6, (0, 3), ahead=True),
+        methods.faster_diffusion(6, (0, 1), beta=0.5, s=0.5),
+        Plan("windows", (StepPlan(),) * 4, modules=tuple((f"{name}.attn1", "Swcx") for name in BLOCKS)),
+        Plan(
+            "blocks",
+            (StepPlan(),) * 3,
+            modules=(("mid_block.attentions.0", "#.#"), ("up_blocks.3.attentions.1", "#..")),
+        ),
+        Plan(
+            "blocks, attention reused",
+            (
+                StepPlan(cross_attention="store"),
+                StepPlan(guided=False, cross_attention="reuse"),
+                *(StepPlan(guided=False, cross_attention="reuse"),) * 2,
+            ),
+            modules=(
+                ("mid_block.attentions.0", "##.."),
+                ("up_blocks.3.attentions.1.transformer_blocks.0.attn1", "#S.."),
+            ),
+        ),
         # Both attentions are reused: tokens are matched for the feed-forward layers alone, or not at all.
         replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, mlp=True)),
         replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, cross_attention=True)),

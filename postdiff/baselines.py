@@ -1,0 +1,111 @@
+"""The methods that the paper compares with (Tables 3 and 4), as it compares them: settings in, `Plan` out.
+
+Each takes `beta` and `s` too: mixed resolution with that method at both resolutions, which the paper leaves "for future
+work" (sec. 3.4). They are off by default.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+from postdiff.compose import check_steps, compose, gate_of, low_first
+from postdiff.plan import Action, Plan, StepPlan
+from postdiff.reduction import Downsample, Merge
+
+
+def tgate(
+    steps: int = 20,
+    gate_step: int | float = 0.5,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
+    beta: float = 1.0,
+    s: float = 0.0,
+) -> Plan:
+    """T-GATE (arXiv 2404.02747): from `gate_step` on no guidance, and the mean of both halves' last cross-attention.
+
+    The defaults are its first version. Its second also reuses self-attention: before the gate, but for the first
+    `warm_up` steps, it is computed at steps that `sp_interval` divides (authors: 5, with a warm-up of 2), after it at
+    steps that `fi_interval` divides. After the gate its code evaluates the unconditional half, and so do we.
+    """
+    whole = {"sp_interval": (sp_interval, 1), "fi_interval": (fi_interval, 1), "warm_up": (warm_up, 0)}
+    for name, (value, least) in whole.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    gate = gate_of(gate_step, steps, "gate_step")
+    plan = compose("tgate", steps, m=gate, mode="ave", cache_attention=True)
+
+    def fresh(i: int) -> bool:
+        if i < gate - 1:
+            return i <= warm_up or i % sp_interval == 0
+        return i == gate - 1 or i % fi_interval == 0
+
+    computed = [fresh(i) for i in range(steps)]
+
+    def self_attention(i: int) -> Action:
+        if not computed[i]:
+            return "reuse"
+        return "store" if i + 1 < steps and not computed[i + 1] else "compute"
+
+    stepped = tuple(replace(step, self_attention=self_attention(i)) for i, step in enumerate(plan.steps))
+    return low_first(replace(plan, steps=stepped, half="uncond"), beta, s)
+
+
+def tome(
+    steps: int = 20,
+    ratio: float = 0.5,
+    sx: int = 2,
+    sy: int = 2,
+    random: bool = True,
+    max_downsample: int = 1,
+    attention: bool = True,
+    cross_attention: bool = False,
+    mlp: bool = False,
+    beta: float = 1.0,
+    s: float = 0.0,
+) -> Plan:
+    """ToMe for Stable Diffusion (CVPR 2023 workshop): tokens that are alike are merged around self-attention.
+
+    The defaults are the authors'; `Merge` says what they mean; a ratio of 0 is off. It is what their package does,
+    but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
+    """
+    tokens = Merge(ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp) if ratio else None
+    return low_first(replace(compose("tome", steps), tokens=tokens), beta, s)
+
+
+def todo(steps: int = 20, factor: int = 2, factor_2: int = 1, beta: float = 1.0, s: float = 0.0) -> Plan:
+    """ToDo (arXiv 2402.13573): every `factor`-th row and column of the tokens are keys and values of self-attention.
+
+    factor: where the grid is the latents' own; factor_2: where it is half that (SDXL's and PixArt's first); 1 is off.
+    """
+    for name, value in (("factor", factor), ("factor_2", factor_2)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    tokens = None if factor == factor_2 == 1 else Downsample((factor, factor_2))
+    return low_first(replace(compose("todo", steps), tokens=tokens), beta, s)
+
+
+def faster_diffusion(
+    steps: int = 20,
+    key_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 15, 25, 35),
+    prior_noise: float = 0.003,
+    ahead: bool = False,
+    beta: float = 1.0,
+    s: float = 0.0,
+) -> Plan:
+    """Faster Diffusion (NeurIPS 2024): the encoder runs at key steps alone, the decoder at all, on its features.
+
+    key_steps: those below T apply; the authors' list for 50 steps by default.
+    prior_noise: share of the initial noise that is added to the latents in the second half of the schedule.
+    ahead: between two key steps nothing depends on the latents, so the decoder takes those steps as one batch.
+    """
+    check_steps(steps)
+    if not key_steps or key_steps[0] != 0 or any(b <= a for a, b in pairwise(key_steps)):
+        raise ValueError(f"key_steps must be rising numbers of steps from 0 on, got {key_steps}")
+
+    def encoder(i: int) -> Action:
+        if i not in key_steps:
+            return "reuse"
+        return "store" if i + 1 < steps and i + 1 not in key_steps else "compute"
+
+    planned = tuple(StepPlan(encoder=encoder(i)) for i in range(steps))
+    return low_first(Plan("faster_diffusion", planned, prior_noise=prior_noise, ahead=ahead), beta, s)

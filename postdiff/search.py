@@ -1,0 +1,193 @@
+"""Schedules that are found by running a model on a few calibration prompts: block caching, and DiTFastAttn.
+
+Both take any plan and return it with a schedule for each module (`Plan.modules`). It belongs to that model, number of
+steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from postdiff import caching, sampling
+from postdiff.backbones import Backbone
+from postdiff.families import adapt
+from postdiff.plan import Plan
+from postdiff.text import encode
+
+# What "Cache Me if You Can" caches: whole transformers; its convolutions change too much from step to step.
+_BLOCK = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.attentions\.\d+|transformer_blocks\.\d+")
+
+
+def block_caching(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    delta: float = 0.5,
+    on_step: Callable[[int], None] | None = None,
+    **settings,
+) -> Plan:
+    """Cache Me if You Can (CVPR 2024), without its learned scale and shift: `plan` with reused blocks.
+
+    What a block adds to its input is reused until its relative L1 change from step to step, averaged over the prompts,
+    adds up to more than `delta` since it last ran; a block runs where the resolution or the guidance changes.
+
+    settings: guidance, solver and size, as `sample` takes them.
+    """
+    if delta < 0:
+        raise ValueError(f"delta must be 0 or more, got {delta}")
+    changes = contribution_changes(backbone, prompts, seeds, plan, on_step, **settings)
+    return replace(plan, name="block_caching", modules=tuple((name, marks(d, delta)) for name, d in changes.items()))
+
+
+def marks(changes: Sequence[float], delta: float) -> str:
+    """The schedule of a block: `changes` [T-1] between steps t-1 and t, not a number where it must run."""
+    found, sum_since = "#", 0.0
+    for change in changes:
+        sum_since += change
+        if sum_since <= delta:  # False for what is not a number
+            found += "."
+        else:
+            found, sum_since = found + "#", 0.0
+    return found
+
+
+def contribution_changes(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    on_step: Callable[[int], None] | None = None,
+    **settings,
+) -> dict[str, np.ndarray]:
+    """{block: [T-1] mean of |F(x_t) - F(x_t-1)|_1 / |F(x_t)|_1}, where F is what the block adds to its input."""
+    names = [name for name, _ in backbone.denoiser.named_modules() if _BLOCK.fullmatch(name)]
+    with _contributions(backbone.denoiser, names) as now:
+        steps: list[dict[str, torch.Tensor]] = []
+        distances: dict[str, list[float]] = {name: [] for name in names}
+
+        def compare(step: int) -> None:
+            if steps:
+                before = steps.pop()
+                for name in names:
+                    distances[name].append(_relative_change(before[name], now[name]))
+            steps.append(dict(now))
+            if on_step:
+                on_step(step)
+
+        sampling.sample(backbone, prompts, seeds, plan, on_step=compare, **settings)
+    return {name: np.array(values) for name, values in distances.items()}
+
+
+def _relative_change(before: torch.Tensor, now: torch.Tensor) -> float:
+    if before.shape != now.shape:
+        return float("nan")
+    change, size = (now - before).flatten(1).norm(1, dim=1), now.flatten(1).norm(1, dim=1)
+    return float((change / size).mean())
+
+
+@contextmanager
+def _contributions(denoiser: torch.nn.Module, names: list[str]):
+    now: dict[str, torch.Tensor] = {}
+    handles = []
+    for name in names:
+
+        def hook(module, args, kwargs, output, name=name):
+            x = args[0] if args else kwargs["hidden_states"]
+            now[name] = ((output[0] if isinstance(output, tuple) else output) - x).float()
+
+        handles.append(denoiser.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield now
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def ditfastattn(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    threshold: float = 0.0725,
+    window: float = 0.125,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Plan:
+    """DiTFastAttn (NeurIPS 2024): `plan` with the cheapest self-attention that changes each step's output little.
+
+    At every step, block by block, the first of: reuse the last output; a window, one half for both; a window; one
+    half for both, is taken whose denoiser output O' has mean(clip(|O - O'| / (max(O, O') + 1e-6), 0, 10)) below
+    threshold * (b + 1) / blocks, with what was taken before it in place; otherwise all of it is computed, as it is at
+    the first step, and where the resolution or the guidance changes. Costs up to 4 passes a block and step.
+
+    threshold: the authors try 0 (nothing) to 0.15. window: a share of the tokens to either side, 1/8 there.
+    """
+    guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
+    plan = adapt(plan, backbone.spec.family)
+    names = [name for name, _ in backbone.denoiser.named_modules() if name.endswith(".attn1")]
+    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
+    state = sampling.begin(backbone, text, seeds, plan, solver, size)
+    alike = [(step.scale, step.guided) for step in plan.steps]
+    afresh = [i == 0 or alike[i] != alike[i - 1] for i in range(len(plan))]
+    taken = dict.fromkeys(names, "")
+
+    def with_marks(now: dict[str, str]) -> Plan:
+        """The plan with what was taken, this step's marks, and after it reuse: so that every output is stored."""
+        to_come = "".join("#" if fresh else "." for fresh in afresh[state.index + 1 :])
+        schedules = tuple((name, taken[name] + now[name] + to_come) for name in names)
+        return replace(plan, name="ditfastattn", window=window, modules=schedules)
+
+    def run(now: dict[str, str], cache: caching.Cache) -> torch.Tensor:
+        marked = with_marks(now)
+        with caching.attach(backbone.denoiser, marked) as replay:
+            return sampling.evaluate(backbone, replace(state, cache=cache), marked, guidance, size, replay)
+
+    while state.index < len(plan):
+        now = dict.fromkeys(names, "S")  # in full, and what a window would leave out of it
+        if not afresh[state.index]:
+            full = run(now, _copy(state.cache))
+            for b, name in enumerate(names):
+                for mark in ".xwc" if plan.steps[state.index].guided else ".w":
+                    output = run({**now, name: mark}, _copy(state.cache))
+                    if _output_change(full, output) < threshold * (b + 1) / len(names):
+                        now[name] = mark
+                        break
+        output = run(now, state.cache)
+        sampling.advance(backbone, state, plan, sampling.guide(output, state, plan, guidance), size)
+        taken = {name: taken[name] + now[name] for name in names}
+        if on_step:
+            on_step(state.index)
+    schedules = tuple((name, _without_waste(row, afresh)) for name, row in taken.items())
+    return replace(plan, name="ditfastattn", window=window, modules=schedules)
+
+
+def _copy(cache: caching.Cache) -> caching.Cache:
+    """So that a trial changes no entry of `cache`; the tensors are shared."""
+    return replace(
+        cache, deep=dict(cache.deep), encoder=dict(cache.encoder), modules=dict(cache.modules),
+        attention={name: replace(stored) for name, stored in cache.attention.items()},
+    )  # fmt: skip
+
+
+def _output_change(full: torch.Tensor, output: torch.Tensor) -> float:
+    """The authors' measure. Its signed maximum lets negative numbers weigh less; their thresholds are meant so."""
+    full, output = full.float(), output.float()
+    return float(((full - output).abs() / (torch.maximum(full, output) + 1e-6)).clamp(0, 10).mean())
+
+
+def _without_waste(row: str, afresh: list[bool]) -> str:
+    """The marks, storing what a window leaves out only where a window follows."""
+    found, needed = "", False
+    for mark, fresh in zip(reversed(row), reversed(afresh), strict=True):
+        found = ("#" if mark == "S" and not needed else mark) + found
+        needed = mark in "wx" or (needed and mark != "S" and not fresh)
+    return found
