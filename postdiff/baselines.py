@@ -6,10 +6,11 @@ work" (sec. 3.4). They are off by default.
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 from postdiff.compose import check_steps, compose, gate_of, low_first
-from postdiff.plan import Action, Plan, StepPlan
-from postdiff.reduction import Downsample, Merge
+from postdiff.plan import Action, BlockAction, Plan, StepPlan
+from postdiff.reduction import Downsample, Merge, Refresh
 
 
 def tgate(
@@ -109,3 +110,30 @@ def faster_diffusion(
 
     planned = tuple(StepPlan(encoder=encoder(i)) for i in range(steps))
     return low_first(Plan("faster_diffusion", planned, prior_noise=prior_noise, ahead=ahead), beta, s)
+
+
+def duca(
+    steps: int = 20,
+    interval: int = 3,
+    fresh_ratio: float = 0.3,
+    score: Literal["entropy", "random"] = "entropy",
+    soft: float = 0.25,
+    beta: float = 1.0,
+    s: float = 0.0,
+) -> Plan:
+    """DuCa (arXiv 2412.18911) for transformers: of every `interval` steps the first is full, then those that refresh
+    tokens (ToCa) and those that skip all blocks alternate.
+
+    The defaults are the authors' programme's; their README's command says fresh_ratio=0.75. `Refresh` says what they
+    mean.
+    """
+    check_steps(steps)
+    refresh = Refresh(fresh_ratio, score, soft, interval)
+
+    def blocks(i: int) -> BlockAction:
+        if i % interval == 0:
+            return "store" if interval > 1 and i + 1 < steps else "compute"
+        return "tokens" if i % interval % 2 else "reuse"
+
+    plan = Plan("duca", tuple(StepPlan(blocks=blocks(i)) for i in range(steps)), refresh=refresh)
+    return low_first(plan, beta, s)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from postdiff import schedules, tokens
+from postdiff import duca, schedules, tokens
 from postdiff.plan import Mode, Plan
 from postdiff.tokens import token_grid
 
@@ -27,6 +27,7 @@ class Cache:
     encoder: dict[str, object] = field(default_factory=dict)
     attention: dict[str, "Stored"] = field(default_factory=dict)
     modules: dict[str, torch.Tensor] = field(default_factory=dict)
+    blocks: dict[str, object] = field(default_factory=dict)
     ahead: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
@@ -47,6 +48,7 @@ class Replay:
         self.mode: Mode = plan.mode
         self.reducer: tokens.Merger | tokens.Thinner | None = None
         self.scheduled = schedules.Scheduled(plan)
+        self.refresher: duca.TokenCache | None = None
 
     def begin(
         self, index: int, size: tuple[int, int], cache: Cache, guidance: float, streams: tokens.Streams, copies: int = 1
@@ -60,6 +62,8 @@ class Replay:
         self.scheduled.begin(index, cache.modules)
         if self.reducer:
             self.reducer.begin(self.step, size, streams)
+        if self.refresher:
+            self.refresher.begin(index, size, cache.blocks, streams)
 
     def wrap_deep(self, name: str, forward):
         def deep(*args, **kwargs):
@@ -203,6 +207,8 @@ def check(denoiser: torch.nn.Module, plan: Plan) -> None:
         deep_modules(denoiser, plan.branch)
     if any(step.encoder == "reuse" for step in plan.steps):
         encoder_modules(denoiser)
+    if any(step.blocks != "compute" for step in plan.steps):
+        duca.blocks(denoiser)
     if plan.tokens:
         tokens.reached(denoiser, plan.tokens)
     schedules.check(denoiser, plan)
@@ -216,6 +222,9 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     if plan.tokens:  # innermost: what is stored has all its tokens
         replay.reducer, wrappers = tokens.wrappers(denoiser, plan.tokens)
     wrappers += replay.scheduled.wrappers(denoiser)
+    if any(step.blocks != "compute" for step in plan.steps):
+        replay.refresher = duca.TokenCache(plan, denoiser)
+        wrappers += replay.refresher.wrappers()
     if any(step.encoder == "reuse" for step in plan.steps):
         wrappers += [(name, replay.wrap_encoder) for name in encoder_modules(denoiser)]
     if any(step.deep == "reuse" for step in plan.steps):

@@ -38,6 +38,10 @@ SETTINGS = {
     "factor_2": "ToDo: the same where the grid is half of that",
     "key_steps": "Faster Diffusion: steps that run the encoder, as 0,1,2,5",
     "prior_noise": "Faster Diffusion: so much of the initial noise is added late",
+    "interval": "DuCa: every so many steps compute everything",
+    "fresh_ratio": "DuCa: about what share of the tokens is refreshed between them",
+    "score": "DuCa: what chooses those tokens",
+    "soft": "DuCa: weight of the steps since a token was computed",
     "ahead": "Faster Diffusion: steps that reuse the encoder are one batch",
 }
 

@@ -91,7 +91,7 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
         raise ValueError(f"{plan.name} is at low resolution already (scale {plan.steps[0].scale})")
     actions = {
         name: _afresh([getattr(step, name) for step in plan.steps], low)
-        for name in ("deep", "encoder", "self_attention")
+        for name in ("deep", "encoder", "self_attention", "blocks")
     }
     steps = [
         replace(step, scale=beta if i < low else 1.0, **{name: row[i] for name, row in actions.items()})
@@ -104,14 +104,14 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
 def _afresh(actions: list[Action], at: int) -> list[Action]:
     """The actions, where nothing that was stored before step `at` can be reused."""
     since = next((i for i in range(at, len(actions)) if actions[i] != "compute"), at)
-    if actions[since] == "reuse":
+    if actions[since] in ("reuse", "tokens"):
         actions = [*actions[:since], "store", *actions[since + 1 :]]
 
     def used(i: int) -> bool:
         return (
             i + 1 < len(actions)
             and i + 1 != at
-            and (actions[i + 1] == "reuse" or (actions[i + 1] == "compute" and used(i + 1)))
+            and (actions[i + 1] in ("reuse", "tokens") or (actions[i + 1] == "compute" and used(i + 1)))
         )
 
     return ["compute" if action == "store" and not used(i) else action for i, action in enumerate(actions)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from postdiff import caching
+from postdiff import caching, duca
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
 from postdiff.plan import Plan, StepPlan
@@ -80,12 +80,28 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     with torch.device("meta"):
         denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
     full = spec.latents(spec.size if size is None else size)
+    attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
     passes: dict[tuple, _Pass] = {}
 
-    def traced(scale: float, *how) -> _Pass:
-        if (scale, *how) not in passes:
-            passes[scale, *how] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, *how)
-        return passes[scale, *how]
+    def traced(scale: float, plan: Plan, *runs: int) -> _Pass:
+        key = scale, plan, runs
+        if key not in passes:
+            passes[key] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, plan, runs)
+        return passes[key]
+
+    def windowed(scale: float, kind: str, window: float) -> _Pass:
+        marks = {"S": "S", "w": "Sw"}[kind]  # a window needs what a step before it stored
+        modules = tuple((name, marks) for name in attentions)
+        steps = (StepPlan(),) * len(marks)
+        return traced(scale, Plan("trace", steps, modules=modules, window=window), *range(len(marks)))
+
+    def refreshed(scale: float, plan: Plan, i: int) -> _Pass:
+        """Step i of DuCa, whose number of tokens is its own, after one that stored."""
+        stored = StepPlan(guided=False, blocks="store")  # one half is traced
+        if plan.steps[i].blocks == "store":
+            return traced(scale, Plan("trace", (stored,), refresh=plan.refresh), 0)
+        steps = (stored, *(replace(stored, blocks="tokens"),) * (len(plan) - 1))
+        return traced(scale, Plan("trace", steps, refresh=plan.refresh), 0, i)
 
     priced = []
     for plan in plans:
@@ -93,14 +109,16 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
         known: dict[tuple, StepCost] = {}
         steps = []
         for i, step in enumerate(plan.steps):
-            key = step, plan.column(i)
+            key = step, plan.column(i), i if step.blocks == "tokens" else None
             if key not in known:
-                split = {"#": traced(step.scale, _tokens(plan, step))}
+                if step.blocks in ("store", "tokens"):
+                    split = {"#": refreshed(step.scale, plan, i)}
+                else:
+                    split = {"#": traced(step.scale, Plan("trace", (StepPlan(),), tokens=_tokens(plan, step)), 0)}
                 for kind in {_KIND[mark] for _, mark in plan.column(i)} - {"#"}:
-                    split[kind] = traced(step.scale, None, kind, plan.window)
-                known[key] = _step_cost(
-                    split, *key, _skipped(denoiser, plan, step), caching.attention_modules(denoiser, plan)
-                )
+                    split[kind] = windowed(step.scale, kind, plan.window)
+                attention = caching.attention_modules(denoiser, plan)
+                known[key] = _step_cost(split, step, plan.column(i), _skipped(denoiser, plan, step), attention)
             steps.append(known[key])
         priced.append(Cost(tuple(steps)))
     return priced
@@ -114,6 +132,8 @@ def _skipped(denoiser: torch.nn.Module, plan: Plan, step: StepPlan) -> list[str]
     """Modules that `step` does not run."""
     if step.deep == "reuse":
         return caching.deep_modules(denoiser, plan.branch)
+    if step.blocks == "reuse":
+        return duca.blocks(denoiser)
     return caching.encoder_modules(denoiser) if step.encoder == "reuse" else []
 
 
@@ -167,26 +187,16 @@ def layer_of(name: str) -> str:
     return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
 
 
-def _trace(
-    denoiser: torch.nn.Module,
-    latents: tuple[int, int],
-    spec: Spec,
-    tokens: Merge | Downsample | None,
-    mark: str = "#",
-    window: float = 1.0,
-) -> _Pass:
-    """One pass. mark: what every self-attention does in it, S or w with a `window`."""
+def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan: Plan, runs: tuple[int, ...]) -> _Pass:
+    """The last of these steps of `plan`, after the others."""
     rules, config = FAMILIES[spec.family], denoiser.config
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
     inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
-    marks = {"#": "#", "S": "S", "w": "Sw"}[mark]  # a window needs what a step before it stored
-    modules = tuple((name, marks) for name, _ in denoiser.named_modules() if name.endswith(".attn1"))
-    plan = Plan("trace", (StepPlan(),) * len(marks), tokens=tokens, modules=modules, window=window)
     cache = caching.Cache()
     with torch.no_grad(), caching.attach(denoiser, plan) as replay:
-        for i in range(len(plan)):
+        for i in runs:
             counter = FlopCounterMode(display=False)
             replay.begin(i, latents, cache, spec.guidance, lambda name: [])
             with count_macs(denoiser) as macs, counter:

@@ -11,9 +11,10 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Literal
 
-from postdiff.reduction import Downsample, Merge
+from postdiff.reduction import Downsample, Merge, Refresh
 
 Action = Literal["compute", "store", "reuse"]
+BlockAction = Literal["compute", "store", "tokens", "reuse"]
 Mode = Literal["ave", "cond", "uncond", "cfg"]
 Half = Literal["cond", "uncond"]
 SizeCondition = Literal["target", "current"]
@@ -41,6 +42,8 @@ class StepPlan:
     cross_attention: outputs of every cross-attention module (`attn2`), before the residual.
     self_attention: the same of every self-attention module (`attn1`).
     encoder: all of a U-Net before its decoder. On `reuse` only the decoder is executed.
+    blocks: all of a transformer between its first and last layer. On `reuse` none is executed; on `tokens`
+        self-attention is reused, and a few tokens of the other layers are computed and stored.
     """
 
     scale: float = 1.0
@@ -49,6 +52,7 @@ class StepPlan:
     cross_attention: Action = "compute"
     self_attention: Action = "compute"
     encoder: Action = "compute"
+    blocks: BlockAction = "compute"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Plan:
     ahead: steps in a row that reuse the encoder are one pass: nothing in them depends on the latents.
     prior_noise: so much of the initial noise is added to the latents before each step of the solver in the second half
         of the schedule (t < T/2).
+    refresh: which tokens are computed where a step's `blocks` says tokens.
     size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
         that of the finished image, or that of its own latents.
     """
@@ -81,6 +86,7 @@ class Plan:
     window: float = 0.125
     ahead: bool = False
     prior_noise: float = 0.0
+    refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -96,8 +102,11 @@ class Plan:
         for i, step in enumerate(self.steps):
             if not 0 < step.scale <= 1:
                 raise ValueError(f"step {i}: scale must be in (0, 1], got {step.scale}")
-            if {step.deep, step.cross_attention, step.self_attention, step.encoder} - set(ACTIONS):
+            others = {step.deep, step.cross_attention, step.self_attention, step.encoder}
+            if others - set(ACTIONS) or step.blocks not in (*ACTIONS, "tokens"):
                 raise ValueError(f"step {i}: an action is one of {', '.join(ACTIONS)}, got {step}")
+            if step.blocks != "compute" and (others != {"compute"} or self.modules or self.tokens):
+                raise ValueError(f"step {i}: stored blocks go with no other reuse and no fewer tokens, got {step}")
         for i, (before, after) in enumerate(pairwise(self.steps), 1):
             if after.scale < before.scale:
                 raise ValueError(f"step {i}: scale falls from {before.scale} to {after.scale}; it may only rise")
@@ -114,7 +123,7 @@ class Plan:
         self._check_modules()
 
     def _check_stores(self) -> None:
-        features = {"deep": False, "encoder": False}  # is something stored that this step could reuse?
+        features = {"deep": False, "encoder": False, "blocks": False}  # is something stored that this step could reuse?
         halves = {"cross": 0, "self": 0}  # how many halves of guidance each attention's store holds
         for i, step in enumerate(self.steps):
             before = self.steps[i - 1] if i else step
@@ -122,7 +131,7 @@ class Plan:
             for part in features:
                 action = getattr(step, part)
                 features[part] = features[part] and (step.scale, step.guided) == (before.scale, before.guided)
-                if action == "reuse" and not features[part]:
+                if action in ("reuse", "tokens") and not features[part]:
                     raise ValueError(f"step {i}: nothing {part} is stored at scale {step.scale}, guided={step.guided}")
                 features[part] = features[part] or action == "store"
             if "compute" not in (step.deep, step.encoder):
@@ -206,6 +215,10 @@ class Plan:
         if all(step.encoder == "compute" for step in self.steps):
             value["steps"] = [{k: v for k, v in step.items() if k != "encoder"} for step in value["steps"]]
             del value["ahead"]
+        if all(step.blocks == "compute" for step in self.steps):
+            value["steps"] = [{k: v for k, v in step.items() if k != "blocks"} for step in value["steps"]]
+        if all(step.blocks != "tokens" for step in self.steps):
+            del value["refresh"]
         if self.half == "cond" or all(step.guided for step in self.steps):
             del value["half"]
         marks = set().union(*(marks for _, marks in self.modules))
@@ -221,7 +234,7 @@ class Plan:
 
 def strip(plan: Plan) -> str:
     """The plan as a few lines of text, one column a step."""
-    marks = {"compute": "#", "store": "S", "reuse": "."}
+    marks = {"compute": "#", "store": "S", "reuse": ".", "tokens": "t"}
     one = "1" if plan.half == "cond" else "u"
     rows = {
         "resolution": "".join("#" if step.scale == 1 else "-" for step in plan.steps),
@@ -233,7 +246,11 @@ def strip(plan: Plan) -> str:
         rows["attn1"] = "".join(marks[step.self_attention] for step in plan.steps)
     if any(step.encoder == "reuse" for step in plan.steps):
         rows["encoder"] = "".join(marks[step.encoder] for step in plan.steps)
+    if any(step.blocks != "compute" for step in plan.steps):
+        rows["blocks"] = "".join(marks[step.blocks] for step in plan.steps)
     legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
+    if any(step.blocks == "tokens" for step in plan.steps):
+        legend += "\n   t some tokens computed and stored"
     if plan.modules:
         legend += "\n   w window, and stored rest   c one half for both   x both"
     rows |= dict(plan.modules)

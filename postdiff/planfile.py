@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from postdiff.plan import Plan, StepPlan
-from postdiff.reduction import Downsample, Merge
+from postdiff.reduction import Downsample, Merge, Refresh
 
 TOKENS = {"merge": Merge, "downsample": Downsample}
 
@@ -29,6 +29,8 @@ def load_plan(file: str | Path) -> Plan:
         if value.get("tokens"):
             settings = dict(value["tokens"])
             value["tokens"] = TOKENS[settings.pop("kind")](**settings)
+        if value.get("refresh"):
+            value["refresh"] = Refresh(**value["refresh"])
         plan = Plan(**value)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold a plan that save_plan wrote: {type(error).__name__}: {error}") from None

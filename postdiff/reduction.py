@@ -1,6 +1,9 @@
-"""What makes fewer tokens inside transformer blocks, as settings that a plan holds; `tokens.py` carries them out."""
+"""What makes fewer tokens inside transformer blocks, as settings that a plan holds; `tokens.py` and `duca.py` carry
+them out.
+"""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
