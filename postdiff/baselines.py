@@ -73,6 +73,32 @@ def tome(
     return low_first(replace(compose("tome", steps), tokens=tokens), beta, s)
 
 
+def ca_tome(
+    steps: int = 20,
+    threshold: float = 0.7,
+    match_steps: tuple[int, ...] = (0, 7, 10, 12, 19, 24, 29, 34, 44, 45, 46, 47, 48),
+    random: bool = True,
+    max_downsample: int = 1,
+    beta: float = 1.0,
+    s: float = 0.0,
+) -> Plan:
+    """CA-ToMe (arXiv 2501.00946): ToMe around self-attention that merges what is alike enough, matched at few steps.
+
+    threshold: cosine of two tokens that are merged.
+    match_steps: steps that match anew, those below T; the authors' best list for 50 steps by default, less 1, since
+        their code counts steps from 1, and with 0, where they match because nothing is stored yet.
+
+    How much is merged depends on the images: `postdiff search ca_tome` measures it, and then the plan has a cost.
+    """
+    check_steps(steps)
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"threshold must be a cosine, in [-1, 1], got {threshold}")
+    fresh = _steps_from_0("match_steps", match_steps)
+    tokens = Merge(0.75, random=random, max_downsample=max_downsample, threshold=threshold)
+    planned = tuple(StepPlan(matching=action) for action in _stored_at(fresh, steps))
+    return low_first(Plan("ca_tome", planned, tokens=tokens), beta, s)
+
+
 def todo(steps: int = 20, factor: int = 2, factor_2: int = 1, beta: float = 1.0, s: float = 0.0) -> Plan:
     """ToDo (arXiv 2402.13573): every `factor`-th row and column of the tokens are keys and values of self-attention.
 
@@ -100,15 +126,8 @@ def faster_diffusion(
     ahead: between two key steps nothing depends on the latents, so the decoder takes those steps as one batch.
     """
     check_steps(steps)
-    if not key_steps or key_steps[0] != 0 or any(b <= a for a, b in pairwise(key_steps)):
-        raise ValueError(f"key_steps must be rising numbers of steps from 0 on, got {key_steps}")
-
-    def encoder(i: int) -> Action:
-        if i not in key_steps:
-            return "reuse"
-        return "store" if i + 1 < steps and i + 1 not in key_steps else "compute"
-
-    planned = tuple(StepPlan(encoder=encoder(i)) for i in range(steps))
+    fresh = _steps_from_0("key_steps", key_steps)
+    planned = tuple(StepPlan(encoder=action) for action in _stored_at(fresh, steps))
     return low_first(Plan("faster_diffusion", planned, prior_noise=prior_noise, ahead=ahead), beta, s)
 
 
@@ -137,3 +156,20 @@ def duca(
 
     plan = Plan("duca", tuple(StepPlan(blocks=blocks(i)) for i in range(steps)), refresh=refresh)
     return low_first(plan, beta, s)
+
+
+def _steps_from_0(name: str, steps: tuple[int, ...]) -> tuple[int, ...]:
+    if not steps or steps[0] != 0 or any(b <= a for a, b in pairwise(steps)):
+        raise ValueError(f"{name} must be rising numbers of steps from 0 on, got {steps}")
+    return steps
+
+
+def _stored_at(fresh: tuple[int, ...], steps: int) -> list[Action]:
+    """What is computed at the steps `fresh`, and reused after each until the next."""
+
+    def action(i: int) -> Action:
+        if i not in fresh:
+            return "reuse"
+        return "store" if i + 1 < steps and i + 1 not in fresh else "compute"
+
+    return [action(i) for i in range(steps)]

@@ -28,6 +28,8 @@ class Cache:
     attention: dict[str, "Stored"] = field(default_factory=dict)
     modules: dict[str, torch.Tensor] = field(default_factory=dict)
     blocks: dict[str, object] = field(default_factory=dict)
+    matching: dict[str, list] = field(default_factory=dict)
+    merged: dict[str, dict[int, float]] = field(default_factory=dict)
     ahead: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
@@ -61,7 +63,7 @@ class Replay:
         self.copies = copies
         self.scheduled.begin(index, cache.modules)
         if self.reducer:
-            self.reducer.begin(self.step, size, streams)
+            self.reducer.begin(index, size, streams, cache.matching, cache.merged)
         if self.refresher:
             self.refresher.begin(index, size, cache.blocks, streams)
 
@@ -220,7 +222,7 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     replay = Replay(plan)
     wrappers: list[tuple[str, Callable]] = []
     if plan.tokens:  # innermost: what is stored has all its tokens
-        replay.reducer, wrappers = tokens.wrappers(denoiser, plan.tokens)
+        replay.reducer, wrappers = tokens.wrappers(denoiser, plan)
     wrappers += replay.scheduled.wrappers(denoiser)
     if any(step.blocks != "compute" for step in plan.steps):
         replay.refresher = duca.TokenCache(plan, denoiser)

@@ -34,6 +34,8 @@ SETTINGS = {
     "attention": "ToMe: around self-attention",
     "cross_attention": "ToMe: around cross-attention",
     "mlp": "ToMe: around the feed-forward layers",
+    "match_steps": "CA-ToMe: steps that match tokens anew, as 0,5,10",
+    "threshold": "CA-ToMe: cosine of two tokens that are merged; DiTFastAttn: how much a step's output may change",
     "factor": "ToDo: every so many rows and columns are keys and values, where the grid is the latents'",
     "factor_2": "ToDo: the same where the grid is half of that",
     "key_steps": "Faster Diffusion: steps that run the encoder, as 0,1,2,5",
@@ -47,6 +49,7 @@ SETTINGS = {
 
 SEARCHES = {
     "block_caching": {"delta": "block caching: a block runs when its relative changes add up to more (0.5)"},
+    "ca_tome": {},
     "ditfastattn": {
         "threshold": "DiTFastAttn: how much a step's output may change (0.0725)",
         "window": "DiTFastAttn: share of the tokens to either side that a window holds (0.125)",
@@ -94,10 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("search", choices=list(SEARCHES), metavar="SEARCH", help=", ".join(SEARCHES))
     found.add_argument("prompt", nargs="+", help="calibration prompts, 6 to 8 of them")
     found.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
-    found.add_argument("--method", default="dense", help=f"what is searched on top of: {', '.join(METHODS)}")
+    found.add_argument("--method", help="what is searched on top of (dense; of ca_tome: itself)")
     _add_settings(found)
     for name, says in {name: says for takes in SEARCHES.values() for name, says in takes.items()}.items():
-        found.add_argument(_flag(name), type=float, help=says)
+        if name not in SETTINGS:
+            found.add_argument(_flag(name), type=float, help=says)
     found.add_argument("--seed", type=int, default=0, help="of the first prompt; the next has the next seed")
     found.add_argument("--out", type=Path, default=Path("plan.json"), help="the plan's file")
     found.set_defaults(run=_search)
@@ -196,11 +200,15 @@ def _search(args: argparse.Namespace) -> None:
     from postdiff.cost import costs
     from postdiff.planfile import save_plan
 
-    every = {name for takes in SEARCHES.values() for name in takes}
-    given = {name: getattr(args, name) for name in sorted(every) if getattr(args, name) is not None}
-    if extra := [_flag(name) for name in given if name not in SEARCHES[args.search]]:
-        takes = ", ".join(map(_flag, SEARCHES[args.search]))
+    own = SEARCHES[args.search]
+    others = {name for takes in SEARCHES.values() for name in takes} - {*own, *SETTINGS}
+    if extra := [_flag(name) for name in sorted(others) if getattr(args, name) is not None]:
+        takes = ", ".join(map(_flag, own)) or "no settings"
         raise ValueError(f"{args.search} does not take {', '.join(extra)}; it takes {takes}")
+    given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    for name in own:  # the search's, not its method's
+        setattr(args, name, None)
+    args.method = args.method or ("ca_tome" if args.search == "ca_tome" else "dense")
     plan = _plan(args)
     if not args.out.parent.is_dir():
         raise ValueError(f"--out must be in a folder that is there, got {args.out}")
@@ -211,9 +219,9 @@ def _search(args: argparse.Namespace) -> None:
             backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **given
         )  # fmt: skip
     save_plan(found, args.out, backbone=args.backbone, search=args.search, prompts=len(args.prompt), **given)
-    before, after = costs([plan, found], backbone.spec)
+    before, after = costs([METHODS["dense"](len(plan)), found], backbone.spec)
     print(strip(found))
-    print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {plan.name}")
+    print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {len(plan)} dense steps")
 
 
 def _cost(args: argparse.Namespace) -> None:

@@ -91,7 +91,7 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
         raise ValueError(f"{plan.name} is at low resolution already (scale {plan.steps[0].scale})")
     actions = {
         name: _afresh([getattr(step, name) for step in plan.steps], low)
-        for name in ("deep", "encoder", "self_attention", "blocks")
+        for name in ("deep", "encoder", "self_attention", "blocks", "matching")
     }
     steps = [
         replace(step, scale=beta if i < low else 1.0, **{name: row[i] for name, row in actions.items()})

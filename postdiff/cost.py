@@ -103,18 +103,30 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
         steps = (stored, *(replace(stored, blocks="tokens"),) * (len(plan) - 1))
         return traced(scale, Plan("trace", steps, refresh=plan.refresh), 0, i)
 
+    def fewer(scale: float, plan: Plan, i: int) -> _Pass:
+        """Step i with fewer tokens, if any; how many CA-ToMe merges was measured."""
+        tokens = _tokens(plan, plan.steps[i])
+        if not isinstance(tokens, Merge):
+            return traced(scale, Plan("trace", (StepPlan(),), tokens=tokens), 0)
+        if tokens.threshold is not None and not plan.merged:
+            raise ValueError(
+                f"{plan.name} merges what is alike in an image: `postdiff search ca_tome` measures its cost"
+            )
+        step = StepPlan(guided=False, matching="store")
+        steps = (step, replace(step, matching="reuse")) if plan.steps[i].matching == "reuse" else (step,)
+        shares = tuple((name, (row[i],) * len(steps)) for name, row in plan.merged)
+        return traced(scale, Plan("trace", steps, tokens=tokens, merged=shares), *range(len(steps)))
+
     priced = []
     for plan in plans:
         caching.check(denoiser, plan)
         known: dict[tuple, StepCost] = {}
         steps = []
         for i, step in enumerate(plan.steps):
-            key = step, plan.column(i), i if step.blocks == "tokens" else None
+            key = step, plan.column(i), i if step.blocks == "tokens" or plan.merged else None
             if key not in known:
-                if step.blocks in ("store", "tokens"):
-                    split = {"#": refreshed(step.scale, plan, i)}
-                else:
-                    split = {"#": traced(step.scale, Plan("trace", (StepPlan(),), tokens=_tokens(plan, step)), 0)}
+                stored = step.blocks in ("store", "tokens")
+                split = {"#": refreshed(step.scale, plan, i) if stored else fewer(step.scale, plan, i)}
                 for kind in {_KIND[mark] for _, mark in plan.column(i)} - {"#"}:
                     split[kind] = windowed(step.scale, kind, plan.window)
                 attention = caching.attention_modules(denoiser, plan)

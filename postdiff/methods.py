@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from postdiff.baselines import duca, faster_diffusion, tgate, todo, tome
+from postdiff.baselines import ca_tome, duca, faster_diffusion, tgate, todo, tome
 from postdiff.compose import compose, gate_of
 from postdiff.plan import Mode, Plan, SizeCondition
 
@@ -71,7 +71,9 @@ def postdiff(
 
 
 PAPER = (dense, no_cfg, cfg_drop, mixed_resolution, deepcache, cross_attention_cache, postdiff)
-METHODS: dict[str, Callable[..., Plan]] = {f.__name__: f for f in (*PAPER, tgate, tome, todo, faster_diffusion, duca)}
+METHODS: dict[str, Callable[..., Plan]] = {
+    f.__name__: f for f in (*PAPER, tgate, tome, ca_tome, todo, faster_diffusion, duca)
+}
 
 
 def settings_of(name: str) -> tuple[str, ...]:

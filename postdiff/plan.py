@@ -44,6 +44,7 @@ class StepPlan:
     encoder: all of a U-Net before its decoder. On `reuse` only the decoder is executed.
     blocks: all of a transformer between its first and last layer. On `reuse` none is executed; on `tokens`
         self-attention is reused, and a few tokens of the other layers are computed and stored.
+    matching: which tokens are merged, where the plan's `tokens` merges any. On `reuse` they are not matched anew.
     """
 
     scale: float = 1.0
@@ -53,6 +54,7 @@ class StepPlan:
     self_attention: Action = "compute"
     encoder: Action = "compute"
     blocks: BlockAction = "compute"
+    matching: Action = "compute"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Plan:
     prior_noise: so much of the initial noise is added to the latents before each step of the solver in the second half
         of the schedule (t < T/2).
     refresh: which tokens are computed where a step's `blocks` says tokens.
+    merged: (block, share of the tokens that it merges at each step), where `tokens` has a threshold: measured by
+        `search.ca_tome`, for costs alone. It changes no image, and is not in the id.
     size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
         that of the finished image, or that of its own latents.
     """
@@ -87,6 +91,7 @@ class Plan:
     ahead: bool = False
     prior_noise: float = 0.0
     refresh: Refresh | None = None
+    merged: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -102,7 +107,7 @@ class Plan:
         for i, step in enumerate(self.steps):
             if not 0 < step.scale <= 1:
                 raise ValueError(f"step {i}: scale must be in (0, 1], got {step.scale}")
-            others = {step.deep, step.cross_attention, step.self_attention, step.encoder}
+            others = {step.deep, step.cross_attention, step.self_attention, step.encoder, step.matching}
             if others - set(ACTIONS) or step.blocks not in (*ACTIONS, "tokens"):
                 raise ValueError(f"step {i}: an action is one of {', '.join(ACTIONS)}, got {step}")
             if step.blocks != "compute" and (others != {"compute"} or self.modules or self.tokens):
@@ -123,7 +128,12 @@ class Plan:
         self._check_modules()
 
     def _check_stores(self) -> None:
-        features = {"deep": False, "encoder": False, "blocks": False}  # is something stored that this step could reuse?
+        features = {
+            "deep": False,
+            "encoder": False,
+            "blocks": False,
+            "matching": False,
+        }  # is something stored that this step could reuse?
         halves = {"cross": 0, "self": 0}  # how many halves of guidance each attention's store holds
         for i, step in enumerate(self.steps):
             before = self.steps[i - 1] if i else step
@@ -138,6 +148,10 @@ class Plan:
                 raise ValueError(f"step {i}: expected the deep part or the encoder to be stored or reused, got both")
             if self.ahead and step.encoder == "reuse" and {step.cross_attention, step.self_attention} != {"compute"}:
                 raise ValueError(f"step {i}: a step that is computed ahead computes its attentions, got {step}")
+            if step.matching != "compute" and not isinstance(self.tokens, Merge):
+                raise ValueError(f"step {i}: no tokens are merged, so no matching can be stored or reused")
+            if step.matching != "compute" and "reuse" in (step.deep, step.encoder, step.self_attention):
+                raise ValueError(f"step {i}: matching is stored and reused where every block runs, got {step}")
             if step.scale != before.scale:
                 halves["self"] = 0
             for kind, action in (("cross", step.cross_attention), ("self", step.self_attention)):
@@ -205,18 +219,16 @@ class Plan:
     def id(self) -> str:
         """12 hex digits of everything that changes pixels; two names for the same computation share it."""
         value = asdict(self)
-        del value["name"]
+        del value["name"], value["merged"]
         if all(step.deep == "compute" for step in self.steps):
             del value["branch"]
         if all(step.cross_attention == step.self_attention == "compute" for step in self.steps):
             del value["mode"]
-        if all(step.self_attention == "compute" for step in self.steps):  # the ids of before there was such a thing
-            value["steps"] = [{k: v for k, v in step.items() if k != "self_attention"} for step in value["steps"]]
+        for kind in ("self_attention", "encoder", "blocks", "matching"):  # the ids of before there were such things
+            if all(getattr(step, kind) == "compute" for step in self.steps):
+                value["steps"] = [{k: v for k, v in step.items() if k != kind} for step in value["steps"]]
         if all(step.encoder == "compute" for step in self.steps):
-            value["steps"] = [{k: v for k, v in step.items() if k != "encoder"} for step in value["steps"]]
             del value["ahead"]
-        if all(step.blocks == "compute" for step in self.steps):
-            value["steps"] = [{k: v for k, v in step.items() if k != "blocks"} for step in value["steps"]]
         if all(step.blocks != "tokens" for step in self.steps):
             del value["refresh"]
         if self.half == "cond" or all(step.guided for step in self.steps):
@@ -224,6 +236,8 @@ class Plan:
         marks = set().union(*(marks for _, marks in self.modules))
         if not marks & set("wx"):
             del value["window"]
+        if isinstance(self.tokens, Merge) and self.tokens.threshold is None:
+            del value["tokens"]["threshold"]
         for name, off in (("tokens", None), ("modules", ()), ("prior_noise", 0.0)):
             if value[name] == off:
                 del value[name]
@@ -242,12 +256,14 @@ def strip(plan: Plan) -> str:
         "deep": "".join(marks[step.deep] for step in plan.steps),
         "attn2": "".join(marks[step.cross_attention] for step in plan.steps),
     }
-    if any(step.self_attention == "reuse" for step in plan.steps):
-        rows["attn1"] = "".join(marks[step.self_attention] for step in plan.steps)
-    if any(step.encoder == "reuse" for step in plan.steps):
-        rows["encoder"] = "".join(marks[step.encoder] for step in plan.steps)
-    if any(step.blocks != "compute" for step in plan.steps):
-        rows["blocks"] = "".join(marks[step.blocks] for step in plan.steps)
+    for name, kind in (
+        ("attn1", "self_attention"),
+        ("encoder", "encoder"),
+        ("matching", "matching"),
+        ("blocks", "blocks"),
+    ):
+        if any(getattr(step, kind) in ("reuse", "tokens") for step in plan.steps):
+            rows[name] = "".join(marks[getattr(step, kind)] for step in plan.steps)
     legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
     if any(step.blocks == "tokens" for step in plan.steps):
         legend += "\n   t some tokens computed and stored"

@@ -29,6 +29,7 @@ def load_plan(file: str | Path) -> Plan:
         if value.get("tokens"):
             settings = dict(value["tokens"])
             value["tokens"] = TOKENS[settings.pop("kind")](**settings)
+        value["merged"] = tuple((name, tuple(shares)) for name, shares in value.get("merged", ()))
         if value.get("refresh"):
             value["refresh"] = Refresh(**value["refresh"])
         plan = Plan(**value)

@@ -15,6 +15,8 @@ class Merge:
     random: which one, drawn for every image, block and step; otherwise the upper left.
     max_downsample: only in blocks whose grid is at most so many times smaller than the latents' (1, 2, 4, 8).
     attention, cross_attention, mlp: the layers.
+    threshold: merge those alone that are at least so alike (cosine), `ratio` of them at most (CA-ToMe); how many
+        depends on the image.
     """
 
     ratio: float = 0.5
@@ -25,6 +27,7 @@ class Merge:
     attention: bool = True
     cross_attention: bool = False
     mlp: bool = False
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("sx", self.sx), ("sy", self.sy)):
@@ -39,6 +42,8 @@ class Merge:
             raise ValueError(
                 f"ratio must be above 0 and at most {most:g} for cells of {self.sx}x{self.sy}, got {self.ratio}"
             )
+        if self.threshold is not None and self.cross_attention:
+            raise ValueError("a threshold goes with self-attention and mlp alone, got cross_attention=True")
         if not (self.attention or self.cross_attention or self.mlp):
             raise ValueError(
                 "expected at least one of attention, cross_attention and mlp to merge tokens around, got none"

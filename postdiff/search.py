@@ -16,6 +16,7 @@ from postdiff import caching, sampling
 from postdiff.backbones import Backbone
 from postdiff.families import adapt
 from postdiff.plan import Plan
+from postdiff.reduction import Merge
 from postdiff.text import encode
 
 # What "Cache Me if You Can" caches: whole transformers; its convolutions change too much from step to step.
@@ -168,6 +169,36 @@ def ditfastattn(
             on_step(state.index)
     schedules = tuple((name, _without_waste(row, afresh)) for name, row in taken.items())
     return replace(plan, name="ditfastattn", window=window, modules=schedules)
+
+
+@torch.no_grad()
+def ca_tome(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Plan:
+    """`plan`, whose merging has a threshold (`methods.ca_tome`), with what its cost depends on: the share of the tokens
+    that each block merges at each step, the mean over the prompts."""
+    if not isinstance(plan.tokens, Merge) or plan.tokens.threshold is None:
+        raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
+    guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
+    plan = adapt(plan, backbone.spec.family)
+    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
+    state = sampling.begin(backbone, text, seeds, plan, solver, size)
+    sampling.denoise(backbone, state, plan, guidance, size, on_step)
+    rows = []
+    for name, by_step in state.cache.merged.items():
+        shares: list[float] = []
+        for i, step in enumerate(plan.steps):  # a matching that is reused merges what it merged before
+            shares.append(shares[-1] if step.matching == "reuse" else by_step.get(i, 0.0))
+        rows.append((name, tuple(shares)))
+    return replace(plan, merged=tuple(rows))
 
 
 def _copy(cache: caching.Cache) -> caching.Cache:

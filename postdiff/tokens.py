@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from postdiff.plan import StepPlan
+from postdiff.plan import Plan
 from postdiff.reduction import Downsample, Merge
 
 Streams = Callable[[str], list[torch.Generator]]  # a name -> one generator an image
@@ -34,11 +34,14 @@ class Matching:
     back: torch.Tensor
 
 
-def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Merge) -> Matching | None:
+def match(
+    x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Merge, count: int | None = None
+) -> Matching | None:
     """Match the tokens `x` [B, N, C] of a `grid` (h, w) as ToMe does; None where nothing would be merged.
 
     In every cell of sy x sx tokens one is a destination: `cells` [B, h // sy, w // sx] says which, counted along rows.
-    All others are sources: the int(ratio * N) that are most like a destination (cosine) are merged into it.
+    All others are sources: the int(ratio * N) that are most like a destination (cosine) are merged into it. With a
+    threshold, as many as any of the B has above it; or `count`, if it is known.
     """
     batch, n, _ = x.shape
     rows, columns = cells.shape[1:]
@@ -57,6 +60,10 @@ def match(x: torch.Tensor, grid: tuple[int, int], cells: torch.Tensor, merge: Me
     unit = (x / x.norm(dim=-1, keepdim=True)).flatten(0, 1)
     likeness = pick(unit, source + first) @ pick(unit, destination + first).transpose(1, 2)
     best, nearest = likeness.max(dim=-1)
+    if merge.threshold is not None:
+        r = min(r, int((best >= merge.threshold).sum(dim=1).max()) if count is None else count)
+        if not r:
+            return None
     ranked = best.argsort(dim=-1, descending=True)
     merged, kept = ranked[:, :r], ranked[:, r:]
     into = nearest.gather(1, merged)
@@ -96,35 +103,63 @@ def unmerge_tokens(y: torch.Tensor, how: Matching) -> torch.Tensor:
 class Merger:
     """Wraps blocks and layers so that layers see merged tokens; keeps nothing from one block to the next."""
 
-    def __init__(self, merge: Merge):
-        self.merge = merge
-        self.how: Matching | None = None  # of the block that runs
+    def __init__(self, plan: Plan, merge: Merge):
+        self.plan, self.merge = plan, merge
+        self.known = dict(plan.merged)
+        self.how: list[Matching | None] = []  # of the block that runs: one for all images, or one each
 
-    def begin(self, step: StepPlan, size: tuple[int, int], streams: Streams) -> None:
-        """Before a forward pass on latents of `size` (h, w); `streams` is where random partitions come from."""
-        self.runs = self.merge.runs(step.self_attention != "reuse", step.cross_attention != "reuse")
-        self.size, self.streams = size, streams
+    def begin(
+        self, index: int, size: tuple[int, int], streams: Streams, stored: dict[str, list], merged: dict[str, dict]
+    ) -> None:
+        """Before a forward pass of step `index` on latents of `size` (h, w).
+
+        streams: where random partitions come from. stored: matchings, by block. merged: share of the tokens that a
+        block merges, by block and step, which is written where there is a threshold.
+        """
+        self.step, self.index, self.size, self.streams = self.plan.steps[index], index, size, streams
+        self.stored, self.merged = stored, merged
+        self.runs = self.merge.runs(self.step.self_attention != "reuse", self.step.cross_attention != "reuse")
 
     def wrap_block(self, name: str, forward):
         def block(hidden_states, *args, **kwargs):
             if self.runs:
-                grid = token_grid(self.size, hidden_states.shape[1])
-                self.how = match(hidden_states, grid, self._cells(name, grid, hidden_states), self.merge)
+                self.how = self.stored[name] if self.step.matching == "reuse" else self._match(name, hidden_states)
+            if self.step.matching == "store":
+                self.stored[name] = self.how
             try:
                 return forward(hidden_states, *args, **kwargs)
             finally:
-                self.how = None
+                self.how = []
 
         return block
 
     def wrap_layer(self, name: str, forward):
         def layer(hidden_states, *args, **kwargs):
-            how = self.how
-            if how is None:
-                return forward(hidden_states, *args, **kwargs)
-            return unmerge_tokens(forward(merge_tokens(hidden_states, how), *args, **kwargs), how)
+            parts = self._images(hidden_states) if len(self.how) > 1 else [hidden_states]
+            outputs = [
+                _through(forward, x, how, *args, **kwargs) for x, how in zip(parts, self.how or [None], strict=True)
+            ]
+            return torch.stack(outputs, dim=1).flatten(0, 1) if len(outputs) > 1 else outputs[0]
 
         return layer
+
+    def _images(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[rows, N, C] -> for each image its rows: one, or both halves of guidance."""
+        return list(x.unflatten(0, (1 + self.step.guided, -1)).unbind(1))
+
+    def _match(self, name: str, x: torch.Tensor) -> list[Matching | None]:
+        grid = token_grid(self.size, x.shape[1])
+        cells = self._cells(name, grid, x)
+        if self.merge.threshold is None:
+            return [match(x, grid, cells, self.merge)]
+        # How many are merged is an image's own: with the batch's maximum, as in the authors' code, it would depend on
+        # what else is in the batch.
+        count = round(self.known[name][self.index] * x.shape[1]) if x.is_meta else None
+        parts = zip(self._images(x), self._images(cells), strict=True)
+        found = [match(image, grid, own, self.merge, count) for image, own in parts]
+        counts = [0 if how is None else how.sources.shape[1] for how in found]
+        self.merged.setdefault(name, {})[self.index] = sum(counts) / len(counts) / x.shape[1]
+        return found
 
     def _cells(self, block: str, grid: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
         merge = self.merge
@@ -139,10 +174,16 @@ class Merger:
         return torch.stack(drawn * (len(x) // len(drawn))).to(x.device)
 
 
+def _through(forward, x: torch.Tensor, how: Matching | None, *args, **kwargs) -> torch.Tensor:
+    if how is None:
+        return forward(x, *args, **kwargs)
+    return unmerge_tokens(forward(merge_tokens(x, how), *args, **kwargs), how)
+
+
 class Thinner:
     """Wraps self-attention so that its keys and values are of fewer tokens."""
 
-    def begin(self, step: StepPlan, size: tuple[int, int], streams: Streams) -> None:
+    def begin(self, index: int, size: tuple[int, int], *_) -> None:
         """Before a forward pass on latents of `size` (h, w)."""
         self.size = size
 
@@ -195,17 +236,16 @@ def _shrunk(denoiser: torch.nn.Module, block: str) -> int:
     return denoiser.config.patch_size
 
 
-def wrappers(
-    denoiser: torch.nn.Module, tokens: Merge | Downsample
-) -> tuple[Merger | Thinner, list[tuple[str, Callable]]]:
+def wrappers(denoiser: torch.nn.Module, plan: Plan) -> tuple[Merger | Thinner, list[tuple[str, Callable]]]:
     """What must be told of every pass, and (module, wrapper of its forward) for every module that has fewer tokens."""
+    tokens = plan.tokens
     found = reached(denoiser, tokens)
     if isinstance(tokens, Downsample):
         thinner = Thinner()
         return thinner, [
             (f"{name}.attn1", partial(thinner.wrap_attention, tokens.factor_at(at))) for name, at in found.items()
         ]
-    merger = Merger(tokens)
+    merger = Merger(plan, tokens)
     layers = {"attn1": tokens.attention, "attn2": tokens.cross_attention, "ff": tokens.mlp}
     return merger, [
         *[(name, merger.wrap_block) for name in found],

@@ -189,7 +189,7 @@ def test_a_searched_plan_is_written_priced_and_replayed(capsys, tmp_path):
     args = ["--backbone", "mini-pixart", "--steps", "4", "--threshold", "0.5", "--out", str(file)]
     text = run(capsys, "search", "ditfastattn", *prompts, *args)
     assert "transformer_blocks.0.attn1" in text
-    assert "% of the FLOPs of dense" in text
+    assert "% of the FLOPs of 4 dense steps" in text
     price = json.loads(run(capsys, "cost", "mini-pixart", str(file), "--json"))
     assert price["flops"] == postdiff.cost(postdiff.load_plan(file), backbones.resolve("mini-pixart")).flops
     args = ["--backbone", "mini-pixart", "--plan", str(file), "--out", str(out), "--plan-picture", str(picture)]
