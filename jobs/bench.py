@@ -4,10 +4,12 @@ python jobs/bench.py overhead    the Ray pipeline's wall time over the bare samp
 python jobs/bench.py speedup     PostDiff over dense on SD1.5's real topology, beside what their FLOPs allow
 python jobs/bench.py planning    time and memory to plan 150,000 units
 python jobs/bench.py reuse       seconds saved by encoding prompts once for 10 configurations of mini-PixArt
-python jobs/bench.py all
+python jobs/bench.py authors     DeepCache, T-GATE and ToMe: ours beside their authors' packages (extra: test)
+python jobs/bench.py all         but for the last
 """
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -15,15 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import postdiff
 from pipelines import embeddings, generate, prompts, records, report, workers
@@ -31,7 +34,7 @@ from pipelines.grids import grid
 from pipelines.records import Prompt
 from pipelines.store import Store
 from pipelines.workers import Resources
-from postdiff import methods, sampling
+from postdiff import methods, sampling, solvers
 from postdiff.backbones import HUB
 from postdiff.plan import Plan
 
@@ -128,16 +131,91 @@ def _denoise(backbone: postdiff.Backbone, plan: Plan, batch: int) -> float:
     return time.perf_counter() - began
 
 
-def random_pipe(spec) -> SimpleNamespace:
-    """As much of a pipeline as denoising needs, with random weights."""
-    from diffusers import PNDMScheduler, UNet2DConditionModel
-
+def random_pipe(spec) -> StableDiffusionPipeline:
+    """A pipeline that can denoise, with random weights: no text encoder, and an autoencoder of no use."""
     torch.manual_seed(0)
-    return SimpleNamespace(
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+                          up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4),
+        text_encoder=None,
+        tokenizer=None,
         unet=UNet2DConditionModel.from_config(spec.denoiser).eval(),
-        device=torch.device("cpu"),
         scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
-    )
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def authors(pairs: int) -> dict:
+    """Dense, ours and theirs, alternating in one process: denoising of one image, guided, on all cores."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    real = replace(HUB["sd15"], size=256)
+    made = {"sd15_256px_random": (postdiff.Backbone(real, random_pipe(real)), 6, 3),
+            "mini-sd": (postdiff.load("mini-sd", device="cpu"), 20, 10)}  # fmt: skip
+    return {name: _beside_authors(name, *setting, pairs) for name, setting in made.items()}
+
+
+def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: int, pairs: int) -> dict:
+    import tgate
+    import tomesd
+    from DeepCache import DeepCacheSDHelper
+
+    spec, pipe = backbone.spec, copy.copy(backbone.pipe)
+    pipe.scheduler = solvers.make_solver("dpm", pipe.scheduler.config)  # that of ours, and for all of theirs
+    pipe.set_progress_bar_config(disable=True)
+    unpatched = copy.deepcopy(pipe)  # T-GATE never takes back what it patches
+    gated = tgate.TgateSDLoader(unpatched)
+    plans = {"dense": methods.dense(steps), "deepcache": methods.deepcache(steps, 2, 0),
+             "tgate": methods.tgate(steps, gate), "tome": methods.tome(steps)}  # fmt: skip
+    text = torch.randn(2, spec.text_tokens, spec.denoiser["cross_attention_dim"])
+    channels, grid = spec.denoiser["in_channels"], spec.latents(spec.size)
+    call = {"num_inference_steps": steps, "guidance_scale": spec.guidance, "output_type": "latent",
+            "negative_prompt_embeds": text[:1], "prompt_embeds": text[1:], "height": spec.size, "width": spec.size,
+            "latents": sampling.draw([0], "initial", channels, grid)}  # fmt: skip
+
+    def ours(plan: Plan) -> None:
+        state = sampling.begin(backbone, {"text": text}, [0], plan, "dpm", spec.size)
+        sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
+
+    def their_deepcache() -> None:
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=2, cache_branch_id=0)
+        helper.enable()
+        pipe(**call)
+        helper.disable()
+
+    def their_tome() -> None:
+        tomesd.apply_patch(pipe, ratio=0.5)
+        pipe(**call)
+        tomesd.remove_patch(pipe)
+
+    runs: dict[str, Callable[[], object]] = {f"ours {key}": partial(ours, plan) for key, plan in plans.items()}
+    runs |= {"theirs deepcache": their_deepcache, "theirs tome": their_tome,
+             "theirs tgate": lambda: gated.tgate(**call, gate_step=gate, sp_interval=1, fi_interval=1, warm_up=0),
+             "theirs dense": lambda: pipe(**call)}  # fmt: skip
+    seconds: dict[str, list[float]] = {key: [] for key in runs}
+    for pair in range(pairs + 1):  # the first warms up
+        # Which side goes first alternates too.
+        for key in sorted(runs, key=lambda key: (key.split()[1], (key < "p") == bool(pair % 2))):
+            began = time.perf_counter()
+            runs[key]()
+            seconds[key].append(time.perf_counter() - began)
+        print(f"{name}, pair {pair}/{pairs}: {sum(s[-1] for s in seconds.values()):.1f} s", flush=True)
+    prices = dict(zip(plans, postdiff.costs(list(plans.values()), spec), strict=True))
+    found = {}
+    for key, price in prices.items():
+        mine, theirs, dense = (seconds[side][1:] for side in (f"ours {key}", f"theirs {key}", "ours dense"))
+        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+        speedups = [a / b for a, b in zip(dense, mine, strict=True)]
+        found[key] = {
+            "ours_over_theirs": round(median(ratios), 4),
+            "ratios": [round(r, 3) for r in ratios],
+            "speedup": round(median(speedups), 3),
+            "flops_allow": round(prices["dense"].flops / price.flops, 3),
+            "ours_s": round(median(mine), 3),
+        }
+    return found
 
 
 def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: int = 1000) -> dict:
@@ -206,7 +284,7 @@ def reuse(pairs: int, images: int = 32) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "speedup", "planning", "reuse", "all"])
+    parser.add_argument("what", choices=["overhead", "speedup", "planning", "reuse", "authors", "all"])
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs of each side")
     args = parser.parse_args()
     results: dict[str, object] = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
@@ -216,6 +294,8 @@ def main() -> None:
         results["speedup"] = speedup(args.pairs)
     if args.what in ("reuse", "all"):
         results["reuse"] = reuse(args.pairs)
+    if args.what == "authors":
+        results["authors"] = authors(args.pairs)
     if args.what in ("overhead", "all"):
         results["overhead"] = overhead(args.pairs)
     print(json.dumps(results))

@@ -94,7 +94,7 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
         for name in ("deep", "encoder", "self_attention", "blocks", "matching")
     }
     steps = [
-        replace(step, scale=beta if i < low else 1.0, **{name: row[i] for name, row in actions.items()})
+        replace(step, scale=beta if i < low else 1.0, **{name: row[i] for name, row in actions.items()})  # type: ignore[arg-type]
         for i, step in enumerate(plan.steps)
     ]
     modules = tuple((name, _marks_afresh(marks, low)) for name, marks in plan.modules)

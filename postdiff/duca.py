@@ -95,7 +95,7 @@ class TokenCache:
         fresh, entropies = self._compute(name, forward, x.gather(1, here), *args, **kwargs)
         stored.output = stored.output.scatter(1, rows[..., None].expand_as(fresh), fresh)
         stored.age = stored.age.scatter(1, chosen, 0.0)
-        if entropies is not None:
+        if entropies is not None and stored.entropy is not None:
             stored.entropy = stored.entropy.scatter(1, chosen, entropies)
 
     def _score(self, name: str, entropy: torch.Tensor | None, age: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ def block_caching(
     return replace(plan, name="block_caching", modules=tuple((name, marks(d, delta)) for name, d in changes.items()))
 
 
-def marks(changes: Sequence[float], delta: float) -> str:
+def marks(changes: Sequence[float] | np.ndarray, delta: float) -> str:
     """The schedule of a block: `changes` [T-1] between steps t-1 and t, not a number where it must run."""
     found, sum_since = "#", 0.0
     for change in changes:

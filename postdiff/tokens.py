@@ -239,6 +239,8 @@ def _shrunk(denoiser: torch.nn.Module, block: str) -> int:
 def wrappers(denoiser: torch.nn.Module, plan: Plan) -> tuple[Merger | Thinner, list[tuple[str, Callable]]]:
     """What must be told of every pass, and (module, wrapper of its forward) for every module that has fewer tokens."""
     tokens = plan.tokens
+    if tokens is None:
+        raise ValueError(f"{plan.name} has no fewer tokens")
     found = reached(denoiser, tokens)
     if isinstance(tokens, Downsample):
         thinner = Thinner()
