@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 from pipelines import evaluation, generate, grids, plots, prompts, records, report, tables, tracking, workers
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store
-from postdiff import costs
+from postdiff import costs, load_plan
 from postdiff.backbones import HUB, resolve
 from postdiff.families import FAMILIES, adapt
 
@@ -34,6 +34,7 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     points: dict[str, Point] = {}
     spec = resolve(args.backbone)
     entries = grids.grid(args.grid, spec.settings)
+    entries += [(plan.name, "", plan) for plan in map(load_plan, args.plans)]
     prices = costs([plan for _, _, plan in entries], spec)
     first = generate.configure(
         args.backbone, entries[0][2], args.guidance, args.solver, args.batch_size, args.dtype
@@ -120,6 +121,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     evaluation.add_options(parser)
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
     add("--grid", choices=list(grids.NAMES), help="(default: laptop for Shapes, full else)")
+    add("--plans", nargs="+", default=[], metavar="FILE", help="plans of your own (save_plan) beside the grid's")
     add(
         "--tflops",
         type=float,

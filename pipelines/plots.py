@@ -13,7 +13,8 @@ from pipelines.tables import FAMILIES, Metric, Row, front
 from postdiff.analysis import Profile
 from postdiff.plan import Plan
 
-STYLE = dict(zip(FAMILIES, (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D")), strict=True))
+MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
+STYLE = dict(zip(FAMILIES, MARKS, strict=True))
 AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
 
 

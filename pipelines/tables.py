@@ -16,6 +16,7 @@ FAMILIES = {
     "mixed resolution": ("mixed_resolution",),
     "caching": ("caching", "deepcache", "cross_attention_cache", "cfg_drop", "no_cfg"),
     "PostDiff": ("postdiff",),
+    "others": (),  # the methods that the paper compares with, and your own
 }
 
 Metric = Literal["fid", "clip"]
@@ -38,7 +39,7 @@ class Row:
 
     @property
     def family(self) -> str:
-        return next(family for family, methods in FAMILIES.items() if self.method in methods)
+        return next((family for family, methods in FAMILIES.items() if self.method in methods), "others")
 
     def interval(self, metric: Metric) -> Interval:
         if metric == "clip":

@@ -270,7 +270,7 @@ def train_xl(work: Path, steps: int = 1300) -> None:
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_pixart(work: Path, steps: int = 3800) -> None:
+def train_pixart(work: Path, steps: int = 5600) -> None:
     """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
 
     The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.

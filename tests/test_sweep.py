@@ -20,7 +20,7 @@ import pytest
 from pipelines import generate, prompts, records, workers
 from pipelines.store import Store
 from pipelines.workers import Resources
-from postdiff import methods
+from postdiff import methods, save_plan
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -177,6 +177,18 @@ def test_bad_input_is_one_line_before_any_work(tmp_path, monkeypatch, args, mess
     assert "\n" not in told
     assert message in told
     assert not (tmp_path / "out" / "images").exists()
+
+
+def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
+    own = methods.tome(12, ratio=0.3)
+    save_plan(own, tmp_path / "own.json")
+    coco_sweep.main(["--dry-run", "--grid", "steps", "--plans", str(tmp_path / "own.json")])
+    listed = capsys.readouterr().out
+    assert listed.startswith("3 configurations x 256 prompts")
+    assert "tome T=12" in listed
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SystemExit, match="must hold a plan that save_plan wrote"):
+        coco_sweep.main(["--dry-run", "--plans", str(tmp_path / "bad.json")])
 
 
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="the real COCO captions are not beside this checkout")
