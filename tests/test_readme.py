@@ -28,7 +28,7 @@ def test_a_method_of_your_own_is_short_and_what_it_says():
     exec(own.split("backbone =")[0], names)
     plan = names["guidance_interval"]()
     assert [step.guided for step in plan.steps] == [False] * 4 + [True] * 12 + [False] * 4
-    assert dict(plan.modules)["mid_block.attentions.0"].count(".") == 8
+    assert dict(plan.modules)["mid_block.attentions.0"].count(".") == 10
 
 
 def test_every_file_of_the_tree_is_told():
