@@ -10,9 +10,7 @@ import torch
 
 from postdiff import sampling
 from postdiff.backbones import Backbone
-from postdiff.families import adapt
 from postdiff.plan import Plan
-from postdiff.text import encode
 
 # Modules whose output is a feature map, in the order they run.
 _BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks)\.\d+|mid_block")
@@ -123,10 +121,7 @@ def trajectory(
     size: int | None = None,
 ) -> list[np.ndarray]:
     """The clean image that each step predicts: T arrays uint8 [N, H, W, 3], smaller while the resolution is low."""
-    guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
-    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, solver, size)
+    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     found: list[torch.Tensor] = []
     sampling.denoise(backbone, state, plan, guidance, size, on_x0=found.append)
     return [sampling.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]

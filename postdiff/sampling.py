@@ -109,6 +109,24 @@ def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | N
     return guidance, solver, size
 
 
+def begin_batch(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    guidance: float | None,
+    solver: str | None,
+    size: int | None,
+) -> tuple[State, Plan, float, int]:
+    """All prompts as one batch, for those who take the steps themselves: its state, the plan as the family runs it,
+    guidance and size. Arguments and errors are those of `sample`."""
+    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
+    plan = adapt(plan, backbone.spec.family)
+    caching.check(backbone.denoiser, plan)
+    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
+    return begin(backbone, text, seeds, plan, solver, size), plan, guidance, size
+
+
 @torch.no_grad()
 def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
     """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`."""

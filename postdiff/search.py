@@ -14,10 +14,8 @@ import torch
 
 from postdiff import caching, sampling
 from postdiff.backbones import Backbone
-from postdiff.families import adapt
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
-from postdiff.text import encode
 
 # What "Cache Me if You Can" caches: whole transformers; its convolutions change too much from step to step.
 _BLOCK = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.attentions\.\d+|transformer_blocks\.\d+")
@@ -132,11 +130,8 @@ def ditfastattn(
 
     threshold: the authors try 0 (nothing) to 0.15. window: a share of the tokens to either side, 1/8 there.
     """
-    guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
+    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     names = [name for name, _ in backbone.denoiser.named_modules() if name.endswith(".attn1")]
-    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, solver, size)
     alike = [(step.scale, step.guided) for step in plan.steps]
     afresh = [i == 0 or alike[i] != alike[i - 1] for i in range(len(plan))]
     taken = dict.fromkeys(names, "")
@@ -187,10 +182,7 @@ def ca_tome(
     that each block merges at each step, the mean over the prompts."""
     if not isinstance(plan.tokens, Merge) or plan.tokens.threshold is None:
         raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
-    guidance, solver, size = sampling.settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
-    text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, solver, size)
+    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     sampling.denoise(backbone, state, plan, guidance, size, on_step)
     rows = []
     for name, by_step in state.cache.merged.items():

@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
 from pipelines import mini
@@ -75,6 +77,21 @@ def latents(backbone, prompts, seeds, plan):
     text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     state = sampling.begin(backbone, text, seeds, plan, None, 64)
     return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)
+
+
+def flops_of_run(backbone, plan):
+    """FLOPs that the denoiser really executes for one image."""
+    counter, inside = FlopCounterMode(display=False), []
+    handles = [
+        backbone.denoiser.register_forward_pre_hook(lambda *_: inside.append(-counter.get_total_flops())),
+        backbone.denoiser.register_forward_hook(lambda *_: inside.append(counter.get_total_flops())),
+    ]
+    # The counter does not know the CPU's fused attention; spelled out, attention is two matrix products.
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    for handle in handles:
+        handle.remove()
+    return sum(inside)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS, latents
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
 from postdiff import Plan, StepPlan, methods, search
@@ -71,16 +69,7 @@ def test_how_much_is_merged_is_an_images_own(backbone):
 def test_flops_of_a_real_run_equal_what_was_measured(backbone, plan):
     found = search.ca_tome(backbone, PROMPTS[:1], SEEDS[:1], plan)
     assert found.id == plan.id
-    counter, inside = FlopCounterMode(display=False), []
-    handles = [
-        backbone.denoiser.register_forward_pre_hook(lambda *_: inside.append(-counter.get_total_flops())),
-        backbone.denoiser.register_forward_hook(lambda *_: inside.append(counter.get_total_flops())),
-    ]
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
-    for handle in handles:
-        handle.remove()
-    assert sum(inside) == postdiff.cost(found, backbone.spec).flops
+    assert flops_of_run(backbone, plan) == postdiff.cost(found, backbone.spec).flops
     with pytest.raises(ValueError, match="`postdiff search ca_tome` measures its cost"):
         postdiff.cost(plan, backbone.spec)
 

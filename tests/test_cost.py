@@ -3,9 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import PROMPTS, SEEDS
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from conftest import PROMPTS, SEEDS, flops_of_run
 
 import postdiff
 from postdiff import Plan, StepPlan, methods
@@ -100,18 +98,7 @@ def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, pla
     ids=lambda plan: f"{plan.name}-{plan.tokens}",
 )
 def test_flops_of_a_real_run_equal_the_cost_model(backbone, plan):
-    counter = FlopCounterMode(display=False)
-    unet, inside = backbone.denoiser, []
-    handles = [
-        unet.register_forward_pre_hook(lambda *_: inside.append(-counter.get_total_flops())),
-        unet.register_forward_hook(lambda *_: inside.append(counter.get_total_flops())),
-    ]
-    # The counter does not know the CPU's fused attention; spelled out, attention is two matrix products.
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
-    for handle in handles:
-        handle.remove()
-    assert sum(inside) == cost(plan, backbone.spec).flops
+    assert flops_of_run(backbone, plan) == cost(plan, backbone.spec).flops
 
 
 def test_cheaper_is_cheaper():

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS, latents
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
 from postdiff import Plan, StepPlan, duca, methods
@@ -108,16 +106,7 @@ def test_an_image_is_its_own_whatever_is_beside_it(pixart):
 
 @pytest.mark.parametrize("plan", [methods.duca(6), methods.duca(6, score="random", beta=0.5, s=0.5)])
 def test_flops_of_a_real_run_equal_the_cost_model(pixart, plan):
-    counter, inside = FlopCounterMode(display=False), []
-    handles = [
-        pixart.denoiser.register_forward_pre_hook(lambda *_: inside.append(-counter.get_total_flops())),
-        pixart.denoiser.register_forward_hook(lambda *_: inside.append(counter.get_total_flops())),
-    ]
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        postdiff.sample(pixart, PROMPTS[:1], SEEDS[:1], plan)
-    for handle in handles:
-        handle.remove()
-    assert sum(inside) == postdiff.cost(plan, pixart.spec).flops
+    assert flops_of_run(pixart, plan) == postdiff.cost(plan, pixart.spec).flops
 
 
 @pytest.mark.parametrize(
