@@ -98,7 +98,8 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
         for i, step in enumerate(plan.steps)
     ]
     modules = tuple((name, _marks_afresh(marks, low)) for name, marks in plan.modules)
-    return replace(plan, steps=tuple(steps), modules=modules, size_condition=size_condition)
+    # What was measured of merging (`merged`) was at full resolution.
+    return replace(plan, steps=tuple(steps), modules=modules, merged=(), size_condition=size_condition)
 
 
 def _afresh(actions: list[Action], at: int) -> list[Action]:

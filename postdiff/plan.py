@@ -186,6 +186,9 @@ class Plan:
                 if mark in "cx" and not step.guided:
                     raise ValueError(f"step {i}: {name} has one half without guidance, so {mark!r} cannot share it")
                 output, residual = True, residual or mark == "S"
+        for name, shares in self.merged:
+            if len(shares) != len(self) or not all(0 <= share < 1 for share in shares):
+                raise ValueError(f"merged, {name}: expected {len(self)} shares in [0, 1), got {shares}")
         names = [f"{name}." for name, _ in self.modules]
         if any(a != b and b.startswith(a) for a in names for b in names):
             raise ValueError(f"a module within another has no schedule of its own, got {', '.join(names)}")
