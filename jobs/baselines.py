@@ -4,7 +4,7 @@
     python jobs/baselines.py --tables table3 --backbone sd15 --prompts captions.tsv --out s3://bucket/baselines
 
 Quality on the same prompts and noise, differences from the dense plan paired; costs; and latency, one image at a time,
-measured in a process of its own before Ray starts, on the machine that runs this: with real checkpoints, one with a GPU.
+measured in a process of its own before Ray starts, on the machine that runs this: for real ones, with a GPU.
 What a method must learn from the model (DiTFastAttn's schedule, CA-ToMe's share of merged tokens) is searched on 8
 calibration prompts that are not among those of the table. Ends in OUT/TABLE/table.md, .csv and .html. Run it again and
 it goes on where it stopped.

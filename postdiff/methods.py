@@ -86,5 +86,7 @@ def settings_of(name: str) -> tuple[str, ...]:
 def settings_for(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of a backbone's `settings` that a method takes. They are the paper's own: of the methods that it compares
     with they tell the number of steps alone."""
-    accepted = settings_of(name) if name in {f.__name__ for f in PAPER} else ("steps",)
+    accepted = settings_of(name)  # raises if there is no such method
+    if METHODS[name] not in PAPER:
+        accepted = ("steps",)
     return {key: value for key, value in settings.items() if key in accepted}

@@ -189,6 +189,8 @@ class Plan:
         for name, shares in self.merged:
             if len(shares) != len(self) or not all(0 <= share < 1 for share in shares):
                 raise ValueError(f"merged, {name}: expected {len(self)} shares in [0, 1), got {shares}")
+        if self.ahead and isinstance(self.tokens, Merge) and self.tokens.threshold is not None:
+            raise ValueError("steps that are computed ahead are one batch: it does not go with a merging threshold")
         names = [f"{name}." for name, _ in self.modules]
         if any(a != b and b.startswith(a) for a in names for b in names):
             raise ValueError(f"a module within another has no schedule of its own, got {', '.join(names)}")

@@ -89,6 +89,10 @@ def test_tome_may_reuse_its_matching_too(backbone):
         (lambda: methods.ca_tome(match_steps=(1, 2)), "match_steps must be rising numbers of steps from 0 on"),
         (lambda: Merge(0.5, threshold=0.5, cross_attention=True), "a threshold goes with self-attention and mlp"),
         (lambda: Plan("a", (StepPlan(matching="store"),)), "no tokens are merged"),
+        (
+            lambda: Plan("a", (StepPlan(),), tokens=Merge(threshold=0.5), ahead=True),
+            "does not go with a merging thresh",
+        ),
         (lambda: Plan("a", (StepPlan(matching="reuse"),), tokens=Merge()), "nothing matching is stored"),
     ],
 )
