@@ -1,15 +1,16 @@
-"""Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,all}
+"""Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,restore,all}
 
-Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5 and
-pixart (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped). Each trains on Shapes
-with two single-threaded processes that average their gradients (on two cores a third faster than one process with two
-threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and appends its losses to
-`<work>/<stage>.csv`. `export` writes the finished folders, fp16
-safetensors, that the pipelines' own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
+Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
+pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped). Each
+trains on Shapes with two single-threaded processes that average their gradients (on two cores a third faster than one process
+with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and appends its
+losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines' own
+`from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip, with which scores are made
 
-`evaluate` measures them, and draws a grid of 64 samples of each.
+`evaluate` measures them, and draws a grid of 64 samples of each. `restore` makes checkpoints of the shipped folders,
+for a stage that starts from them: of fp16 weights and without an optimizer, so the stages they stand for cannot go on.
 """
 
 import argparse
@@ -33,12 +34,12 @@ from pipelines.train_denoisers import (
     mini_sd,
     train_full,
     train_lcm,
-    train_pixart,
     train_tiny,
     train_unet,
     train_xl,
 )
 from pipelines.train_encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
+from pipelines.train_transformer import refine_pixart, train_pixart
 from pipelines.training import (
     N_TRAIN,
     N_VAL,
@@ -63,6 +64,7 @@ STAGES = {
     "xl": train_xl,
     "t5": train_t5,
     "pixart": train_pixart,
+    "refine": refine_pixart,
     "full": train_full,
 }
 # And the stage that each is finished by. The last is exported only where it is named.
@@ -71,7 +73,7 @@ MODELS = {
     "mini-bk-sdm": "tiny",
     "mini-lcm": "lcm",
     "mini-sdxl": "xl",
-    "mini-pixart": "pixart",
+    "mini-pixart": "refine",
     "mini-sd-full": "full",
 }
 # How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
@@ -97,7 +99,7 @@ def pipeline(name: str, work: Path):
     if name == "mini-pixart":
         pieces = mini.t5_tokenizer()
         parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(pieces)})
-        load_ema(parts, work, "pixart")
+        load_ema(parts, work, "refine")
         return mini.pixart(vae, parts["text"], parts["transformer"], pieces)
     unet, text = mini_sd(work)
     unet.set_default_attn_processor()
@@ -117,6 +119,25 @@ def export(work: Path, out: Path, names: list[str]) -> None:
         mini.save(pipeline(name, work), out / name)
         write_run(resolve(out / name), out / name, **RUNS[name])
     mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+
+
+def restore(work: Path, folder: Path) -> None:
+    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
+    stages = {**MODELS, "mini-pixart": "pixart"}
+    pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
+    found = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
+    for name, pipe in pipes.items():
+        parts = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
+        if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
+            parts |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
+            found[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
+        else:
+            found[stages[name]] = pipe.unet
+    if there := [f"{stage}.pt" for stage in found if (work / f"{stage}.pt").exists()]:
+        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(there)} in {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    for stage, module in found.items():
+        torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
 
 
 def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
@@ -163,7 +184,7 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "export", "evaluate", "all"])
+    parser.add_argument("stage", choices=[*STAGES, "export", "evaluate", "restore", "all"])
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
     parser.add_argument(
         "--models",
@@ -187,6 +208,8 @@ def main() -> None:
             torch.multiprocessing.spawn(_worker, (args.workers, port, stage, args.work), nprocs=args.workers)
     shipped = [name for name, stage in MODELS.items() if stage != "full" and (args.work / f"{stage}.pt").exists()]
     names = args.models or shipped
+    if args.stage == "restore":
+        restore(args.work, args.out)
     if args.stage in ("export", "all"):
         export(args.work, args.out, names)
     if args.stage in ("evaluate", "all"):

@@ -16,7 +16,6 @@ from pipelines.training import (
     N_LATENTS,
     N_TRAIN,
     Trainer,
-    block_matrices,
     conditioned_latents,
     data,
     latents,
@@ -24,7 +23,7 @@ from pipelines.training import (
     scaling_factor,
     tokenise,
 )
-from postdiff.families import FAMILIES, guidance_embedding
+from postdiff.families import guidance_embedding
 
 ALPHAS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
 
@@ -268,32 +267,3 @@ def train_xl(work: Path, steps: int = 1300) -> None:
         return distillation_loss(out, batch, teacher, known(ids[batch.rows]).last_hidden_state)
 
     Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
-
-
-def train_pixart(work: Path, steps: int = 5600) -> None:
-    """mini-PixArt: transformer and T5 together, told the size of the image; it learns the noise and what mini-SD says.
-
-    The channels of the learned variance stay 0: no ODE solver reads them, nor does PixArt's pipeline.
-    """
-    pieces = mini.t5_tokenizer()
-    text = load_ema(TextTeacher(mini.tokenizer(), mini.t5_encoder(pieces)), work, "t5").text
-    text.train().requires_grad_(True)
-    model = torch.nn.ModuleDict({"transformer": trainable(mini.transformer()), "text": text})
-    draw = batches(work, {16: 40, 12: 70, 8: 150}, low_until=250)
-    teacher, known = mini_sd(work)
-    ids, known_ids = captions(work, pieces), captions(work)
-
-    def loss_of(step, rng):
-        batch = draw(step, rng)
-        tokens = ids[batch.rows]
-        mask = (tokens != pieces.pad_token_id).long()
-        hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
-        size = 4 * batch.x0.shape[-1]
-        inputs = FAMILIES["pixart"].inputs(
-            {"text": hidden, "mask": mask}, batch.t[0], (size, size), 1.0, model["transformer"].config
-        )
-        out = model["transformer"](batch.noisy, return_dict=False, **{**inputs, "timestep": batch.t})[0]
-        told = known(known_ids[batch.rows]).last_hidden_state
-        return distillation_loss(out.chunk(2, dim=1)[0], batch, teacher, told)
-
-    Trainer("pixart", model, steps, 1.5e-3, work, matrices=block_matrices(model)).run(loss_of)

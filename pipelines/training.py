@@ -90,6 +90,8 @@ class Trainer:
         self.file = work / f"{stage}.pt"
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
+            if "optimizers" not in saved:
+                raise SystemExit(f"error: {self.file} was restored from finished weights, which cannot be resumed")
             model.load_state_dict(saved["model"])
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
