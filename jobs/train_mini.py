@@ -3,9 +3,9 @@
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
 pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped). Each
 trains on Shapes with two single-threaded processes that average their gradients (on two cores a third faster than one
-process with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and appends
-its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines' own
-`from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
+process with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and
+appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines'
+own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip, with which scores are made
 

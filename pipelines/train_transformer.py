@@ -24,7 +24,7 @@ def train_pixart(work: Path, steps: int = 5600) -> None:
     teach("pixart", model, draw, distillation_loss, work, steps, 1.5e-3)
 
 
-def refine_pixart(work: Path, steps: int = 2000) -> None:
+def refine_pixart(work: Path, steps: int = 3000) -> None:
     """mini-PixArt trained on where forms are made: 70 % of the times from 100 to 600, and mini-SD's output alone.
 
     There its error was a quarter to a third above mini-SD's, and nothing above it beyond 800 (NOTES.md).
