@@ -1,13 +1,17 @@
 # make sweep     environment, installation, and the main job: prompts to out/sweep/report.html
+# make reproduce the paper's tables and figures on the mini models: out/paper/report.html
 # make test      the tests that run everywhere; make test-all adds the slow ones; make check adds ruff and mypy
 PYTHON ?= python3.11
 VENV ?= .venv
 RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
 
-.PHONY: sweep test test-all check install
+.PHONY: sweep reproduce test test-all check install
 
 sweep: install
 	$(RUN) jobs/coco_sweep.py $(ARGS)
+
+reproduce: install
+	$(RUN) jobs/reproduce.py all --scale 0.5 $(ARGS)
 
 test: install
 	$(RUN) -m pytest -q tests

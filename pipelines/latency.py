@@ -1,17 +1,24 @@
 """Seconds an image of plans side by side: in a process of its own, before anything else runs, the plans alternating."""
 
+import json
 import multiprocessing
 import os
+import platform
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import postdiff
+from pipelines.store import Store
 from postdiff import sampling
+from postdiff.backbones import fingerprint, resolve
 from postdiff.families import adapt
 from postdiff.plan import Plan
 
@@ -35,6 +42,25 @@ def measure(backbone: str, plans: Sequence[Plan], rounds: int = 7) -> list[Laten
     check_rounds(rounds)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return summarise(pool.apply(_seconds, (backbone, list(plans), rounds)))
+
+
+def kept(store: Store, backbone: str, plans: Sequence[Plan], rounds: int) -> list[Latency]:
+    """As `measure`, but once a machine, model and list of plans: what the store holds is read."""
+    of = [backbone, fingerprint(resolve(backbone)), machine(), rounds, *(plan.id for plan in plans)]
+    file = f"latency/{sha256(json.dumps(of).encode()).hexdigest()[:12]}.json"
+    if not store.has(file):
+        times = [asdict(took) for took in measure(backbone, plans, rounds)]
+        store.put(file, json.dumps({"of": of, "times": times}, indent=2).encode())
+    return [Latency(**took) for took in json.loads(store.get(file))["times"]]
+
+
+def machine() -> str:
+    """What `measure` runs on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
 
 
 def check_rounds(rounds: int) -> None:

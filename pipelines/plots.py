@@ -1,7 +1,7 @@
 """The pictures: the only file that imports matplotlib."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -9,8 +9,11 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from pipelines import paper
+from pipelines.exhibits import Exhibit
 from pipelines.tables import FAMILIES, Metric, Row, front
 from postdiff.analysis import Profile
+from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
 MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
@@ -94,6 +97,60 @@ def trajectory_plot(rows: Sequence[tuple[str, Plan, Sequence[np.ndarray], Sequen
                 spine.set(color="#ff7f0e" if step.scale == 1 else "#2ca02c", linewidth=2)
         line[0].set_ylabel(label, size=8)
     figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, str]) -> plt.Figure:
+    """Fig. 1, 4, 5, 8: quality against cost, a panel a model and metric, a curve a series; 95 % intervals faint.
+
+    names: the paper's model -> the one that was run. Cost is the paper's "FLOPs" (MACs without attention products).
+    """
+    panels = [(model, metric) for model in exhibit.models for metric in exhibit.metrics]
+    columns = min(len(panels), 2)
+    figure, grid = plt.subplots(
+        -(-len(panels) // columns), columns, figsize=(5.4 * columns, 4.1 * -(-len(panels) // columns)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axes, (model, metric) in zip(grid.flat, panels, strict=True):
+        own = [run for run in exhibit.runs if run.model == model]
+        curves = list(dict.fromkeys(run.curve for run in own))
+        colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
+        if len(curves) > len(colours):
+            colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
+        for curve, colour, mark in zip(curves, colours, "osD^vPX*", strict=False):
+            points = [run for run in own if run.curve == curve]
+            points.sort(key=lambda run: paper.of(results, run).row.macs_paper)
+            rows = [paper.of(results, run).row for run in points]
+            intervals = [row.interval(metric) for row in rows]
+            y = [interval.value for interval in intervals]
+            spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+            x = [row.macs_paper / 1e9 for row in rows]
+            axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, lw=1.2, color=colour, elinewidth=0.6, label=curve)
+            for bar in axes.containers[-1][2]:
+                bar.set_alpha(0.25)
+            for run, px, py in zip(points, x, y, strict=True) if len(curves) <= 4 else ():
+                axes.annotate(run.label, (px, py), (0, 6), textcoords="offset points", ha="center", size=6)
+        axes.set(xlabel="GMACs an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.axis("off")
+    return figure
+
+
+def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> plt.Figure:
+    """Fig. 9: CLIP score against s, a curve a set of prompts: {its name: [(s, interval), ...]}."""
+    figure, axes = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for (name, points), (colour, mark) in zip(curves.items(), MARKS, strict=False):
+        x, intervals = [s for s, _ in points], [interval for _, interval in points]
+        spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        y = [i.value for i in intervals]
+        axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=0.6, capsize=2, label=name)
+    axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=AXES["clip"], title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from tqdm import tqdm
 
+BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
 ATTEMPTS = 3
 # Units that fail for the first time with none done between them: then it is not the units that are wrong. Deaths are
 # given more room, since a cluster of spot machines can lose all of its workers at once.
@@ -157,7 +158,7 @@ def run(
     bar = tqdm(
         total=sum(u.cost for u in units) or 1,
         desc=description,
-        bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} to go{postfix}",
+        bar_format=BAR.format(""),
         mininterval=1,
     )
     done = 0
@@ -185,6 +186,8 @@ def run(
                 if _settle(ref, state, is_committed):
                     done += 1
                     bar.update(cost)
+            if bar.n >= 0.02 * bar.total:  # before, starting workers and encoding text would be taken for the pace
+                bar.bar_format = BAR.format(", {remaining} to go")
             waiting = f", {len(state.starting)} workers starting" if state.starting else ""
             bar.set_postfix_str(f"{done}/{len(units)} units{waiting}", refresh=False)
     finally:

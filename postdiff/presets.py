@@ -1,4 +1,4 @@
-"""The paper's Tables 3 and 4 as settings, each with what the paper printed and what it left open."""
+"""The paper's Tables 3 and 4 as settings, each with what the paper left open; `published` has what it printed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,11 @@ class Preset:
     """A row of a table.
 
     settings: of the method; of a search, those of the search, on top of the dense plan.
-    fid, clip, seconds: as printed: FID and CLIP score on COCO 2014, seconds an image on an A5000 (Table 3) or an H100
-        (Table 4); None where the cell cannot be read.
     note: what the paper leaves open, and what is chosen here.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
-    fid: float | None = None
-    clip: float | None = None
-    seconds: float | None = None
     note: str = ""
 
     @property
@@ -31,43 +26,32 @@ class Preset:
         """Must it be found on calibration prompts, with the model?"""
         return self.method == "ditfastattn"
 
+    @property
+    def needs_model(self) -> bool:
+        """Is it searched, or are its costs measured with the model?"""
+        return self.searched or self.method == "ca_tome"
+
 
 PRESETS = {
-    "table3.dense": Preset("dense", {}, 18.42, 30.80, 2.930),
-    "table3.deepcache": Preset(
-        "deepcache", {"k": 2, "branch": 1}, 17.79, 30.75, 1.737, "the branch is told by Table 1's MACs"
-    ),
-    "table3.tgate": Preset(
-        "tgate", {"gate_step": 5}, 19.51, 29.55, 1.992, "its latency fits version 1: self-attention is not reused"
-    ),
-    "table3.todo": Preset(
-        "todo", {"factor": 2}, 18.28, 30.75, 2.520, "the authors' setting for about 1024 px, at every step"
-    ),
-    "table3.tome": Preset("tome", {"ratio": 0.3}, 17.43, 30.55, 2.730),
+    "table3.dense": Preset("dense"),
+    "table3.deepcache": Preset("deepcache", {"k": 2, "branch": 1}, "the branch is told by Table 1's MACs"),
+    "table3.tgate": Preset("tgate", {"gate_step": 5}, "its latency fits version 1: self-attention is not reused"),
+    "table3.todo": Preset("todo", {"factor": 2}, "the authors' setting for about 1024 px, at every step"),
+    "table3.tome": Preset("tome", {"ratio": 0.3}),
     "table3.faster_diffusion": Preset(
-        "faster_diffusion", {"ahead": True}, 17.90, 30.40, 2.005, "the list for 50 steps, below T; decoder batched"
+        "faster_diffusion", {"ahead": True}, "the list for 50 steps, below T; decoder batched"
     ),
-    "table3.ca_tome": Preset("ca_tome", {}, 20.49, 30.41, 2.112, "threshold 0.7; the list for 50 steps, below T"),
-    "table3.postdiff": Preset("postdiff", {"beta": 0.5, "s": 0.5, "k": 2, "m": 15}, 16.65, 30.25, 1.139),
-    "table4.dense": Preset("dense", {}, 29.16, 30.41, 1.752),
-    "table4.tgate": Preset("tgate", {"gate_step": 8}, 29.54, 29.59, 1.275, "version 1, as in Table 3"),
+    "table3.ca_tome": Preset("ca_tome", {}, "threshold 0.7; the list for 50 steps, below T"),
+    "table3.postdiff": Preset("postdiff", {"beta": 0.5, "s": 0.5, "k": 2, "m": 15}),
+    "table4.dense": Preset("dense"),
+    "table4.tgate": Preset("tgate", {"gate_step": 8}, "version 1, as in Table 3"),
     "table4.ditfastattn": Preset(
-        "ditfastattn",
-        {"threshold": 0.0725, "window": 0.125},
-        None,
-        30.13,
-        1.103,
-        "threshold of the authors' 1k example; the FID cell is lost",
+        "ditfastattn", {"threshold": 0.0725, "window": 0.125}, "threshold of the authors' 1k example"
     ),
     "table4.duca": Preset(
-        "duca",
-        {"interval": 3, "fresh_ratio": 0.3},
-        28.08,
-        30.13,
-        1.724,
-        "the programme's defaults; its README's command says 0.75",
+        "duca", {"interval": 3, "fresh_ratio": 0.3}, "the programme's defaults; its README's command says 0.75"
     ),
-    "table4.postdiff": Preset("postdiff", {"beta": 0.75, "s": 0.5, "k": 1, "m": 15}, 25.44, 30.23, 1.382),
+    "table4.postdiff": Preset("postdiff", {"beta": 0.75, "s": 0.5, "k": 1, "m": 15}),
 }
 
 

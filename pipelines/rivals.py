@@ -1,0 +1,46 @@
+"""Plans that a method must learn from the model (DiTFastAttn's schedule, CA-ToMe's share of merged tokens): searched on
+a few calibration prompts that no table is made of, and kept in the store."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+
+from tqdm import tqdm
+
+import postdiff
+from pipelines import prompts, shapes
+from pipelines.store import Store
+from postdiff import planfile, presets
+from postdiff.backbones import fingerprint, resolve
+from postdiff.plan import Plan
+
+CALIBRATION = 8  # prompts
+
+
+def calibration_prompts(source: str, calibration: str | None) -> list[str]:
+    """The first of `calibration`, a file; else of Shapes' train split. Raises ValueError where `source` is no Shapes
+    and there is none."""
+    if calibration:
+        return [prompt.text for prompt in prompts.load_prompts(calibration, CALIBRATION)]
+    if source != "shapes":
+        raise ValueError(f"--prompts {source} needs --calibration, a file of other prompts ({CALIBRATION} are read)")
+    return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
+
+
+def find(table: str, name: str, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
+    """{preset: plan} of a table's presets that need the model `name`."""
+    of = sha256(json.dumps([fingerprint(resolve(name)), *captions]).encode()).hexdigest()[:12]
+    found: dict[str, Plan] = {}
+    backbone = None
+    for key, preset in presets.PRESETS.items():
+        if not key.startswith(f"{table}.") or not preset.needs_model:
+            continue
+        file = f"plans/{key}-T{steps}-{of}.json"
+        if not store.has(file):
+            backbone = backbone or postdiff.load(name)
+            with tqdm(total=steps, desc=key, unit="step") as bar:
+                seeds = list(range(len(captions)))
+                plan = presets.find(key, backbone, captions, seeds, steps, on_step=lambda i, bar=bar: bar.update())
+            store.put(file, planfile.to_json(plan, backbone=name, prompts=list(captions)).encode())
+        found[key] = planfile.from_json(store.get(file), file)
+    return found
