@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"intervals need --n of 4 or more, got {args.n}")
     listed = prompts.load_prompts(args.prompts, args.n)
     texts, seeds = [p.text for p in listed], [prompts.seed(p) for p in listed]
-    default = "mini-clip" if args.prompts == "shapes" else "ViT-g-14/laion2b_s34b_b88k"
+    default = "mini-clip" if args.prompts in prompts.SHAPES else "ViT-g-14/laion2b_s34b_b88k"
     clip, backbone = ClipEncoder(args.clip or default), postdiff.load(args.backbone)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = backbone.spec.settings

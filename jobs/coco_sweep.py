@@ -129,7 +129,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--dry-run", action="store_true", help="print what would run, and stop")
     args = evaluation.settle_options(parser.parse_args(argv))
-    args.grid = args.grid or ("laptop" if args.prompts == "shapes" else "full")
+    args.grid = args.grid or ("laptop" if args.prompts in prompts.SHAPES else "full")
     args.tflops = args.tflops or (30.0 if args.backbone in HUB or "@" in args.backbone else 0.03)
     return args
 

@@ -64,7 +64,11 @@ class Protocol:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every job that evaluates; `settle_options` fills what depends on others."""
     add = parser.add_argument
-    add("--prompts", default="shapes", help="'shapes', or a file: txt, csv, tsv, parquet, COCO annotation json")
+    add(
+        "--prompts",
+        default="shapes",
+        help="'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, COCO annotation json",
+    )
     add("--limit", type=int, help="use the first N prompts (default: 256 of Shapes, all of a file)")
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
@@ -84,7 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settle_options(args: argparse.Namespace) -> argparse.Namespace:
-    mini = args.prompts == "shapes"
+    mini = args.prompts in prompts.SHAPES
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
     args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
     args.limit = args.limit if args.limit is not None else (256 if mini else None)
@@ -123,7 +127,7 @@ def _reference(args: argparse.Namespace) -> list[str]:
         if len(files) < 2:
             raise ValueError(f"--reference must be a folder of at least 2 images, got {args.reference!r}")
         return files
-    return [f"val/{i}" for i in range(args.n_reference)] if args.prompts == "shapes" else []
+    return [f"val/{i}" for i in range(args.n_reference)] if args.prompts in prompts.SHAPES else []
 
 
 def open_store(url: str, of: Protocol) -> Store:
@@ -183,6 +187,7 @@ def to_row(point: Point, result: dict) -> tables.Row:
         result["seconds"],
         Interval(**result["fid"]) if result["fid"] else None,
         Interval(**result["clip"]),
+        result["more"],
     )
 
 

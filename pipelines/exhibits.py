@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipelines.tables import Metric
 from postdiff import methods, presets, published
 from postdiff.plan import Plan
 
@@ -42,9 +43,10 @@ class Exhibit:
     title: str
     kind: str
     runs: tuple[Run, ...]
-    metrics: tuple[str, ...] = ("fid", "clip")
+    metrics: tuple[Metric, ...] = ("fid", "clip")
     timed: bool = False
     note: str = ""
+    dataset: str = "coco2014"
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Ex
         if plan is None:
             plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
         runs.append(Run(line.label, line.model, plan, values=line.values, seconds=line.seconds, notes=notes))
-    return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note)
+    return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note, dataset=published.lines(key)[0].dataset)
 
 
 def _plan(preset: str) -> Plan:
@@ -142,6 +144,7 @@ EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order
     "fig8": figure8,
     "table5": partial(table, "table5", "Ablation of k and m", True),
     "fig9": figure9,
+    "table6": partial(table, "table6", "Another data set", True),
 }
 
 

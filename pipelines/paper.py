@@ -56,7 +56,8 @@ def table(exhibit: Exhibit, results: Results) -> Table:
     for metric in exhibit.metrics:
         header += [METRICS[metric], "change", *(["paper", "change"] if printed[metric] else [])]
     header += ["s/image p50 (p90)", "speed-up", "paper: s", "speed-up"] if exhibit.timed else []
-    lines, footnotes = [], []
+    lines: list[list[str]] = []
+    footnotes: list[str] = []
     for run in exhibit.runs:
         found, notes = of(results, run), list(run.notes)
         cost = [f"{found.macs / 1e12:.3f}", *([_number(run, "tmacs", 3)] if printed["tmacs"] else [])]
@@ -139,26 +140,19 @@ def to_csv(exhibit: Exhibit, results: Results) -> str:
     changes = [f"{metric}_change{part}" for metric in METRICS for part in ("", "_low", "_high")]
     paper = ["paper_tmacs", "paper_fid", "paper_clip", "paper_seconds"]
     identity = ["exhibit", "label", "model", "curve", "plan", "configuration", "n"]
+    more = tables.further([of(results, run).row for run in exhibit.runs])
     prices = ["macs_paper_of_the_papers_model", "macs_paper", "flops"]
-    writer.writerow([*identity, *prices, *measured, *changes, "p50", "p90", "speedup", *paper])
-    for run in exhibit.runs:
+    writer.writerow([*identity, *prices, *measured, *changes, "p50", "p90", "speedup", *paper, *more])
+    for at, run in enumerate(exhibit.runs):
         found = of(results, run)
-        row = found.row
+        row, took = found.row, found.latency
+        who = [exhibit.key, run.label, run.model, run.curve, run.plan.id, row.configuration, row.clip.n]
         numbers = [row.fid, row.clip, change(exhibit, results, run, "fid"), change(exhibit, results, run, "clip")]
-        cells = [f"{x:.5f}" if i else "" for i in numbers for x in ((i.value, i.low, i.high) if i else (0, 0, 0))]
-        times = (
-            [f"{x:.5f}" for x in (found.latency.p50, found.latency.p90, found.latency.speedup)]
-            if found.latency
-            else [""] * 3
-        )
-        printed = [
-            run.values.get("tmacs", ""),
-            run.values.get("fid", ""),
-            run.values.get("clip", ""),
-            run.seconds or "",
-        ]
-        writer.writerow([exhibit.key, run.label, run.model, run.curve, run.plan.id, row.configuration, row.clip.n,
-                         found.macs, row.macs_paper, row.flops, *cells, *times, *printed])  # fmt: skip
+        cells = [f"{x:.5f}" if n else "" for n in numbers for x in ((n.value, n.low, n.high) if n else (0, 0, 0))]
+        times = [f"{x:.5f}" for x in (took.p50, took.p90, took.speedup)] if took else [""] * 3
+        printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or ""]
+        others = [column[at] for column in more.values()]
+        writer.writerow([*who, found.macs, row.macs_paper, row.flops, *cells, *times, *printed, *others])
     return out.getvalue()
 
 

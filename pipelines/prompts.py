@@ -13,12 +13,14 @@ from pipelines import shapes
 from pipelines.records import Prompt
 from postdiff.backbones import Spec
 
+# Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
+SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
 TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id")
 
 
 def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
-    """The first `limit` prompts of `source`: `shapes` (limit needed), or a file.
+    """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
 
     .txt: one a line, the line's number is the id. .csv, .tsv, .parquet: a column caption, prompt or text; ids from a
     column id, prompt_id or caption_id, else the row's number. .json: COCO captions (annotation ids).
@@ -27,13 +29,15 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
-    if source == "shapes":
-        scenes = shapes.distinct_scenes("prompts", limit or 256)
-        return [Prompt(f"shapes-{i}", scene.caption) for i, scene in enumerate(scenes)]
+    if source in SHAPES:
+        scenes = shapes.distinct_scenes(SHAPES[source], limit or 256)
+        return [Prompt(f"{source}-{i}", scene.caption) for i, scene in enumerate(scenes)]
     path = Path(source)
     readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": _coco}
     if path.suffix not in readers:
-        raise ValueError(f"prompts must be 'shapes' or a file ({', '.join(readers)}), got {source!r}")
+        raise ValueError(
+            f"prompts must be {' or '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
+        )
     if not path.is_file():
         raise ValueError(f"no prompt file at {source!r}")
     try:

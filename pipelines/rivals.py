@@ -22,7 +22,7 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
     and there is none."""
     if calibration:
         return [prompt.text for prompt in prompts.load_prompts(calibration, CALIBRATION)]
-    if source != "shapes":
+    if source not in prompts.SHAPES:
         raise ValueError(f"--prompts {source} needs --calibration, a file of other prompts ({CALIBRATION} are read)")
     return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
 
@@ -40,7 +40,7 @@ def find(table: str, name: str, store: Store, captions: Sequence[str], steps: in
             backbone = backbone or postdiff.load(name)
             with tqdm(total=steps, desc=key, unit="step") as bar:
                 seeds = list(range(len(captions)))
-                plan = presets.find(key, backbone, captions, seeds, steps, on_step=lambda i, bar=bar: bar.update())
+                plan = presets.find(key, backbone, captions, seeds, steps, on_step=lambda i: bar.update())
             store.put(file, planfile.to_json(plan, backbone=name, prompts=list(captions)).encode())
         found[key] = planfile.from_json(store.get(file), file)
     return found

@@ -7,7 +7,9 @@ import numpy as np
 
 from pipelines import records
 from pipelines.store import Store
-from postdiff import metrics
+from postdiff import distances, metrics
+
+NEIGHBOURS = 10_000  # images a side of precision and recall, whose work grows with their product
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,21 @@ class Task:
 
 
 def score(task: Task) -> dict:
-    """{"clip": interval, "fid": interval or None, "seconds": median seconds an image}; committed as `task.name`."""
+    """{"clip": interval, "fid": interval or None, "seconds": median seconds an image, "more": other distances of the
+    features of FID}; committed as `task.name`."""
     store, names = task.store, task.store.names()
     image_ids, image = read_features(store, names, task.clip)
     text_ids, text = read_features(store, names, task.texts)
     row_of = {id: i for i, id in enumerate(text_ids)}
     clip = metrics.clip_scores(image, text[[row_of[id] for id in image_ids]])
-    fid = None
+    fid, more = None, {}
     if task.fid and task.reference:
         _, reference = read_features(store, names, task.reference)
         _, generated = read_features(store, names, task.fid)
         fid = asdict(metrics.frechet_interval(generated, metrics.moments(reference)))
+        some = generated[:NEIGHBOURS], reference[:NEIGHBOURS]
+        more = {"kid": distances.kernel_distance(generated, reference), "cmmd": distances.cmmd(generated, reference)}
+        more |= dict(zip(("precision", "recall"), distances.precision_recall(*some), strict=True))
     seconds = [
         store.table(name, ["seconds"])["seconds"].to_numpy()  # a column: the images are not read
         for name in _under(names, f"images/{task.configuration}/")
@@ -50,6 +56,7 @@ def score(task: Task) -> dict:
         "clip": asdict(metrics.mean_interval(clip)),
         "fid": fid,
         "seconds": float(np.median(np.concatenate(seconds))),
+        "more": more,
     }
     store.put(task.name, json.dumps(result, indent=2).encode())
     return result

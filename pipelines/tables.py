@@ -3,13 +3,14 @@
 import csv
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
 
-from postdiff.metrics import Interval, difference
+from postdiff.metrics import Interval, difference, extrapolated
 
 FAMILIES = {
     "fewer steps": ("dense",),
@@ -21,11 +22,15 @@ FAMILIES = {
 
 Metric = Literal["fid", "clip"]
 METRICS: dict[Metric, str] = {"fid": "FID", "clip": "CLIP score"}
+DISTANCES = ("kid", "cmmd", "precision", "recall")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, priced for one image and scored. `settings` is readable, e.g. 's=0.5 k=2 m=15'."""
+    """One configuration, priced for one image and scored. `settings` is readable, e.g. 's=0.5 k=2 m=15'.
+
+    more: DISTANCES of the features that FID is made of; empty without FID. CMMD is one only of CLIP's features.
+    """
 
     configuration: str
     method: str
@@ -36,6 +41,7 @@ class Row:
     seconds: float
     fid: Interval | None
     clip: Interval
+    more: dict[str, float] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -55,7 +61,7 @@ class Row:
 
 def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
     """One line a row. more: further columns, {name: a value a row}."""
-    more = more or {}
+    more = {**(more or {}), **further(rows)}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     metric_columns = [f"{name}{part}" for name in ("fid", "clip_score") for part in ("", "_low", "_high")]
@@ -71,6 +77,16 @@ def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None)
         fixed = [row.configuration, row.method, row.settings, row.steps, row.macs_paper, row.flops]
         writer.writerow([*fixed, f"{row.seconds:.4f}", *numbers, row.clip.n, *(column[i] for column in more.values())])
     return out.getvalue()
+
+
+def further(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Columns of a csv beside FID and CLIP score: FID extrapolated to ever more images, and DISTANCES."""
+    ends = [extrapolated(row.fid) if row.fid else None for row in rows]
+    columns = {
+        f"fid_infinity{part}": [f"{value(end):.4f}" if end else "" for end in ends]
+        for part, value in (("", attrgetter("value")), ("_low", attrgetter("low")), ("_high", attrgetter("high")))
+    }
+    return columns | {name: [f"{row.more[name]:.6f}" if name in row.more else "" for row in rows] for name in DISTANCES}
 
 
 HEADER = (

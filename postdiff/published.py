@@ -5,7 +5,7 @@ seconds an image by GPU. Its notes say where the print is damaged, or is not wha
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
@@ -72,7 +72,14 @@ def plan(line: Line) -> Plan:
 
 
 def _settings(row: dict[str, str]) -> dict[str, Any]:
-    kinds = {"steps": int, "beta": _share, "s": _share, "k": int, "m": _step_or_share, "ca_mode": str}
+    kinds: dict[str, Callable] = {
+        "steps": int,
+        "beta": _share,
+        "s": _share,
+        "k": int,
+        "m": _step_or_share,
+        "ca_mode": str,
+    }
     found = {name: kind(row[name]) for name, kind in kinds.items() if row[name]}
     if "ca_mode" in found:
         found["mode"] = found.pop("ca_mode")

@@ -1,0 +1,109 @@
+"""Exhibits from declared runs to files: which configurations they share, what those cost and take, what is written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+
+from pipelines import exhibits, features, generate, latency, paper, plots, report, scores, tables
+from pipelines.evaluation import Point, Protocol
+from pipelines.exhibits import Exhibit, Run
+from pipelines.latency import Latency
+from pipelines.store import Store
+from postdiff import costs, metrics
+from postdiff.backbones import resolve
+from postdiff.families import adapt
+
+Key = tuple[str, str]  # the paper's model, plan id
+
+
+def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Run]:
+    return {(run.model, run.plan.id): run for exhibit in chosen for run in exhibit.runs}
+
+
+def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, tuple[int, int, int]]:
+    """(macs of the paper's model, macs and flops of the one that runs) of every run."""
+    found: dict[Key, tuple[int, int, int]] = {}
+    for model, name in names.items():
+        keys = [key for key in runs if key[0] == model]
+        plans = [runs[key].plan for key in keys]
+        prices = costs(plans, resolve(name))
+        theirs = prices if name == model else costs(plans, resolve(model))
+        found |= {
+            key: (there.macs_paper, here.macs_paper, here.flops)
+            for key, here, there in zip(keys, prices, theirs, strict=True)
+        }
+    return found
+
+
+def points_of(options, runs: dict[Key, Run], prices: dict, names: dict[str, str]) -> list[Point]:
+    shared = options.guidance, options.solver, options.batch_size, options.dtype
+    plans = {model: next(run.plan for run in runs.values() if run.model == model) for model in names}
+    # The checkpoint's fingerprint is read once.
+    first = {model: generate.configure(name, plans[model], *shared) for model, name in names.items()}
+    points = []
+    for key, run in runs.items():
+        of = first[run.model]
+        configuration = replace(of, plan=adapt(run.plan, resolve(of.backbone).family))
+        points.append(Point(run.plan.name, run.label, configuration, *prices[key][1:]))
+    return points
+
+
+def time_plans(store: Store, chosen: Sequence[Exhibit], names: dict[str, str], rounds: int) -> dict[Key, Latency]:
+    """Latencies of the timed exhibits' runs, each model's beside that model as it is."""
+    timed = [exhibit for exhibit in chosen if exhibit.timed]
+    found: dict[Key, Latency] = {}
+    for model, name in names.items():
+        plans = {run.plan.id: run.plan for run in distinct(timed).values() if run.model == model}
+        if plans:
+            first = next(exhibit for exhibit in timed if model in exhibit.models).reference(model).plan
+            among = list({first.id: first, **plans}.values())
+            times = latency.kept(store, name, among, rounds)
+            found |= {(model, plan.id): took for plan, took in zip(among, times, strict=True)}
+    return found
+
+
+def subsets(store: Store, exhibit: Exhibit, results: paper.Results, protocol: Protocol) -> dict[str, list]:
+    """Fig. 9: {set of prompts: [(s, interval of the CLIP score)]}: the first n of the prompts, and all."""
+    n, names = len(protocol.prompts), store.names()
+    first = exhibits.CALIBRATION if n > max(exhibits.CALIBRATION) else (max(4, n // 8), max(4, n // 4))
+    curves: dict[str, list] = {}
+    ids, texts = scores.read_features(store, names, features.folder(protocol.clip, "prompts"))
+    for run in exhibit.runs:
+        folder = features.folder(protocol.clip, paper.of(results, run).row.configuration)
+        of, images = scores.read_features(store, names, folder)
+        per_prompt = metrics.clip_scores(images, texts[[ids.index(id) for id in of]])
+        for size in dict.fromkeys([*first, n]):
+            curves.setdefault(f"{size} prompts", []).append((run.x, metrics.mean_interval(per_prompt[:size])))
+    return curves
+
+
+def write(
+    store: Store, exhibit: Exhibit, results: paper.Results, names: dict[str, str], protocol: Protocol
+) -> tuple[str, str]:
+    """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    table = paper.table(exhibit, results)
+    title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else [])]
+    listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
+    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{table.clear}\n"
+    base = f"exhibits/{exhibit.key}"
+    store.put(f"{base}.md", markdown.encode())
+    store.put(f"{base}.csv", paper.to_csv(exhibit, results).encode())
+    store.put(f"{base}.tex", paper.to_latex(title, table.header, table.lines, notes).encode())
+    body = f"<h2>{escape(title)}</h2>\n"
+    if exhibit.kind != "table":
+        if exhibit.kind == "subsets":
+            figure = plots.subsets_plot(
+                subsets(store, exhibit, results, protocol), f"{names[exhibit.models[0]]}, T = 20"
+            )
+        else:
+            figure = plots.exhibit_plot(exhibit, results, names)
+        svg = plots.as_svg(figure)
+        store.put(f"{base}.svg", svg.encode())
+        store.put(f"{base}.png", plots.as_png(figure))
+        body += f'<div class="plots"><div>{svg}</div></div>\n'
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    whole = f"{report.table(table.header, table.lines)}\n<ol>{items}</ol>"
+    folded = f"<details><summary>{len(exhibit.runs)} points</summary>{whole}</details>"
+    html = f"{body}{whole if exhibit.kind == 'table' else folded}\n<p>{escape(table.clear)}</p>"
+    return html, markdown
