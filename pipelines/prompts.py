@@ -36,7 +36,7 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": _coco}
     if path.suffix not in readers:
         raise ValueError(
-            f"prompts must be {' or '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
+            f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
         )
     if not path.is_file():
         raise ValueError(f"no prompt file at {source!r}")

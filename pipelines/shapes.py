@@ -18,7 +18,7 @@ from itertools import count
 
 import numpy as np
 
-SPLITS = ("train", "val", "prompts")
+SPLITS = ("train", "val", "prompts", "recaption")
 SIZES = {"small": (0.125, 0.145), "big": (0.195, 0.225)}  # radius, as a share of the image's width
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 COLOURS = {
@@ -77,7 +77,7 @@ def scene(split: str, index: int) -> Scene:
     rng = np.random.default_rng([SPLITS.index(split), index])
     while True:
         drawn = _draw(rng)
-        if split == "val" or is_held_out(drawn.caption) == (split == "prompts"):
+        if split == "val" or is_held_out(drawn.caption) == (split in ("prompts", "recaption")):
             return drawn
 
 

@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_prompts(tmp_path):
         ("number.json", '{"annotations": [{"id": 1, "caption": 7}]}', "a prompt must be text, got 7"),
         ("null.json", '{"annotations": [{"id": 1, "caption": null}]}', "holds no prompt"),
         ("broken.parquet", "x", "not readable as .parquet"),
-        ("p.docx", "x", "'shapes' or a file"),
+        ("p.docx", "x", "prompts must be 'shapes', 'shapes-recaption' or a file"),
     ],
 )
 def test_bad_files_are_told(tmp_path, name, content, message):
