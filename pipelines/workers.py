@@ -185,7 +185,7 @@ def run(
                 cost = state.busy[ref][1].cost
                 if _settle(ref, state, is_committed):
                     done += 1
-                    bar.update(cost)
+                    bar.update(min(cost, bar.total - bar.n))  # sums of floats depend on the order
             if bar.n >= 0.02 * bar.total:  # before, starting workers and encoding text would be taken for the pace
                 bar.bar_format = BAR.format(", {remaining} to go")
             waiting = f", {len(state.starting)} workers starting" if state.starting else ""
