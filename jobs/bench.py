@@ -169,7 +169,7 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
     plans = {"dense": methods.dense(steps), "deepcache": methods.deepcache(steps, 2, 0),
              "tgate": methods.tgate(steps, gate), "tome": methods.tome(steps)}  # fmt: skip
     text = torch.randn(2, spec.text_tokens, spec.denoiser["cross_attention_dim"])
-    channels, grid = spec.denoiser["in_channels"], spec.latents(spec.size)
+    channels, grid = backbone.denoiser.config.in_channels, spec.latents(spec.size)
     call = {"num_inference_steps": steps, "guidance_scale": spec.guidance, "output_type": "latent",
             "negative_prompt_embeds": text[:1], "prompt_embeds": text[1:], "height": spec.size, "width": spec.size,
             "latents": sampling.draw([0], "initial", channels, grid)}  # fmt: skip
