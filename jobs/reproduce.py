@@ -127,7 +127,7 @@ def make(
     prices = reproduction.count_costs(runs, names)
     points = reproduction.points_of(args, runs, prices, names)
     rows = evaluation.evaluate(store, points, protocol, evaluation.connect(args, list(names.values())))
-    results = {key: paper.Measured(row, prices[key][0], times.get(key)) for key, row in zip(runs, rows, strict=True)}
+    results = {key: paper.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)}
     made = [(exhibit, *reproduction.write(store, exhibit, results, names, protocol)) for exhibit in group]
     models = [next(p.configuration for p in points if p.configuration.backbone == name) for name in names.values()]
     facts = {

@@ -46,7 +46,7 @@ def text(groups: list[Group], names: dict[str, str], real: bool, price: float | 
         lines += [f"  {e.key:<8}{len(e.runs):>4} cells  {e.title}" for e in group.exhibits]
         for model, name in of.items():
             own = [prices[key] for key in runs if key[0] == model]
-            macs = group.prompts * sum(price[1] for price in own) / 1e12
+            macs = group.prompts * sum(one.macs for one in own) / 1e12
             size += group.prompts * len(own) * resolve(name).size ** 2 * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}
             hours = {gpu: hours[gpu] + took.get(gpu, 0.0) for gpu in GPUS}

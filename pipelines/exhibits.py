@@ -22,6 +22,7 @@ class Run:
 
     label: as the table prints it; of a figure, the point's. curve: of a figure, the series it belongs to.
     x: of a figure over a setting, that setting. values, notes: as `published.Line`.
+    searched: the plan, or its cost, was found on the model that runs, and is of no other.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Run:
     values: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    searched: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Ex
             notes = (*notes, f"{line.label}: {presets.PRESETS[preset].note}")
         if plan is None:
             plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
-        runs.append(Run(line.label, line.model, plan, values=line.values, seconds=line.seconds, notes=notes))
+        runs.append(
+            Run(line.label, line.model, plan, values=line.values, seconds=line.seconds, notes=notes,
+                searched=preset in found)
+        )  # fmt: skip
     return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note, dataset=published.lines(key)[0].dataset)
 
 

@@ -17,10 +17,11 @@ ALIKE = 1e-3  # relative difference from which a counted cost is not the printed
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a run. macs: of the paper's own model under this plan, by the paper's rule, one image."""
+    """What is known of a run. macs: of the paper's own model under this plan, by the paper's rule, one image; None for
+    a plan that was searched on another model."""
 
     row: Row
-    macs: int
+    macs: int | None
     latency: Latency | None = None
 
 
@@ -55,20 +56,23 @@ def table(exhibit: Exhibit, results: Results) -> Table:
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
         header += [METRICS[metric], "change", *(["paper", "change"] if printed[metric] else [])]
-    header += ["s/image p50 (p90)", "speed-up", "paper: s", "speed-up"] if exhibit.timed else []
+    header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []
     for run in exhibit.runs:
         found, notes = of(results, run), list(run.notes)
-        cost = [f"{found.macs / 1e12:.3f}", *([_number(run, "tmacs", 3)] if printed["tmacs"] else [])]
-        if "tmacs" in run.values and abs(found.macs / 1e12 / run.values["tmacs"] - 1) > ALIKE:
+        cost = [f"{found.macs / 1e12:.3f}" if found.macs else "–"]
+        if found.macs is None:
+            notes.append("its plan was searched on the model that ran here: of the paper's own it says nothing")
+        cost += [_number(run, "tmacs", 3)] if printed["tmacs"] else []
+        if found.macs and "tmacs" in run.values and abs(found.macs / 1e12 / run.values["tmacs"] - 1) > ALIKE:
             notes.append(f"the paper printed {run.values['tmacs']:.3f} T MACs, its method costs {cost[0]}")
         quality = []
         for metric in exhibit.metrics:
             quality += _quality(exhibit, results, run, metric, printed[metric])
         marks = [_mark(footnotes, note) for note in notes]
         label = run.label + (f" [{', '.join(marks)}]" if marks else "")
-        lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, run, found)])
+        lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
     return Table(tuple(header), lines, footnotes, clear(exhibit, results))
 
 
@@ -85,13 +89,16 @@ def _quality(exhibit: Exhibit, results: Results, run: Run, metric: Metric, print
     return cells
 
 
-def _times(exhibit: Exhibit, run: Run, found: Measured) -> list[str]:
+def _times(exhibit: Exhibit, results: Results, run: Run) -> list[str]:
     if not exhibit.timed:
         return []
-    took, first = found.latency, exhibit.reference(run.model).seconds
+    first = exhibit.reference(run.model)
+    took, allowed = of(results, run).latency, of(results, first).row.flops / of(results, run).row.flops
     here = [f"{took.p50:.3f} ({took.p90:.3f})", f"{took.speedup:.2f}"] if took else ["not timed", "–"]
-    there = [f"{run.seconds:.3f}", f"{first / run.seconds:.2f}"] if run.seconds and first else ["–", "–"]
-    return [*here, *there]
+    there = ["–", "–"]
+    if run.seconds and first.seconds:
+        there = [f"{run.seconds:.3f}", f"{first.seconds / run.seconds:.2f}"]
+    return [*here, f"{allowed:.2f}", *there]
 
 
 def _number(run: Run, key: str, digits: int) -> str:
@@ -152,7 +159,7 @@ def to_csv(exhibit: Exhibit, results: Results) -> str:
         times = [f"{x:.5f}" for x in (took.p50, took.p90, took.speedup)] if took else [""] * 3
         printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or ""]
         others = [column[at] for column in more.values()]
-        writer.writerow([*who, found.macs, row.macs_paper, row.flops, *cells, *times, *printed, *others])
+        writer.writerow([*who, found.macs or "", row.macs_paper, row.flops, *cells, *times, *printed, *others])
     return out.getvalue()
 
 

@@ -1,7 +1,7 @@
 """Exhibits from declared runs to files: which configurations they share, what those cost and take, what is written."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 
 from pipelines import exhibits, features, generate, latency, paper, plots, report, scores, tables
@@ -16,26 +16,37 @@ from postdiff.families import adapt
 Key = tuple[str, str]  # the paper's model, plan id
 
 
+@dataclass(frozen=True)
+class Price:
+    """Of one image. there: MACs by the paper's rule of the paper's model, None for a plan that was searched on another;
+    macs, flops: of the model that runs."""
+
+    there: int | None
+    macs: int
+    flops: int
+
+
 def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Run]:
     return {(run.model, run.plan.id): run for exhibit in chosen for run in exhibit.runs}
 
 
-def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, tuple[int, int, int]]:
-    """(macs of the paper's model, macs and flops of the one that runs) of every run."""
-    found: dict[Key, tuple[int, int, int]] = {}
+def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]:
+    """What every run costs."""
+    found: dict[Key, Price] = {}
     for model, name in names.items():
         keys = [key for key in runs if key[0] == model]
         plans = [runs[key].plan for key in keys]
         prices = costs(plans, resolve(name))
-        theirs = prices if name == model else costs(plans, resolve(model))
+        shared = [key for key in keys if name == model or not runs[key].searched]
+        theirs = costs([runs[key].plan for key in shared], resolve(model))
+        there = {key: price.macs_paper for key, price in zip(shared, theirs, strict=True)}
         found |= {
-            key: (there.macs_paper, here.macs_paper, here.flops)
-            for key, here, there in zip(keys, prices, theirs, strict=True)
+            key: Price(there.get(key), price.macs_paper, price.flops) for key, price in zip(keys, prices, strict=True)
         }
     return found
 
 
-def points_of(options, runs: dict[Key, Run], prices: dict, names: dict[str, str]) -> list[Point]:
+def points_of(options, runs: dict[Key, Run], prices: dict[Key, Price], names: dict[str, str]) -> list[Point]:
     shared = options.guidance, options.solver, options.batch_size, options.dtype
     plans = {model: next(run.plan for run in runs.values() if run.model == model) for model in names}
     # The checkpoint's fingerprint is read once.
@@ -44,7 +55,7 @@ def points_of(options, runs: dict[Key, Run], prices: dict, names: dict[str, str]
     for key, run in runs.items():
         of = first[run.model]
         configuration = replace(of, plan=adapt(run.plan, resolve(of.backbone).family))
-        points.append(Point(run.plan.name, run.label, configuration, *prices[key][1:]))
+        points.append(Point(run.plan.name, run.label, configuration, prices[key].macs, prices[key].flops))
     return points
 
 

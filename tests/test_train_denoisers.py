@@ -1,12 +1,20 @@
 """What the mini models inherit from mini-SD, and the captions that they learn from."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pipelines import mini, train_denoisers
-from pipelines.train_denoisers import inherit
-from pipelines.training import block_matrices
+from pipelines.train_denoisers import ALPHAS, Batch, inherit
+from pipelines.train_transformer import middle, teacher_loss
+from pipelines.training import Trainer, block_matrices, load_ema
+from postdiff.backbones import MINI
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import train_mini  # a job is a script, not a package
 
 
 @pytest.fixture
@@ -71,3 +79,38 @@ def test_muon_gets_the_matrices_of_both_transformers_blocks_and_no_embedding():
     assert sum(name.startswith("text.encoder.block.") for name in found) == 3 * 7
     assert len(found) == 81
     assert not [name for name in found if "table" in name or "bias" in name or "shared" in name]
+
+
+def test_refining_draws_seven_tenths_of_the_times_where_forms_are_made():
+    t = middle(torch.arange(1000))
+    assert ((t >= 100) & (t < 600)).float().mean() == pytest.approx(0.7, abs=0.002)
+    assert (t < 100).float().mean() == pytest.approx(0.1, abs=0.002)
+    assert t.min() == 0
+    assert t.max() < 1000
+    assert (t.diff() >= 0).all()
+
+
+def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
+    x0, noise, t = torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 4, 4), torch.tensor([20, 500])
+    batch, told = Batch(x0, noise, t, torch.tensor([0, 1])), torch.zeros(2, 1, 1)
+    teacher = lambda noisy, t, words, return_dict: (torch.ones_like(noisy),)  # noqa: E731
+    loss, numbers = teacher_loss(torch.full_like(x0, 3.0), batch, teacher, told)
+    assert numbers == {"to_teacher_4": 4.0}
+    snr = float(ALPHAS[20] / (1 - ALPHAS[20]))
+    assert float(loss) == pytest.approx(4 * (5 / snr + 1) / 2)
+
+
+def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_path):
+    train_mini.restore(tmp_path, MINI)
+    parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
+    load_ema(parts, tmp_path, "pixart")
+    shipped = train_mini.postdiff.load("mini-pixart", device="cpu").pipe
+    for part, module in (("transformer", shipped.transformer), ("text", shipped.text_encoder)):
+        have = parts[part].state_dict()
+        assert all(value.equal(have[name]) for name, value in module.state_dict().items())
+    assert load_ema(mini.autoencoder(), tmp_path, "autoencoder")
+    assert {file.stem for file in tmp_path.iterdir()} == {"autoencoder", "clip", "unet", "tiny", "lcm", "xl", "pixart"}
+    with pytest.raises(SystemExit, match="was restored from finished weights"):
+        Trainer("pixart", parts, 10, 1e-3, tmp_path)
+    with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt"):
+        train_mini.restore(tmp_path, MINI)
