@@ -149,7 +149,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.device
+        if self.denoiser is None:
+            return self.pipe.device
+        return next(self.denoiser.parameters()).device  # the pipeline's own looks through all modules: 1.5 ms
 
 
 def resolve(where: str | Path) -> Spec:
