@@ -56,7 +56,8 @@ def match(
     order = chosen.argsort(dim=1)  # as tomesd sorts: another order of the same tokens is another last bit
     destination, source = order[:, : rows * columns], order[:, rows * columns :]
 
-    first = torch.arange(batch, device=device)[:, None] * n  # of each image, in the flattened tokens
+    image = torch.arange(batch, device=device)[:, None]
+    first = image * n  # in the flattened tokens
     unit = (x / x.norm(dim=-1, keepdim=True)).flatten(0, 1)
     likeness = pick(unit, source + first) @ pick(unit, destination + first).transpose(1, 2)
     best, nearest = likeness.max(dim=-1)
@@ -74,11 +75,10 @@ def match(
     back.scatter_(1, kept, torch.arange(count, device=device).expand(batch, -1))
     back.scatter_(1, destination, torch.arange(count, n - r, device=device).expand(batch, -1))
     back.scatter_(1, merged, into + count)
-    place = into + torch.arange(batch, device=device)[:, None] * destination.shape[1]
+    place = into + image * destination.shape[1]
     size = torch.ones(destination.numel(), device=device)  # float32: counts stall at 256 in bfloat16
     size.index_add_(0, place.flatten(), torch.ones(place.numel(), device=device))
-    shift = torch.arange(batch, device=device)[:, None] * (n - r)
-    return Matching(kept + first, merged + first, destination + first, place, size, back + shift)
+    return Matching(kept + first, merged + first, destination + first, place, size, back + image * (n - r))
 
 
 def pick(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
