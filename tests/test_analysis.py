@@ -16,7 +16,8 @@ def test_the_last_prediction_is_the_image(backbones, kind):
     backbone, plan = backbones(kind), methods.mixed_resolution(4, beta=0.75, s=0.5)
     steps = analysis.trajectory(backbone, PROMPTS, SEEDS, plan)
     assert [step.shape[1] for step in steps] == [48, 48, 64, 64]
-    np.testing.assert_array_equal(steps[-1], postdiff.sample(backbone, PROMPTS, SEEDS, plan))
+    # The solver's last step is the same sum in another order: a level of one value differs on some processors.
+    np.testing.assert_allclose(steps[-1], postdiff.sample(backbone, PROMPTS, SEEDS, plan), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
