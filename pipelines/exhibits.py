@@ -20,7 +20,7 @@ MINI = {"sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mi
 class Run:
     """One plan on one of the paper's models.
 
-    label: as the table prints it; of a figure, the point's. curve: of a figure, the series it belongs to.
+    label: as the table prints it; of a figure, the point's on its curve. curve: of a figure, the series it belongs to.
     x: of a figure over a setting, that setting. values, notes: as `published.Line`.
     searched: the plan, or its cost, was found on the model that runs, and is of no other.
     """
@@ -49,6 +49,10 @@ class Exhibit:
     timed: bool = False
     note: str = ""
     dataset: str = "coco2014"
+
+    def name(self, run: Run) -> str:
+        """What tells a run from the others: of a figure, its model and curve too."""
+        return run.label if self.kind == "table" else " ".join(filter(None, (run.model, run.curve, run.label)))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -85,8 +89,8 @@ def _plan(preset: str) -> Plan:
 
 def figure1(found: Found) -> Exhibit:
     runs = [
-        Run(line.label, line.model, published.plan(line), "-PD" if line.method == "postdiff" else "fewer steps",
-            values=line.values)
+        Run(f"T={line.settings['steps']}", line.model, published.plan(line),
+            "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values)
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
     return Exhibit("fig1", "PostDiff on four models", "front", tuple(runs), ("fid",), note="its points are Table 2's")
@@ -106,7 +110,7 @@ def figure5(found: Found) -> Exhibit:
     for model, beta, k, shares in (("sd15", 0.5, 2, (0.5,)), ("pixart", 0.75, 1, (0.2, 0.3, 0.5))):
         runs += [Run(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in STEPS]
         runs += [
-            Run(f"s={s:g} m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
+            Run(f"m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
             for s in shares
             for m in (5, 10, 12, 15, 18)
         ]

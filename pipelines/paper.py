@@ -71,7 +71,7 @@ def table(exhibit: Exhibit, results: Results) -> Table:
         for metric in exhibit.metrics:
             quality += _quality(exhibit, results, run, metric, printed[metric])
         marks = [_mark(footnotes, note) for note in notes]
-        label = run.label + (f" [{', '.join(marks)}]" if marks else "")
+        label = exhibit.name(run) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
     return Table(tuple(header), lines, footnotes, clear(exhibit, results))
 
@@ -129,12 +129,12 @@ def clear(exhibit: Exhibit, results: Results) -> str:
         sure = {run: moved for run, moved in known.items() if moved.low > 0 or moved.high < 0}
         there = {run: printed_change(exhibit, run, metric) for run in sure}
         alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
-        against = [run.label for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
+        against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
         text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from the model as it is are clear"
         if any(there.values()):
             text += f", {len(alike)} of them in the paper's direction"
             text += f" (against it: {'; '.join(against)})" if against else ""
-        open_ones = [run.label for run in known if run not in sure]
+        open_ones = [exhibit.name(run) for run in known if run not in sure]
         parts.append(f"{text}. Not resolved: {'; '.join(open_ones) or 'none'}.")
     return " ".join(parts)
 

@@ -117,7 +117,7 @@ def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, s
         colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
         if len(curves) > len(colours):
             colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
-        for curve, colour, mark in zip(curves, colours, "osD^vPX*", strict=False):
+        for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
             points = [run for run in own if run.curve == curve]
             points.sort(key=lambda run: paper.of(results, run).row.macs_paper)
             rows = [paper.of(results, run).row for run in points]
@@ -129,7 +129,9 @@ def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, s
             for bar in axes.containers[-1][2]:
                 bar.set_alpha(0.25)
             for run, px, py in zip(points, x, y, strict=True) if len(curves) <= 4 else ():
-                axes.annotate(run.label, (px, py), (0, 6), textcoords="offset points", ha="center", size=6)
+                axes.annotate(
+                    run.label, (px, py), (0, -11 if at % 2 else 6), textcoords="offset points", ha="center", size=6
+                )
         axes.set(xlabel="GMACs an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

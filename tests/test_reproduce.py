@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import budget, exhibits, latency, paper, reproduction, rivals
+from pipelines import budget, exhibits, latency, paper, plots, reproduction, rivals
 from pipelines.exhibits import Run
 from pipelines.store import Store
 from pipelines.tables import Row
@@ -104,6 +104,18 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         ("Ours", "4.00000", "16.65"),
         ("DC", "5.00000", ""),
     ]
+
+
+def test_every_figure_is_drawn_with_all_of_its_points():
+    for exhibit in exhibits.gather(["fig1", "fig4", "fig5", "fig8"], {}):
+        results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
+        figure = plots.exhibit_plot(exhibit, results, exhibits.MINI)
+        panels = [axes for axes in figure.axes if axes.lines]
+        assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
+        assert panels[0].get_title() == "sd15: mini-sd"
+        points = sum(len(line.get_xdata()) for axes in panels for line in axes.lines)
+        assert points == len(exhibit.runs) * len(exhibit.metrics)
+        assert plots.as_svg(figure).startswith("<svg")
 
 
 def test_latex_is_escaped():
