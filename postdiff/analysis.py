@@ -109,7 +109,7 @@ def _watch(denoiser: torch.nn.Module) -> Iterator[_Watch]:
             handle.remove()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def trajectory(
     backbone: Backbone,
     prompts: Sequence[str],

@@ -7,6 +7,7 @@ latents. Every draw depends on the image's own seed and on nothing else: not on 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import takewhile
 from typing import Any
@@ -127,7 +128,7 @@ def begin_batch(
     return begin(backbone, text, seeds, plan, solver, size), plan, guidance, size
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
     """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`."""
     spec = backbone.spec
@@ -140,7 +141,8 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solv
     return State(latents, scheduler, text, tuple(seeds))
 
 
-@torch.no_grad()
+# inference_mode takes 0.96 of no_grad's time on mini-SD (40 alternating pairs). `decode` casts weights and stays out.
+@torch.inference_mode()
 def denoise(
     backbone: Backbone,
     state: State,
@@ -222,12 +224,14 @@ def advance(
         alpha, sigma = solvers.noise_level(solver, i)
         noise = draw(state.seeds, "initial", before.shape[1], before.shape[2:]).to(before)
         before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
-    state.latents, clean = solvers.step(solver, output, i, before, state.streams("solver"))
-    level = solvers.noise_level(solver, i)
-    x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean
+    state.latents, clean = solvers.step(solver, output, i, before, partial(state.streams, "solver"))
+    switches = i + 1 in plan.switches
+    if on_x0 or switches:
+        level = solvers.noise_level(solver, i)
+        x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean
     if on_x0:
         on_x0(x0)
-    if i + 1 in plan.switches:
+    if switches:
         grid = resolution.latent_size(spec.latents(size), plan.steps[i + 1].scale, spec.patch)
         noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], grid).to(x0.device)
         level = solvers.noise_level(solver, i + 1)

@@ -107,7 +107,7 @@ def _contributions(denoiser: torch.nn.Module, names: list[str]):
             handle.remove()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ditfastattn(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -166,7 +166,7 @@ def ditfastattn(
     return replace(plan, name="ditfastattn", window=window, modules=schedules)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ca_tome(
     backbone: Backbone,
     prompts: Sequence[str],

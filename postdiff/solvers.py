@@ -1,5 +1,7 @@
 """The solvers offered, as diffusers schedulers, and what the sampler must know about them."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -65,14 +67,14 @@ def noise_level(solver, i: int) -> tuple[float, float]:
 
 
 def step(
-    solver, output: torch.Tensor, i: int, x: torch.Tensor, generators: list[torch.Generator]
+    solver, output: torch.Tensor, i: int, x: torch.Tensor, generators: Callable[[], list[torch.Generator]]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
 
     A consistency model's solver draws noise: one CPU generator an image.
     """
     if isinstance(solver, LCMScheduler):
-        return solver.step(output, solver.timesteps[i], x, generator=generators, return_dict=False)
+        return solver.step(output, solver.timesteps[i], x, generator=generators(), return_dict=False)
     return solver.step(output, solver.timesteps[i], x, return_dict=False)[0], None
 
 
