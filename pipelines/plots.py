@@ -156,6 +156,25 @@ def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: 
     return figure
 
 
+def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: str, title: str) -> plt.Figure:
+    """Scores of plans against the prompts that they were scored on, a line a plan, until it was dropped."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    ends = sorted({interval.n for curve in curves.values() for interval in curve})
+    for id, curve in curves.items():
+        x, y = [interval.n for interval in curve], [interval.value for interval in curve]
+        own = {"color": "#d62728", "lw": 2.2, "zorder": 3, "label": "chosen"} if id == chosen else {"color": "#8888"}
+        axes.plot(x, y, "o-", **{"ms": 3, "lw": 0.8, **own})
+        axes.plot(x[-1:], y[-1:], "x" if x[-1] < ends[-1] else "o", ms=5, color=own["color"])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ends, [str(n) for n in ends])
+    axes.minorticks_off()
+    axes.set(xlabel="prompts (a cross: dropped there)", ylabel=metric, title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def as_svg(figure: plt.Figure) -> str:
     """The figure as an <svg> element, the same bytes for the same figure."""
     buffer = io.StringIO()

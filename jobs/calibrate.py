@@ -1,0 +1,201 @@
+"""The best plan for a backbone and a budget, from a small calibration set (sec. 2.4, App. D).
+
+    python jobs/calibrate.py --share 0.4                              mini-SD, 40 % of its FLOPs, Shapes
+    python jobs/calibrate.py --share 0.5 --of seconds --by fid        half of its measured latency, by FID
+    python jobs/calibrate.py --backbone sd15 --budget 6 --of macs --prompts captions.tsv --limit 500
+
+Every combination of beta, s, k and m, at the most steps that the budget pays for, is scored on the first prompts; the
+better half goes on, prompts double, until the last few are scored on all. Ends in OUT/plan.json, which `postdiff
+generate --plan` and `postdiff.load_plan` take, and OUT/report.html, which says how sure the choice is. Run it again and
+it goes on where it stopped.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
+
+from pipelines import calibration, evaluation, generate, latency, plots, report, tables, workers
+from pipelines.calibration import Candidate
+from pipelines.evaluation import Point, Protocol
+from pipelines.store import Store
+from postdiff import costs, methods, planfile
+from postdiff.backbones import Spec, fingerprint, resolve
+from postdiff.families import adapt
+from postdiff.metrics import Interval, difference
+
+UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate in the last round that it was in. place: its rank there, 0 the best. change: paired, the chosen's
+    score on the same prompts taken off; None for the chosen. first: the share of resamplings of the prompts in which
+    it comes first among the last round's."""
+
+    candidate: Candidate
+    rounds: int
+    score: Interval
+    change: Interval | None
+    first: float | None
+
+
+def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Candidate], float, float]:
+    """The candidates, the budget, and what the backbone costs as it is, in UNITS[args.of]."""
+    plans, as_it_is = calibration.grid(spec), methods.dense(spec.settings["steps"])
+    listed = list(
+        {plan.id: plan for plan in [as_it_is, *(plan for group in plans.values() for plan in group)]}.values()
+    )
+    if args.of == "seconds":
+        cost = {
+            p.id: t.p50 for p, t in zip(listed, latency.kept(store, args.backbone, listed, args.rounds), strict=True)
+        }
+    else:
+        name = "macs_paper" if args.of == "macs" else "flops"
+        cost = {p.id: getattr(c, name) / 1e12 for p, c in zip(listed, costs(listed, spec), strict=True)}
+    whole = cost[as_it_is.id]
+    budget = whole * args.share if args.share else args.budget
+    return calibration.affordable(plans, cost, budget), budget, whole
+
+
+def run(args: argparse.Namespace) -> None:
+    spec, whole_protocol = resolve(args.backbone), evaluation.protocol(args)
+    if args.by == "fid" and not whole_protocol.reference:
+        raise ValueError("--by fid needs --reference, a folder of images")
+    if args.by == "clip":
+        whole_protocol = replace(whole_protocol, reference=())
+    if args.of == "seconds":
+        latency.check_rounds(args.rounds)
+    store = evaluation.open_store(args.out, whole_protocol)
+    candidates, budget, whole = price(args, store, spec)
+    halving = calibration.rounds(whole_protocol.prompts, len(candidates))
+    images = sum(
+        len(r.prompts) * n for r, n in zip(halving, [len(candidates), *(r.keep for r in halving)], strict=False)
+    )
+    print(f"{len(candidates)} plans within {budget:.4g} {UNITS[args.of]} ({budget / whole:.1%} of the model as it is)")
+    print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
+          f"{len(candidates) * len(whole_protocol.prompts)}")  # fmt: skip
+    if args.dry_run:
+        return
+    shared = args.guidance, args.solver, args.batch_size, args.dtype
+    first = generate.configure(args.backbone, candidates[0].plan, *shared)
+    points = {c.plan.id: Point(c.plan.name, c.label, replace(first, plan=adapt(c.plan, spec.family)), 0, price.flops)
+              for c, price in zip(candidates, costs([c.plan for c in candidates], spec), strict=True)}  # fmt: skip
+    resources = evaluation.connect(args, [args.backbone])
+    stores: list[Store] = []
+    curves: dict[str, list[Interval]] = {}
+    left = candidates
+    for number, part in enumerate(halving):
+        protocol = replace(whole_protocol, prompts=part.prompts)
+        stores.append(evaluation.open_store(f"{args.out}/round-{number + 1}", protocol))
+        listed = [points[c.plan.id] for c in left]
+        evaluation.evaluate(stores[-1], listed, protocol, resources)
+        scores = calibration.score(stores, protocol, listed, args.by)
+        for c, value in zip(left, scores, strict=True):
+            curves.setdefault(c.plan.id, []).append(value)
+        left = [left[i] for i in calibration.ranked(scores, args.by)[: part.keep]]
+    write(args, store, candidates, left[0], curves, whole_protocol, budget, whole)
+
+
+def compare(candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by) -> list[Scored]:
+    """All candidates, the longest in the race first, then by score."""
+    own = curves[chosen.plan.id]
+    last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
+    shares = calibration.first_places([curves[c.plan.id][-1] for c in last], by)
+    first = {c.plan.id: share for c, share in zip(last, shares, strict=True)}
+    sign = 1 if by == "fid" else -1
+    found = []
+    for c in candidates:
+        curve = curves[c.plan.id]
+        change = difference(curve[-1], [(1.0, own[len(curve) - 1])], len(candidates) - 1) if c != chosen else None
+        found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
+    return sorted(found, key=lambda of: (-of.rounds, sign * of.score.value))
+
+
+def sure(scored: list[Scored], chosen: Candidate, by) -> str:
+    """The answer in words: what was chosen, and which plans it could not be told from."""
+    others = [of for of in scored if of.change is not None]
+    better, worse = tables.clear([of.change for of in others if of.change], by)
+    first = next(of.first for of in scored if of.candidate == chosen)
+    doubt = f"{len(others) - worse - better} cannot be told from it"
+    if better:
+        doubt += f", {better} dropped early were clearly better on the few prompts that they had"
+    return (
+        f"{chosen.label}. Clearly worse are {worse} of the {len(others)} other plans (paired, all at once); {doubt}. "
+        f"Of the plans scored on all prompts it comes first in {first:.0%} of resamplings of the prompts."
+    )
+
+
+def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, budget: float, whole: float) -> None:
+    metric, unit = tables.METRICS[args.by], UNITS[args.of]
+    scored = compare(candidates, chosen, curves, args.by)
+    answer = sure(scored, chosen, args.by)
+    header = ["plan", unit, "prompts", metric, "from the chosen", "comes first"]
+    lines = [
+        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), str(of.score),
+         f"{of.change:+}" if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
+        for of in scored
+    ]  # fmt: skip
+    figure = plots.halving_plot(curves, chosen.plan.id, metric, f"{args.backbone}, {budget:.4g} {unit}")
+    facts = {
+        "budget": f"{budget:.4g} {unit} an image ({budget / whole:.1%} of the model as it is)",
+        **({"latency": f"median of {args.rounds} rounds on {latency.machine()}"} if args.of == "seconds" else {}),
+        "model": f"{args.backbone}, weights {fingerprint(resolve(args.backbone))}",
+        **protocol.facts(),
+        "commit": report.commit(),
+    }
+    del facts["CLIP score" if args.by == "fid" else "FID"]
+    note = (
+        "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
+        "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
+        "chosen by it: score it on other prompts before you quote it."
+    )
+    body = (
+        f'<p>{escape(note)}</p><div class="plots"><div>{plots.as_svg(figure)}</div></div>{report.table(header, lines)}'
+    )
+    store.put("report.html", report.page(f"postdiff: a plan for {args.backbone}", answer, body, facts).encode())
+    store.put("halving.png", plots.as_png(figure))
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *lines])
+    store.put("calibration.csv", out.getvalue().encode())
+    notes = {"backbone": args.backbone, "by": metric, "prompts": len(protocol.prompts), "answer": answer}
+    store.put("plan.json", planfile.to_json(chosen.plan, **notes, **{"budget": facts["budget"]}).encode())
+    print(f"\n{tables.markdown(header, lines[: 2 * calibration.FINALISTS])}\n{answer}\n")
+    print(f"plan: {store.url}/plan.json\nreport: {store.url}/report.html")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--share", type=float, help="the budget as a share of what the backbone costs as it is")
+    budget.add_argument("--budget", type=float, help="the budget for one image, in TFLOP, T MACs or seconds")
+    add("--of", choices=list(UNITS), default="flops", help="what the budget is of (seconds: measured here)")
+    add("--by", choices=list(tables.METRICS), default="clip", help="what is best: the CLIP score, as in Fig. 9, or FID")
+    add("--rounds", type=int, default=3, help="of the latency measurement")
+    evaluation.add_options(parser)
+    add("--out", default="out/calibration", help="the store: a folder or any pyarrow.fs or fsspec URL")
+    add("--dry-run", action="store_true", help="print what would run, and stop")
+    args = evaluation.settle_options(parser.parse_args(argv))
+    for name in ("share", "budget"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} must be above 0, got {value:g}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        run(parse(argv))
+    except (ValueError, OSError, workers.WorkersError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The best plan under a budget, found on a few prompts by successive halving (Jamieson and Talwalkar, 2016).
+
+The paper picks its settings on a small calibration set (sec. 2.4, App. D) and does not say how. Here all plans are
+scored on a few prompts, the better half of them on as many again, and so on: prompts are spent where there is doubt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+
+from pipelines import features, scores
+from pipelines.evaluation import Point, Protocol
+from pipelines.records import Prompt
+from pipelines.store import Store
+from pipelines.tables import Metric
+from postdiff import methods, metrics
+from postdiff.backbones import Spec
+from postdiff.families import FAMILIES
+from postdiff.metrics import Interval
+from postdiff.plan import Plan
+
+SHARES = (0.0, 0.3, 0.5, 0.6)  # s, those of Fig. 9
+SCALES = (0.5, 0.75)  # beta
+INTERVALS = (1, 2, 3)  # k
+GATES = (0.5, 0.75, 1.0)  # m, as a share of T; 1 is off
+FINALISTS = 4  # plans that are scored on all prompts, at the least
+FIRST = 16  # prompts of the first round, at the least
+RESAMPLINGS = 10_000
+
+Settings = tuple[float, float, int, float]  # beta, s, k, m
+
+
+@dataclass(frozen=True)
+class Candidate:
+    label: str
+    plan: Plan
+    cost: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """prompts: of this round alone; keep: how many plans go on."""
+
+    prompts: tuple[Prompt, ...]
+    keep: int
+
+
+def grid(spec: Spec) -> dict[Settings, list[Plan]]:
+    """Every combination of settings that the family has, each at 2 steps to the backbone's own T."""
+    total = spec.settings["steps"]
+    intervals = (1,) if FAMILIES[spec.family].no_deep else INTERVALS
+    found: dict[Settings, list[Plan]] = {}
+    for beta, s, k, m in product((1.0, *SCALES), SHARES, intervals, GATES):
+        if (beta == 1) == (s == 0):
+            found[beta, s, k, m] = [make(steps, beta, s, k, m) for steps in range(2, total + 1)]
+    return found
+
+
+def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
+    if s == 0 and k == 1 and m == 1:
+        return methods.dense(steps)
+    return methods.postdiff(steps, beta, s, k, m)
+
+
+def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget: float) -> list[Candidate]:
+    """Of every combination of settings the plan of the most steps that `budget` pays for.
+
+    Fewer steps of the same settings would cost less, and nothing is won by that. cost: {plan id: in the budget's unit}.
+    Raises: ValueError, naming the cheapest plan's cost, if the budget pays for none.
+    """
+    found: dict[str, Candidate] = {}
+    for settings, group in plans.items():
+        within = [plan for plan in group if cost[plan.id] <= budget]
+        if within:
+            plan = max(within, key=len)
+            # Few steps can make two settings one plan; the first is the simpler.
+            found.setdefault(plan.id, Candidate(label(len(plan), *settings), plan, cost[plan.id]))
+    if not found:
+        raise ValueError(f"the budget, {budget:.4g}, pays for no plan: the cheapest costs {min(cost.values()):.4g}")
+    return list(found.values())
+
+
+def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
+    parts = [f"T={steps}", s and f"beta={beta:g} s={s:g}", k > 1 and f"k={k}", m < 1 and f"m={round(m * steps)}"]
+    return " ".join(part for part in parts if part)
+
+
+def rounds(prompts: Sequence[Prompt], plans: int) -> list[Round]:
+    """Rounds that halve the plans and double the prompts that each was scored on, the last on all prompts.
+
+    Raises: ValueError for fewer than `FIRST` prompts.
+    """
+    if len(prompts) < FIRST:
+        raise ValueError(f"calibration needs at least {FIRST} prompts, got {len(prompts)}")
+    count = 1
+    while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= FIRST:
+        count += 1
+    ends = [0, *(round(len(prompts) / 2 ** (count - 1 - i)) for i in range(count))]
+    keeps = [*(-(-plans // 2 ** (i + 1)) for i in range(count - 1)), 1]
+    return [Round(tuple(prompts[a:b]), keep) for (a, b), keep in zip(pairwise(ends), keeps, strict=True)]
+
+
+def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], metric: Metric) -> list[Interval]:
+    """`metric` of each point over the images of all `stores`, in order."""
+    reference = None
+    if metric == "fid":
+        folder = features.folder(protocol.fid, features.reference_name(list(protocol.reference)))
+        reference = metrics.moments(scores.read_features(stores[0], stores[0].names(), folder)[1])
+    found = []
+    for point in points:
+        parts = []
+        for store in stores:
+            names, id = store.names(), point.configuration.id
+            encoder = protocol.clip if not reference else protocol.fid
+            ids, images = scores.read_features(store, names, features.folder(encoder, id))
+            if not reference:
+                of, texts = scores.read_features(store, names, features.folder(encoder, "prompts"))
+                parts.append(metrics.clip_scores(images, texts[[of.index(id) for id in ids]]))
+            else:
+                parts.append(images)
+        whole = np.concatenate(parts)
+        found.append(metrics.frechet_interval(whole, reference) if reference else metrics.mean_interval(whole))
+    return found
+
+
+def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
+    """Indices, the best first; of equals the earlier."""
+    sign = 1 if metric == "fid" else -1
+    return sorted(range(len(values)), key=lambda i: sign * values[i].value)
+
+
+def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
+    """How often each comes first when the prompts are drawn anew: shares that sum to 1.
+
+    A bootstrap of the jackknife's pseudo-values (Efron, 1982), of which each stands for one group of prompts, the same
+    for all plans: what a prompt does to all of them cancels.
+    """
+    left_out = np.array([value.left_out for value in values])
+    groups = left_out.shape[1]
+    pseudo = groups * np.array([[value.value] for value in values]) - (groups - 1) * left_out
+    draws = np.random.default_rng(0).integers(groups, size=(RESAMPLINGS, groups))
+    means = pseudo[:, draws].mean(2)
+    best = means.argmin(0) if metric == "fid" else means.argmax(0)
+    return [float((best == i).mean()) for i in range(len(values))]

@@ -1,0 +1,125 @@
+"""Calibration: what is offered, what is dropped, what is said of how sure it is."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import calibration
+from pipelines.calibration import Candidate
+from pipelines.records import Prompt
+from postdiff import costs, load_plan, methods
+from postdiff.backbones import HUB, resolve
+from postdiff.families import adapt
+from postdiff.metrics import mean_interval
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import calibrate  # a job is a script, not a package
+
+PROMPTS = [Prompt(str(i), f"caption {i}") for i in range(500)]
+
+
+def flops(plans, spec):
+    return {plan.id: price.flops for plan, price in zip(plans, costs(plans, spec), strict=True)}
+
+
+@pytest.mark.parametrize("model", ["sd15", "lcm", "pixart"])
+def test_every_combination_is_at_the_most_steps_that_the_budget_pays_for(model):
+    spec = HUB[model]
+    grid = calibration.grid(spec)
+    assert len(grid) == {"sd15": 63}.get(model, 21)
+    for group in grid.values():
+        adapt(group[-1], spec.family)  # raises for what the family cannot run
+    everything = [plan for group in grid.values() for plan in group]
+    price = flops(everything, spec)
+    budget = 0.5 * price[methods.dense(spec.settings["steps"]).id]
+    found = calibration.affordable(grid, price, budget)
+    assert len({c.plan.id for c in found}) == len(found) >= len(grid) // 2
+    assert all(c.cost == price[c.plan.id] <= budget for c in found)
+    longest = max(len(plan) for plan in everything)
+    for group in grid.values():
+        best = max((plan for plan in group if price[plan.id] <= budget), key=len, default=None)
+        assert best is None or best.id in {c.plan.id for c in found}
+        assert best is None or len(best) == longest or price[group[len(best) - 1].id] > budget
+    with pytest.raises(ValueError, match="the budget, 1, pays for no plan: the cheapest costs"):
+        calibration.affordable(grid, price, 1)
+
+
+def test_rounds_halve_the_plans_and_double_the_prompts():
+    rounds = calibration.rounds(PROMPTS, 45)
+    assert [len(r.prompts) for r in rounds] == [62, 63, 125, 250]
+    assert [r.keep for r in rounds] == [23, 12, 6, 1]
+    assert [p for r in rounds for p in r.prompts] == PROMPTS
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45)] == [20, 20]
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3)] == [500]
+    with pytest.raises(ValueError, match="at least 16 prompts, got 15"):
+        calibration.rounds(PROMPTS[:15], 45)
+
+
+def test_the_best_of_noisy_plans_is_found_and_its_doubt_is_told():
+    """Two plans of one quality share the first place; one that is far below has none of it."""
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(80, 5, 400)  # what a prompt does to all plans
+    values = [mean_interval(prompt + mean + rng.normal(0, 1, 400)) for mean in (0.0, 0.0, -1.0)]
+    shares = calibration.first_places(values, "clip")
+    assert sum(shares) == pytest.approx(1)
+    assert shares[2] == 0
+    assert min(shares[:2]) > 0.01
+    assert calibration.ranked(values, "clip")[2] == 2
+    assert calibration.ranked(values, "fid")[0] == 2
+    assert calibration.first_places(values, "fid")[2] == 1
+
+
+def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
+    rng = np.random.default_rng(1)
+    prompt = rng.normal(80, 5, 64)
+    plans = [methods.dense(t) for t in (20, 18, 16)]
+    candidates = [Candidate(f"T={len(plan)}", plan, 1.0) for plan in plans]
+    curves = {plans[0].id: [mean_interval(prompt[:32]), mean_interval(prompt)],
+              plans[1].id: [mean_interval(prompt[:32] - 0.1), mean_interval(prompt - 0.1)],
+              plans[2].id: [mean_interval(prompt[:32] - 3)]}  # fmt: skip
+    scored = calibrate.compare(candidates, candidates[0], curves, "clip")
+    assert [of.candidate for of in scored] == candidates
+    assert [round(of.change.value, 6) for of in scored[1:]] == [-0.1, -3]
+    assert (scored[2].change.n, scored[2].first, scored[0].first) == (32, None, 1)
+    assert calibrate.sure(scored, candidates[0], "clip").startswith("T=20. Clearly worse are 2 of the 2 other plans")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibration, "SHARES", (0.0, 0.5))
+    monkeypatch.setattr(calibration, "SCALES", (0.5,))
+    monkeypatch.setattr(calibration, "GATES", (0.75, 1.0))
+    command = ["--share", "0.2", "--limit", "32", "--shard", "16", "--out", str(tmp_path), "--workers", "2"]
+    calibrate.main([*command, "--dry-run"])
+    assert "12 plans within" in capsys.readouterr().out
+    calibrate.main(command)
+    first = capsys.readouterr().out
+    plan, spec = load_plan(tmp_path / "plan.json"), resolve("mini-sd")
+    price = flops([plan, methods.dense(20)], spec)
+    assert price[plan.id] <= 0.2 * price[methods.dense(20).id]
+    notes = json.loads((tmp_path / "plan.json").read_text())["notes"]
+    assert notes["backbone"] == "mini-sd"
+    assert notes["answer"] in first
+    images = {f: f.stat().st_mtime_ns for f in tmp_path.glob("round-*/images/**/*.parquet")}
+    assert len(images) == 12 + 6
+    calibrate.main(command)
+    assert capsys.readouterr().out == first
+    assert images == {f: f.stat().st_mtime_ns for f in tmp_path.glob("round-*/images/**/*.parquet")}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--share", "0.4", "--limit", "8"], "calibration needs at least 16 prompts, got 8"),
+        (["--share", "0"], "--share must be above 0, got 0"),
+        (["--budget", "1e-9"], "the budget, 1e-09, pays for no plan: the cheapest costs"),
+        (["--share", "0.4", "--of", "seconds", "--rounds", "1"], "a median of fewer than 3 rounds says little"),
+    ],
+)
+def test_bad_input_is_told_before_any_work(tmp_path, args, message):
+    with pytest.raises(SystemExit, match=message):
+        calibrate.main([*args, "--out", str(tmp_path)])
