@@ -1,88 +1,68 @@
 """Why cheaper steps can work, seen on one model: python jobs/analyse.py --backbone mini-sd
 
-profile.png, profile.csv    Fig. 7: how far feature maps move from step to step, by block and by type of layer
-trajectory.png              Fig. 3, 12: what each step would draw, with its CLIP score, at full and at mixed resolution
-trajectory.csv              the mean CLIP score of every step over all prompts, with its interval
+profile.png, profile.csv          Fig. 7: how far feature maps move from step to step, by block and by type of layer
+trajectory.png, trajectory.csv    Fig. 3, 12: what each step would draw of the first prompt, with its CLIP score, at
+                                  full and at mixed resolution; the mean score of every step over all prompts
+
+Of the paper's own models `jobs/reproduce.py fig3 fig7 fig12` shows the same.
 """
 
 import argparse
-import csv
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-import numpy as np
-from tqdm import tqdm
-
-import postdiff
-from pipelines import plots, prompts
-from postdiff import analysis, methods
-from postdiff.encoders import ClipEncoder
-from postdiff.metrics import clip_scores, mean_interval
+from pipelines import dynamics, evaluation, figures, generate, plots, workers
+from pipelines.dynamics import Task
+from pipelines.store import Store
+from postdiff import methods
+from postdiff.backbones import resolve
+from postdiff.families import adapt
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)  # of steps at low resolution: the rows of Fig. 3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="mini-sd")
-    parser.add_argument("--prompts", default="shapes", help="'shapes', or a file (see coco_sweep.py)")
-    parser.add_argument("--n", type=int, default=32, help="prompts to average over")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--clip", help="CLIP model of the scores (default: as coco_sweep.py)")
-    parser.add_argument("--out", type=Path, default=Path("out/analysis"))
-    args = parser.parse_args()
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-
-
 def run(args: argparse.Namespace) -> None:
-    if args.n < 4:
-        raise ValueError(f"intervals need --n of 4 or more, got {args.n}")
-    listed = prompts.load_prompts(args.prompts, args.n)
-    texts, seeds = [p.text for p in listed], [prompts.seed(p) for p in listed]
-    default = "mini-clip" if args.prompts in prompts.SHAPES else "ViT-g-14/laion2b_s34b_b88k"
-    clip, backbone = ClipEncoder(args.clip or default), postdiff.load(args.backbone)
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings = backbone.spec.settings
-    dense = methods.dense(settings["steps"])
+    protocol, spec, store = evaluation.protocol(args), resolve(args.backbone), Store(args.out)
+    store.check_writable()
+    steps, beta = spec.settings["steps"], spec.settings["beta"]
+    plans = {f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in SHARES}
+    first = generate.configure(
+        args.backbone, plans["s=0"], args.guidance, args.solver, args.batch_size, args.dtype
+    )  # reads the checkpoint's fingerprint: once
+    rows = {label: replace(first, plan=adapt(plan, spec.family)) for label, plan in plans.items()}
+    profile = Task("profile", first, protocol.prompts, protocol.clip)
+    paths = {label: Task("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
+    resources = evaluation.connect(args, [args.backbone])
+    units = [task.unit for task in (profile, *paths.values())]
+    evaluation.run_units(units, partial(dynamics.Watcher, store), store, resources, "steps")
 
-    found = analysis.profile(backbone, texts, seeds, dense, batch_size=args.batch_size)
-    (args.out / "profile.png").write_bytes(
-        plots.as_png(plots.profile_plot(found, f"{args.backbone}, {len(dense)} steps"))
-    )
-    with open(args.out / "profile.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["distance", "of", *range(1, len(dense))])
-        writer.writerows(["relative L1", name, *np.round(values, 5)] for name, values in found.blocks.items())
-        writer.writerows(["L2 (RMS)", name, *np.round(values, 5)] for name, values in found.layers.items())
-
-    embedded, rows, table = clip.texts(texts), [], []
-    plans = [methods.mixed_resolution(settings["steps"], settings["beta"], s) for s in SHARES]
-    for s, plan in zip(SHARES, tqdm(plans, desc="trajectories"), strict=True):
-        images = None
-        scores = np.empty((len(plan), len(texts)))
-        for start in range(0, len(texts), args.batch_size):
-            chunk = slice(start, start + args.batch_size)
-            steps = analysis.trajectory(backbone, texts[chunk], seeds[chunk], plan)
-            images = images or [step[0] for step in steps]
-            scores[:, chunk] = [clip_scores(clip.images(step), embedded[chunk]) for step in steps]
-        rows.append((f"s = {s:g}", plan, images, scores[:, 0]))
-        table += [[s, i, plan.steps[i].scale, *vars_of(mean_interval(scores[i]))] for i in range(len(plan))]
-    title = f"{args.backbone}: “{texts[0]}”; CLIP score of the image that each step predicts"
-    (args.out / "trajectory.png").write_bytes(plots.as_png(plots.trajectory_plot(rows, title)))
-    with open(args.out / "trajectory.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["s", "step", "scale", "clip", "low", "high", "n"])
-        writer.writerows(table)
-    print(f"{args.out}: profile.png, profile.csv, trajectory.png, trajectory.csv")
+    found = dynamics.read_profile(store, profile)
+    store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{args.backbone}, {steps} steps")))
+    store.put("profile.csv", figures.profile_csv(found).encode())
+    drawn = figures.draw_trajectories(store, paths, (0,), args.backbone)
+    store.put("trajectory.png", plots.as_png(drawn.figure))
+    store.put("trajectory.csv", drawn.numbers.encode())
+    print(f"{store.url}: profile.png, profile.csv, trajectory.png, trajectory.csv")
 
 
-def vars_of(interval) -> list:
-    return [*np.round([interval.value, interval.low, interval.high], 3), interval.n]
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
+    evaluation.add_options(parser)
+    parser.add_argument("--out", default="out/analysis", help="a folder or any pyarrow.fs or fsspec URL")
+    parser.set_defaults(limit=figures.WATCHED)
+    return evaluation.settle_options(parser.parse_args(argv))
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        run(parse(argv))
+    except (ValueError, OSError, workers.WorkersError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

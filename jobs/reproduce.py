@@ -14,7 +14,8 @@ time, in a process of its own on the machine that runs this.
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -22,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import (
     budget,
+    dynamics,
     evaluation,
     exhibits,
+    figures,
     latency,
     paper,
     prompts,
@@ -38,6 +41,7 @@ from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
 from pipelines.latency import Latency
 from pipelines.store import Store
+from postdiff.published import APPENDIX_J
 
 LEGEND = (
     "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
@@ -58,6 +62,11 @@ def share(args: argparse.Namespace) -> int:
 def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
     """The options of a data set of the paper: COCO is --prompts and --reference, the other is --recaption's."""
     own = dict(vars(args))
+    if dataset == exhibits.APPENDIX_J:
+        own |= {"prompts": str(APPENDIX_J), "out": f"{args.out}/{dataset}", "scale": 1.0, "limit": None}
+        if args.models == "mini":
+            own |= {"prompts": "shapes", "limit": figures.COLUMNS}
+        return argparse.Namespace(**own)
     if dataset != "coco2014":
         own |= {"prompts": args.recaption, "reference": args.recaption_reference, "out": f"{args.out}/{dataset}"}
         if args.models == "mini":
@@ -80,6 +89,8 @@ def run(args: argparse.Namespace) -> None:
         latency.check_rounds(args.rounds)
     options = {dataset: of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
     protocols = {dataset: evaluation.protocol(own) for dataset, own in options.items()}
+    if exhibits.APPENDIX_J in protocols:  # a few images: to be seen
+        protocols[exhibits.APPENDIX_J] = replace(protocols[exhibits.APPENDIX_J], reference=())
     captions = rivals.calibration_prompts(args.prompts, args.calibration)
     stores = {dataset: evaluation.open_store(own.out, protocols[dataset]) for dataset, own in options.items()}
     first = next(iter(stores.values()))
@@ -89,11 +100,12 @@ def run(args: argparse.Namespace) -> None:
             found |= rivals.find(exhibit.key, names[exhibit.models[0]], first, captions)
     chosen = exhibits.gather(args.exhibits, found)
     times = reproduction.time_plans(first, chosen, names, args.rounds) if args.rounds else {}
-    sections, facts = [], {}
+    sections, facts, answers = [], {}, []
     for dataset, store in stores.items():
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
-        made, told = make(options[dataset], group, names, store, protocols[dataset], times)
+        made, told, answered = make(options[dataset], group, names, store, protocols[dataset], times)
         sections += made
+        answers += answered if dataset == "coco2014" else []
         facts |= told if store is first else {f"{dataset}: {key}": value for key, value in told.items()}
     legend = LEGEND + (MINI_LEGEND if args.models == "mini" else "")
     facts |= {
@@ -105,12 +117,16 @@ def run(args: argparse.Namespace) -> None:
     sections.sort(key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
     body = "\n".join(html for _, html, _ in sections)
     counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in protocols.items())
-    answer = f"{len(chosen)} exhibits, {counts}."
-    page = report.page("postdiff: the paper, reproduced", answer, f'<p class="dim">{escape(legend)}</p>\n{body}', facts)
+    facts = {"run": f"{len(chosen)} exhibits, {counts}"} | facts
+    headline = "Fewer denoising steps, or cheaper steps?" if answers else f"{len(chosen)} exhibits."
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in answers)
+    above = f'<ul>{listed}</ul>\n<p class="dim">{escape(legend)}</p>'
+    page = report.page("postdiff: the paper, reproduced", headline, f"{above}\n{body}", facts)
+    first.put("answer.md", "".join(f"- {sentence}\n" for sentence in answers).encode())
     first.put("report.html", page.encode())
     for exhibit, _, markdown in sections:
         print(f"\n{exhibit.key}: {exhibit.title}\n{markdown}")
-    print(f"report: {first.url}/report.html")
+    print("\n".join(["", *answers, f"report: {first.url}/report.html"]))
 
 
 def make(
@@ -120,15 +136,23 @@ def make(
     store: Store,
     protocol: Protocol,
     times: dict[reproduction.Key, Latency],
-) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str]]:
-    """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, and the facts that the report tells."""
+) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[str]]:
+    """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
+    answer to the paper's question, a sentence a model."""
     names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
     runs = reproduction.distinct(group)
     prices = reproduction.count_costs(runs, names)
     points = reproduction.points_of(args, runs, prices, names)
-    rows = evaluation.evaluate(store, points, protocol, evaluation.connect(args, list(names.values())))
+    resources = evaluation.connect(args, list(names.values()))
+    rows = evaluation.evaluate(store, points, protocol, resources)
+    configurations = {key: point.configuration for key, point in zip(runs, points, strict=True)}
+    tasks = {task.name: task for exhibit in group for task in figures.tasks(exhibit, configurations, protocol)}
+    units = [task.unit for task in tasks.values()]
+    evaluation.run_units(units, partial(dynamics.Watcher, store), store, resources, "steps")
     results = {key: paper.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)}
-    made = [(exhibit, *reproduction.write(store, exhibit, results, names, protocol)) for exhibit in group]
+    made = [
+        (exhibit, *reproduction.write(store, exhibit, results, names, protocol, configurations)) for exhibit in group
+    ]
     models = [next(p.configuration for p in points if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
@@ -139,7 +163,7 @@ def make(
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
     once = list({row.configuration: row for row in rows}.values())
     tracking.log(store, f"paper-{args.models}", protocol.facts(), once, specs, {})
-    return made, facts
+    return made, facts, reproduction.answers(results, names)
 
 
 def describe(of: Configuration) -> str:
@@ -150,7 +174,7 @@ def print_dry_run(args: argparse.Namespace, chosen: list[Exhibit], names: dict[s
     groups = []
     for dataset in dict.fromkeys(exhibit.dataset for exhibit in chosen):
         try:
-            n = of_dataset(args, dataset).limit
+            n = of_dataset(args, dataset).limit or budget.PROMPTS[dataset]
         except ValueError:  # no file of captions yet
             n = max(4, round(args.scale * budget.PROMPTS[dataset]))
         groups.append(budget.Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))

@@ -8,7 +8,7 @@ from postdiff import published
 from postdiff.backbones import resolve
 
 # COCO 2014's validation captions, as is usual (the paper does not say), and App. E.
-PROMPTS = {"coco2014": 30_000, "imagenet21k_recaption": 10_000}
+PROMPTS = {"coco2014": 30_000, "imagenet21k_recaption": 10_000, "appendix_j": 24}
 GPUS = ("A5000", "H100")
 BYTES_A_PIXEL = 1.2  # lossless WebP
 

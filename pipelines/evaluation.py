@@ -157,14 +157,14 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     different = {point.configuration.id: point for point in points}
     costs = [point.flops / 1e9 for point in different.values()]
     units = generate.units([point.configuration for point in different.values()], shards, costs)
-    _run(units, partial(generate.Generator, store), store, resources, "images")
+    run_units(units, partial(generate.Generator, store), store, resources, "images")
     units = features.prompt_units(of.clip, shards)
     if reference:
         units += features.reference_units(of.fid, reference)
     names = sorted(n for n in store.names("images") if n.split("/")[1] in different)
     for encoder in {of.clip, of.fid if reference else of.clip}:
         units += features.image_units(encoder, names)
-    _run(units, partial(features.Extractor, store), store, resources, "features")
+    run_units(units, partial(features.Extractor, store), store, resources, "features")
     where = features.folder
     captions = where(of.clip, "prompts")
     name = where(of.fid, features.reference_name(reference)) if reference else None
@@ -191,7 +191,7 @@ def to_row(point: Point, result: dict) -> tables.Row:
     )
 
 
-def _run(units: list[workers.Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
+def run_units(units: list[workers.Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
     """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the job stops, exit 1."""
     done = store.names()
     todo = [unit for unit in units if unit.name not in done]

@@ -12,6 +12,7 @@ STEPS = (8, 10, 12, 14, 16, 18, 20)  # sec. 2.4
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SCALES = (0.375, 0.5, 0.625, 0.75, 0.875)  # App. B
 CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
+APPENDIX_J = "appendix_j"  # the data set of the galleries: the paper's own 24 prompts, 6 a model
 # What plays each of the paper's models in the laptop's edition.
 MINI = {"sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart"}
 
@@ -38,8 +39,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """kind: `table`; `front`, quality against cost, a panel a model and metric; or `subsets`, the CLIP score against
-    s on parts of the prompts. note: what the paper leaves open."""
+    """kind: `table`; `front`, quality against cost, a panel a model and metric; `subsets`, the CLIP score against s on
+    parts of the prompts; `trajectory`, what each step predicts; `profile`, how far features move from step to step;
+    `gallery`, images. shown: of a trajectory, which prompts. note: what the paper leaves open."""
 
     key: str
     title: str
@@ -49,10 +51,15 @@ class Exhibit:
     timed: bool = False
     note: str = ""
     dataset: str = "coco2014"
+    shown: tuple[int, ...] = (0,)
 
     def name(self, run: Run) -> str:
         """What tells a run from the others: of a figure, its model and curve too."""
-        return run.label if self.kind == "table" else " ".join(filter(None, (run.model, run.curve, run.label)))
+        return (
+            run.label
+            if self.kind in ("table", "trajectory", "profile")
+            else " ".join(filter(None, (run.model, run.curve, run.label)))
+        )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -142,18 +149,67 @@ def figure9(found: Found) -> Exhibit:
     return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), ("clip",))
 
 
+def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
+    runs = [
+        Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s)
+        for s in (0.0, 0.1, 0.2, 0.3, 0.5)
+    ]
+    note = "the paper names neither its prompts nor its s; row 1 is full resolution, rows 2 to 5 are mixed, as there"
+    return Exhibit(key, "CLIP score after each denoising step", "trajectory", tuple(runs), note=note, shown=shown)
+
+
+def figure7(found: Found) -> Exhibit:
+    note = "the paper does not say how L2 distances of layers of different sizes are averaged: here root mean squares"
+    runs = (Run("Original", "sd15", methods.dense(20)),)
+    return Exhibit("fig7", "Features from step to step", "profile", runs, note=note)
+
+
+def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
+    """Fig. 6 and 11: models as they are and under PostDiff, Table 2's plans; prompts of App. J."""
+    runs = []
+    for model in models:
+        own = [line for line in published.lines("table2") if line.model == model]
+        dense = max((line for line in own if line.method == "dense"), key=lambda line: line.settings["steps"])
+        ours = next(line for line in own if line.method == "postdiff" and line.settings.get("m"))
+        for label, line in (("original", dense), ("PostDiff", ours)):
+            runs.append(Run(label, model, published.plan(line)))
+    return Exhibit(key, "Images without and with PostDiff", "gallery", tuple(runs), ("clip",), dataset=APPENDIX_J)
+
+
+def figure13(found: Found) -> Exhibit:
+    cached = [line for line in published.lines("table1") if line.settings.get("mode")]
+    runs = [Run("Ori", "sd15", methods.dense(20))]
+    runs += [Run(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
+    note = "the paper does not list Fig. 13's prompts: these are SD1.5's of Fig. 6; the plans are Table 1's"
+    return Exhibit(
+        "fig13",
+        "What the cached cross-attention holds",
+        "gallery",
+        tuple(runs),
+        ("clip",),
+        note=note,
+        dataset=APPENDIX_J,
+    )
+
+
 EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order
     "fig1": figure1,
+    "fig3": partial(trajectory, "fig3", (0,)),
     "fig4": figure4,
     "table1": partial(table, "table1", "Caching strategies", False),
     "fig5": figure5,
     "table2": partial(table, "table2", "PostDiff on four models", True),
     "table3": partial(table, "table3", "Other methods, SD1.5", True),
     "table4": partial(table, "table4", "Other methods, PixArt-alpha", True),
+    "fig6": partial(gallery, "fig6", ("sd15", "pixart")),
+    "fig7": figure7,
     "fig8": figure8,
     "table5": partial(table, "table5", "Ablation of k and m", True),
     "fig9": figure9,
     "table6": partial(table, "table6", "Another data set", True),
+    "fig11": partial(gallery, "fig11", ("lcm", "sdxl")),
+    "fig12": partial(trajectory, "fig12", (1, 2)),
+    "fig13": figure13,
 }
 
 

@@ -1,6 +1,7 @@
 """The pictures: the only file that imports matplotlib."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -76,27 +77,56 @@ def profile_plot(profile: Profile, title: str) -> plt.Figure:
     return figure
 
 
-def trajectory_plot(rows: Sequence[tuple[str, Plan, Sequence[np.ndarray], Sequence[float]]], title: str) -> plt.Figure:
-    """Fig. 3: what each step predicts, a row a plan: (label, plan, image a step, CLIP score a step).
+Watched = tuple[
+    str, Plan, Sequence[np.ndarray], Sequence[float] | np.ndarray
+]  # label, plan, image a step, CLIP score a step
 
-    Frames are green at low resolution and orange at full.
-    """
-    columns = max(len(plan) for _, plan, _, _ in rows)
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(0.72 * columns + 1, 0.9 * len(rows) + 0.6), squeeze=False, layout="constrained"
-    )
-    for line, (label, plan, images, scores) in zip(grid, rows, strict=True):
-        for axes in line[len(plan) :]:
-            axes.axis("off")
-        for i, (axes, step, image, score) in enumerate(zip(line, plan.steps, images, scores, strict=False)):
-            axes.imshow(image)
-            axes.set_title(f"{score:.1f}", size=7, pad=2)
-            axes.set(xticks=[], yticks=[], xlabel=f"{i}" if line is grid[-1] else "")
-            axes.xaxis.label.set_size(7)
-            for spine in axes.spines.values():
-                spine.set(color="#ff7f0e" if step.scale == 1 else "#2ca02c", linewidth=2)
-        line[0].set_ylabel(label, size=8)
+
+def trajectory_plot(groups: Mapping[str, Sequence[Watched]], title: str) -> plt.Figure:
+    """Fig. 3, 12: what each step predicts: a group a prompt, a row a plan. Frames: green at low resolution, orange at
+    full."""
+    columns = max(len(plan) for rows in groups.values() for _, plan, _, _ in rows)
+    heights = [0.9 * len(rows) + 0.4 for rows in groups.values()]
+    figure = plt.figure(figsize=(0.72 * columns + 1, sum(heights) + 0.3), layout="constrained")
+    parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (caption, rows) in zip(parts, groups.items(), strict=True):
+        grid = part.subplots(len(rows), columns, squeeze=False)
+        for at, (line, (label, plan, images, scores)) in enumerate(zip(grid, rows, strict=True), 1):
+            for axes in line[len(plan) :]:
+                axes.axis("off")
+            for i, (axes, step, image, score) in enumerate(zip(line, plan.steps, images, scores, strict=False)):
+                axes.imshow(image)
+                axes.set_title(f"{score:.1f}", size=7, pad=2)
+                axes.set(xticks=[], yticks=[], xlabel=f"{i}" if at == len(rows) else "")
+                axes.xaxis.label.set_size(7)
+                for spine in axes.spines.values():
+                    spine.set(color="#ff7f0e" if step.scale == 1 else "#2ca02c", linewidth=2)
+            line[0].set_ylabel(label, size=8)
+        part.suptitle(caption, fontsize=8)
     figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def gallery_plot(panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[np.ndarray]]]]]) -> plt.Figure:
+    """Fig. 6, 11, 13: images, a panel a model (its title, prompts, rows of (label, an image a prompt))."""
+    columns = max(len(prompts) for _, prompts, _ in panels)
+    heights = [1.3 * len(rows) + 0.8 for _, _, rows in panels]
+    figure = plt.figure(figsize=(1.3 * columns + 1.4, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (title, prompts, rows) in zip(parts, panels, strict=True):
+        grid = part.subplots(len(rows), columns, squeeze=False)
+        for at, (line, (label, images)) in enumerate(zip(grid, rows, strict=True)):
+            for axes in line[len(images) :]:
+                axes.axis("off")
+            for axes, image, prompt in zip(line, images, prompts, strict=False):
+                axes.imshow(image)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if at == 0:
+                    short = textwrap.wrap(textwrap.shorten(prompt, 66, placeholder=" ..."), 22)
+                    axes.set_title("\n".join(short), size=6, pad=3)
+            line[0].set_ylabel(label, size=7, rotation=0, ha="right", va="center")
+        part.suptitle(title, fontsize=9)
     return figure
 
 
@@ -128,10 +158,9 @@ def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, s
             axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, lw=1.2, color=colour, elinewidth=0.6, label=curve)
             for bar in axes.containers[-1][2]:
                 bar.set_alpha(0.25)
-            for run, px, py in zip(points, x, y, strict=True) if len(curves) <= 4 else ():
-                axes.annotate(
-                    run.label, (px, py), (0, -11 if at % 2 else 6), textcoords="offset points", ha="center", size=6
-                )
+            for i, (run, px, py) in enumerate(zip(points, x, y, strict=True)) if len(curves) <= 4 else ():
+                below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
+                axes.annotate(run.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
         axes.set(xlabel="GMACs an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

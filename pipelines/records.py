@@ -54,6 +54,15 @@ TEXT = pa.schema(
         ("data", pa.binary()),
     ]
 )
+TRAJECTORY = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("step", pa.int32()),
+        ("scale", pa.float32()),  # of the step's resolution
+        ("image", IMAGES.field("image").type),  # what the step predicts, lossless WebP; of the first prompts alone
+        ("clip_score", pa.float64()),
+    ]
+)
 FEATURES = pa.schema([("prompt_id", pa.string()), ("feature", pa.list_(pa.float32()))])
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from pipelines import exhibits, features, generate, latency, paper, plots, report, scores, tables
+from pipelines import figures, generate, latency, paper, plots, report, tables
 from pipelines.evaluation import Point, Protocol
 from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.store import Store
-from postdiff import costs, metrics
+from postdiff import costs
 from postdiff.backbones import resolve
 from postdiff.families import adapt
 
@@ -73,46 +73,51 @@ def time_plans(store: Store, chosen: Sequence[Exhibit], names: dict[str, str], r
     return found
 
 
-def subsets(store: Store, exhibit: Exhibit, results: paper.Results, protocol: Protocol) -> dict[str, list]:
-    """Fig. 9: {set of prompts: [(s, interval of the CLIP score)]}: the first n of the prompts, and all."""
-    n, names = len(protocol.prompts), store.names()
-    first = exhibits.CALIBRATION if n > max(exhibits.CALIBRATION) else (max(4, n // 8), max(4, n // 4))
-    curves: dict[str, list] = {}
-    ids, texts = scores.read_features(store, names, features.folder(protocol.clip, "prompts"))
-    for run in exhibit.runs:
-        folder = features.folder(protocol.clip, paper.of(results, run).row.configuration)
-        of, images = scores.read_features(store, names, folder)
-        per_prompt = metrics.clip_scores(images, texts[[ids.index(id) for id in of]])
-        for size in dict.fromkeys([*first, n]):
-            curves.setdefault(f"{size} prompts", []).append((run.x, metrics.mean_interval(per_prompt[:size])))
-    return curves
+def answers(results: paper.Results, names: dict[str, str]) -> list[str]:
+    """The paper's question, answered for each model from all that was run on it (the methods that it compares with left
+    out), and whether that is the paper's answer: cheaper steps are "often more effective" for FID (sec. 1)."""
+    found = []
+    for model, name in names.items():
+        rows = {of.row.configuration: of.row for (m, _), of in results.items() if m == model}
+        own = [row for row in rows.values() if row.family != "others"]
+        if not all(row.fid for row in own):
+            continue
+        gains = tables.gains(own, "fid").values()
+        better, worse = tables.clear(gains, "fid")
+        if gains:
+            verdict = "agrees with" if better > worse else "contradicts" if worse > better else "does not decide"
+            found.append(f"{tables.answer(own, f'{name} (for {model})')} On FID this {verdict} the paper.")
+    return found
 
 
 def write(
-    store: Store, exhibit: Exhibit, results: paper.Results, names: dict[str, str], protocol: Protocol
+    store: Store,
+    exhibit: Exhibit,
+    results: paper.Results,
+    names: dict[str, str],
+    protocol: Protocol,
+    configurations: figures.Configurations,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
     table = paper.table(exhibit, results)
     title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else [])]
+    base = f"exhibits/{exhibit.key}"
+    body = f"<h2>{escape(title)}</h2>\n"
+    if exhibit.kind != "table":
+        drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
+        notes += [drawn.note] if drawn.note else []
+        svg = plots.as_svg(drawn.figure)
+        store.put(f"{base}.svg", svg.encode())
+        store.put(f"{base}.png", plots.as_png(drawn.figure))
+        if drawn.numbers:
+            store.put(f"{base}.points.csv", drawn.numbers.encode())
+        body += f'<div class="plots"><div>{svg}</div></div>\n'
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
     markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{table.clear}\n"
-    base = f"exhibits/{exhibit.key}"
     store.put(f"{base}.md", markdown.encode())
     store.put(f"{base}.csv", paper.to_csv(exhibit, results).encode())
     store.put(f"{base}.tex", paper.to_latex(title, table.header, table.lines, notes).encode())
-    body = f"<h2>{escape(title)}</h2>\n"
-    if exhibit.kind != "table":
-        if exhibit.kind == "subsets":
-            figure = plots.subsets_plot(
-                subsets(store, exhibit, results, protocol), f"{names[exhibit.models[0]]}, T = 20"
-            )
-        else:
-            figure = plots.exhibit_plot(exhibit, results, names)
-        svg = plots.as_svg(figure)
-        store.put(f"{base}.svg", svg.encode())
-        store.put(f"{base}.png", plots.as_png(figure))
-        body += f'<div class="plots"><div>{svg}</div></div>\n'
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     whole = f"{report.table(table.header, table.lines)}\n<ol>{items}</ol>"
     folded = f"<details><summary>{len(exhibit.runs)} points</summary>{whole}</details>"

@@ -16,6 +16,7 @@ from postdiff import methods
 from postdiff.plan import Plan
 
 FILE = Path(__file__).parent / "published.csv"
+APPENDIX_J = Path(__file__).parent / "appendix_j.csv"  # the prompts of Fig. 6 and 11, six a model
 
 
 @dataclass(frozen=True)
