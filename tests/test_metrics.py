@@ -1,4 +1,4 @@
-"""Metrics: closed forms, and equality with clean-fid and torchmetrics on the same numbers."""
+"""Metrics: closed forms, and equality with clean-fid on the same numbers."""
 
 import numpy as np
 import pytest
