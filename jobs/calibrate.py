@@ -144,7 +144,7 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
     figure = plots.halving_plot(curves, chosen.plan.id, metric, f"{args.backbone}, {budget:.4g} {unit}")
     facts = {
         "budget": f"{budget:.4g} {unit} an image ({budget / whole:.1%} of the model as it is)",
-        **({"latency": f"median of {args.rounds} rounds on {latency.machine()}"} if args.of == "seconds" else {}),
+        **({"latency": f"median of {args.rounds} rounds"} if args.of == "seconds" else {}),
         "model": f"{args.backbone}, weights {fingerprint(resolve(args.backbone))}",
         **protocol.facts(),
         "commit": report.commit(),

@@ -82,7 +82,7 @@ def write_report(
     page = report.page(f"postdiff: {args.backbone}", answer, body, facts)
     pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
-    store.put("results.csv", tables.to_csv(rows).encode())
+    store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
     store.put("results.md", tables.to_markdown(rows).encode())
     for name, png in pictures.items():
         store.put(f"{name}.png", png)

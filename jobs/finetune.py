@@ -16,14 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
-import postdiff
 from pipelines import finetuning, pairs
 from pipelines.finetuning import Settings
-from postdiff.backbones import resolve, write_run
+from postdiff.backbones import resolve
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,23 +49,9 @@ def run(args: argparse.Namespace) -> None:
     if args.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every must be 1 or more, got {args.checkpoint_every}")
     found = pairs.open_pairs(args.data, args.limit)
-    first = PartialState().is_main_process
-    # Onto the CPU: before each process knows its own GPU, "cuda" is the first one for all.
-    backbone = postdiff.load(args.backbone, device="cpu", dtype=torch.float32)
-    work = args.out.with_name(f"{args.out.name}-work")
-    bar = tqdm(total=settings.steps, desc="fine-tune", unit="step", disable=not first)
-
-    def show(step: int, loss: float) -> None:
-        bar.n = step
-        bar.set_postfix(loss=f"{loss:.4f}", skipped=len(found.skipped))
-
-    backbone.pipe.unet = finetuning.finetune(backbone, found, settings, work, args.checkpoint_every, show)
-    bar.close()
-    if first:
-        backbone.pipe.to(dtype=torch.float16).save_pretrained(args.out, safe_serialization=True)
-        write_run(spec, args.out, settings={**spec.settings, "beta": settings.beta, "s": settings.s})
+    finetuning.make(args.backbone, found, settings, args.out, args.checkpoint_every)
+    if PartialState().is_main_process:
         print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")
-    PartialState().wait_for_everyone()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,8 +7,8 @@
         --reference FOLDER --fid inception-2015-12-05.pt --out s3://bucket/paper
 
 Runs that several exhibits share are made once. Ends in OUT/exhibits/KEY.{csv,md,tex} (a figure also .svg and .png) and
-OUT/report.html. Run it again and it goes on where it stopped. Latency is measured before Ray starts, one image at a
-time, in a process of its own on the machine that runs this.
+OUT/report.html. Run it again and it goes on where it stopped. Latency is measured first, one image at
+a time, in a process of its own: on a GPU of the cluster that nothing else has then, or on the machine that runs this.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from pipelines import (
     evaluation,
     exhibits,
     figures,
+    finetuning,
     latency,
+    pairs,
     paper,
     prompts,
     report,
@@ -41,6 +44,8 @@ from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
 from pipelines.latency import Latency
 from pipelines.store import Store
+from postdiff import published
+from postdiff.backbones import RUN
 from postdiff.published import APPENDIX_J
 
 LEGEND = (
@@ -56,19 +61,32 @@ MINI_LEGEND = (
 
 def share(args: argparse.Namespace) -> int:
     """How many prompts `--scale` leaves of those that --prompts and --limit name."""
-    return max(4, round(args.scale * len(prompts.load_prompts(args.prompts, args.limit))))
+    return max(4, round(args.scale * len(prompts.load_prompts(args.prompts, args.limit, args.shuffled))))
 
 
 def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
     """The options of a data set of the paper: COCO is --prompts and --reference, the other is --recaption's."""
     own = dict(vars(args))
     if dataset == exhibits.APPENDIX_J:
-        own |= {"prompts": str(APPENDIX_J), "out": f"{args.out}/{dataset}", "scale": 1.0, "limit": None}
+        own |= {
+            "prompts": str(APPENDIX_J),
+            "out": f"{args.out}/{dataset}",
+            "limit": None,
+            "matched": False,
+            "shuffled": False,
+        }
         if args.models == "mini":
             own |= {"prompts": "shapes", "limit": figures.COLUMNS}
         return argparse.Namespace(**own)
     if dataset != "coco2014":
-        own |= {"prompts": args.recaption, "reference": args.recaption_reference, "out": f"{args.out}/{dataset}"}
+        own |= {
+            "prompts": args.recaption,
+            "reference": args.recaption_reference,
+            "out": f"{args.out}/{dataset}",
+            "matched": False,
+            "shuffled": True,
+            "limit": args.limit or budget.PROMPTS[dataset],
+        }
         if args.models == "mini":
             own["prompts"] = "shapes-recaption"
     if args.models == "real" and own["prompts"] in (None, "shapes"):
@@ -80,11 +98,13 @@ def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    names_of = {model: exhibits.MINI[model] if args.models == "mini" else model for model in exhibits.MINI}
     chosen = exhibits.gather(args.exhibits, {})  # raises for one that is not here
-    names = {model: name for model, name in names_of.items() if any(model in exhibit.models for exhibit in chosen)}
+    models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
+    before = {model: model.removesuffix(exhibits.TUNED) for model in models}
+    names = {model: exhibits.MINI[base] if args.models == "mini" else base for model, base in before.items()}
     if args.dry_run:
         return print_dry_run(args, chosen, names)
+    tuned = {model: tuned_folder(args, base) for model, base in before.items() if model != base}
     if args.rounds:
         latency.check_rounds(args.rounds)
     options = {dataset: of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
@@ -94,6 +114,10 @@ def run(args: argparse.Namespace) -> None:
     captions = rivals.calibration_prompts(args.prompts, args.calibration)
     stores = {dataset: evaluation.open_store(own.out, protocols[dataset]) for dataset, own in options.items()}
     first = next(iter(stores.values()))
+    for model, folder in tuned.items():
+        if args.models == "mini" and not (folder / RUN).exists():
+            finetuning.make(names[model], pairs.open_pairs("shapes"), tune_settings(before[model]), folder)
+        names[model] = str(folder)
     found = {}
     for exhibit in chosen:
         if exhibit.key in ("table3", "table4"):
@@ -108,9 +132,10 @@ def run(args: argparse.Namespace) -> None:
         answers += answered if dataset == "coco2014" else []
         facts |= told if store is first else {f"{dataset}: {key}": value for key, value in told.items()}
     legend = LEGEND + (MINI_LEGEND if args.models == "mini" else "")
+    where = ", ".join({took.machine for took in times.values()}) or "nothing: none of these exhibits has seconds"
     facts |= {
         "latency": f"one image, decoding included, text encoded before; {args.rounds} rounds after one to warm up, on "
-        f"{latency.machine()}" if args.rounds else "not measured (--rounds 0)",
+        f"{where}" if args.rounds else "not measured (--rounds 0)",
         "machine": workers.machine(),
         "commit": report.commit(),
     }  # fmt: skip
@@ -127,6 +152,28 @@ def run(args: argparse.Namespace) -> None:
     for exhibit, _, markdown in sections:
         print(f"\n{exhibit.key}: {exhibit.title}\n{markdown}")
     print("\n".join(["", *answers, f"report: {first.url}/report.html"]))
+
+
+def tuned_folder(args: argparse.Namespace, model: str) -> Path:
+    """Where `model` lies after fine-tuning: of a mini model beside the store, and made here."""
+    if args.models == "mini":
+        if "://" in args.out:
+            raise ValueError(f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {args.out}")
+        settings = sha256(repr(tune_settings(model)).encode()).hexdigest()[:8]
+        return Path(args.out).absolute() / "finetuned" / f"{exhibits.MINI[model]}-{settings}"
+    given = dict(pair.partition("=")[::2] for pair in args.finetuned)
+    if not (Path(given.get(model, "")) / RUN).is_file():
+        raise ValueError(
+            f"Table 7 needs --finetuned {model}=FOLDER, a folder that jobs/finetune.py made; got {given.get(model)!r}"
+        )
+    return Path(given[model]).absolute()
+
+
+def tune_settings(model: str) -> finetuning.Settings:
+    """App. F's beta and s; a hundredth of its steps, with a learning rate to match."""
+    line = next(line for line in published.lines("table7") if line.model == model)
+    few = {"steps": 100, "batch": 32, "lr": 1e-4, "warm_up": 10, "ema": 0.95}
+    return finetuning.Settings(beta=line.settings["beta"], s=line.settings["s"], **few)
 
 
 def make(
@@ -190,6 +237,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--calibration", help="prompts of the searches of Tables 3 and 4: a file (default: Shapes' train split)")
     add("--recaption", help="captions of Table 6's data set, Imagenet21K_Recaption: a file as --prompts takes")
     add("--recaption-reference", help="folder of its reference images")
+    add(
+        "--finetuned", nargs="+", default=[], metavar="MODEL=FOLDER", help="of Table 7's real models (jobs/finetune.py)"
+    )
     add("--rounds", type=int, default=7, help="of the latency measurement; 0: none")
     evaluation.add_options(parser)
     add("--out", default="out/paper", help="the store: a folder or any pyarrow.fs or fsspec URL")

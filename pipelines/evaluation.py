@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
-from pipelines import features, generate, prompts, scores, tables, workers
+from pipelines import coco, features, generate, prompts, protocols, scores, tables, workers
 from pipelines.generate import Configuration
 from pipelines.records import Prompt
 from pipelines.store import Store
@@ -41,6 +42,7 @@ class Protocol:
     reference: tuple[str, ...]
     clip: str
     fid: str
+    name: str = ""
 
     @property
     def shards(self) -> list[tuple[Prompt, ...]]:
@@ -54,10 +56,14 @@ class Protocol:
                 f"Frechet distance of {encoders.fingerprint(self.fid)} features to {len(self.reference)} reference "
                 f"images ({features.reference_name(list(self.reference))}); jackknife over generated images"
             )
+        captions = prompts.fingerprint(self.prompts)
+        clip = f"100 x cosine of {encoders.fingerprint(self.clip)} embeddings; Student's t over prompts"
+        digest = sha256(json.dumps([captions, fid, clip]).encode()).hexdigest()[:8]
         return {
-            "prompts": f"{len(self.prompts)} of {self.source} ({prompts.fingerprint(self.prompts)}), one image each",
+            "protocol": f"{self.name or 'custom'}-{digest}",
+            "prompts": f"{len(self.prompts)} of {self.source} ({captions}), one image each",
             "FID": fid,
-            "CLIP score": f"100 x cosine of {encoders.fingerprint(self.clip)} embeddings; Student's t over prompts",
+            "CLIP score": clip,
         }
 
 
@@ -71,6 +77,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, help="use the first N prompts (default: 256 of Shapes, all of a file)")
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
+    add("--matched", action="store_true", help="of --reference only the images that the prompts are captions of (COCO)")
+    add("--shuffled", action="store_true", help="draw the prompts of a file by a fixed hash, not from its top")
+    add("--protocol", help=f"fix these by name: {', '.join(protocols.PROTOCOLS)} (of COCO's captions_val2014.json)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
     add("--shard", type=int, default=32, help="prompts a unit of work")
     add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
@@ -88,6 +97,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settle_options(args: argparse.Namespace) -> argparse.Namespace:
+    if args.protocol:
+        protocols.apply(args)
     mini = args.prompts in prompts.SHAPES
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
     args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
@@ -97,9 +108,9 @@ def settle_options(args: argparse.Namespace) -> argparse.Namespace:
 
 def protocol(args: argparse.Namespace) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
-    listed = prompts.load_prompts(args.prompts, args.limit)
+    listed = prompts.load_prompts(args.prompts, args.limit, args.shuffled)
     prompts.shard(listed, args.shard)
-    reference = _reference(args)
+    reference = _reference(args, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
     if args.workers is not None and args.workers < 1:
@@ -111,11 +122,15 @@ def protocol(args: argparse.Namespace) -> Protocol:
     encoders.fingerprint(args.clip)
     if reference:
         encoders.fingerprint(args.fid)
-    return Protocol(args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid)
+    return Protocol(args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, args.protocol or "")
 
 
-def _reference(args: argparse.Namespace) -> list[str]:
+def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:
     """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID."""
+    if args.matched:
+        if not args.reference or not args.prompts.endswith(".json"):
+            raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
+        return coco.images(Path(args.prompts), Path(args.reference), listed)
     if args.n_reference < 2:
         raise ValueError(f"--n-reference must be 2 or more, got {args.n_reference}")
     if args.reference:

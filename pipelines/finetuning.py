@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler
+from tqdm import tqdm
 
 import postdiff
 from pipelines.pairs import Pairs
-from postdiff.backbones import fingerprint
+from postdiff.backbones import fingerprint, write_run
 from postdiff.families import FAMILIES
 from postdiff.resolution import latent_size
 
@@ -50,6 +51,26 @@ class Settings:
                 "expected warm_up >= 1, lr > 0, ema in [0, 1) and drop in [0, 1], got "
                 f"{self.warm_up}, {self.lr}, {self.ema}, {self.drop}"
             )
+
+
+def make(name: str, pairs: Pairs, settings: Settings, out: Path, checkpoint_every: int = 500) -> None:
+    """Fine-tune the backbone `name` into the folder `out`, which `postdiff.load` takes; checkpoints go to OUT-work."""
+    first = PartialState().is_main_process
+    # Onto the CPU: before each process knows its own GPU, "cuda" is the first one for all.
+    backbone = postdiff.load(name, device="cpu", dtype=torch.float32)
+    work = out.with_name(f"{out.name}-work")
+    with tqdm(total=settings.steps, desc=f"fine-tune {name}", unit="step", disable=not first) as bar:
+
+        def show(step: int, loss: float) -> None:
+            bar.n = step
+            bar.set_postfix(loss=f"{loss:.4f}", skipped=len(pairs.skipped))
+
+        backbone.pipe.unet = finetune(backbone, pairs, settings, work, checkpoint_every, show)
+    if first:
+        backbone.pipe.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+        own = {**backbone.spec.settings, "beta": settings.beta, "s": settings.s}
+        write_run(backbone.spec, out, settings=own)  # the last file: where it is, the folder is whole
+    PartialState().wait_for_everyone()
 
 
 def finetune(

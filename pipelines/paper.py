@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines import tables
-from pipelines.exhibits import Exhibit, Run
+from pipelines.exhibits import TUNED, Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.tables import METRICS, Metric, Row
 from postdiff.metrics import Interval, difference
 
+TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
 ALIKE = 1e-3  # relative difference from which a counted cost is not the printed one: footnoted
 
 
@@ -121,6 +122,7 @@ def _mark(footnotes: list[str], note: str) -> str:
 def clear(exhibit: Exhibit, results: Results) -> str:
     """A sentence a metric: how many changes from the reference are clear, and go the paper's way; which are not."""
     parts = []
+    since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
     for metric in exhibit.metrics:
         changes = {run: change(exhibit, results, run, metric) for run in exhibit.runs}
         known = {run: moved for run, moved in changes.items() if moved}
@@ -130,7 +132,7 @@ def clear(exhibit: Exhibit, results: Results) -> str:
         there = {run: printed_change(exhibit, run, metric) for run in sure}
         alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
         against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
-        text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from the model as it is are clear"
+        text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from {since} are clear"
         if any(there.values()):
             text += f", {len(alike)} of them in the paper's direction"
             text += f" (against it: {'; '.join(against)})" if against else ""
@@ -139,27 +141,38 @@ def clear(exhibit: Exhibit, results: Results) -> str:
     return " ".join(parts)
 
 
-def to_csv(exhibit: Exhibit, results: Results) -> str:
-    """Every number, full precision, a line a run."""
+def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
+    """Every number, full precision, a line a run. protocol: its name and fingerprint."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
     changes = [f"{metric}_change{part}" for metric in METRICS for part in ("", "_low", "_high")]
     paper = ["paper_tmacs", "paper_fid", "paper_clip", "paper_seconds"]
-    identity = ["exhibit", "label", "model", "curve", "plan", "configuration", "n"]
+    identity = ["exhibit", "label", "model", "curve", "plan", "configuration", "protocol", "n"]
     more = tables.further([of(results, run).row for run in exhibit.runs])
     prices = ["macs_paper_of_the_papers_model", "macs_paper", "flops"]
-    writer.writerow([*identity, *prices, *measured, *changes, "p50", "p90", "speedup", *paper, *more])
+    writer.writerow([*identity, *prices, *measured, *changes, *TIMES, *paper, *more])
     for at, run in enumerate(exhibit.runs):
         found = of(results, run)
         row, took = found.row, found.latency
-        who = [exhibit.key, run.label, run.model, run.curve, run.plan.id, row.configuration, row.clip.n]
+        who = [exhibit.key, run.label, run.model, run.curve, run.plan.id, row.configuration, protocol, row.clip.n]
         numbers = [row.fid, row.clip, change(exhibit, results, run, "fid"), change(exhibit, results, run, "clip")]
         cells = [f"{x:.5f}" if n else "" for n in numbers for x in ((n.value, n.low, n.high) if n else (0, 0, 0))]
-        times = [f"{x:.5f}" for x in (took.p50, took.p90, took.speedup)] if took else [""] * 3
+        times = [getattr(took, name, None) for name in TIMES]
         printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or ""]
         others = [column[at] for column in more.values()]
-        writer.writerow([*who, found.macs or "", row.macs_paper, row.flops, *cells, *times, *printed, *others])
+        writer.writerow(
+            [
+                *who,
+                found.macs or "",
+                row.macs_paper,
+                row.flops,
+                *cells,
+                *("" if x is None else f"{x:.5f}" for x in times),
+                *printed,
+                *others,
+            ]
+        )
     return out.getvalue()
 
 

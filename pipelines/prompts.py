@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import shapes
+from pipelines import coco, shapes
 from pipelines.records import Prompt
 from postdiff.backbones import Spec
 
@@ -19,11 +19,14 @@ TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id")
 
 
-def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
+def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) -> list[Prompt]:
     """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
 
     .txt: one a line, the line's number is the id. .csv, .tsv, .parquet: a column caption, prompt or text; ids from a
-    column id, prompt_id or caption_id, else the row's number. .json: COCO captions (annotation ids).
+    column id, prompt_id or caption_id, else the row's number. .json: COCO's annotations (coco.py): one caption an
+    image in a fixed order, of which the first 5,000, 10,000 and 30,000 are the lists to use.
+
+    shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
 
     Raises: ValueError naming the file and what was expected, if it is missing, unreadable, or holds no prompt.
     """
@@ -33,13 +36,13 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
         scenes = shapes.distinct_scenes(SHAPES[source], limit or 256)
         return [Prompt(f"{source}-{i}", scene.caption) for i, scene in enumerate(scenes)]
     path = Path(source)
-    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": _coco}
+    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": coco.captions}
     if path.suffix not in readers:
         raise ValueError(
             f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
         )
     if not path.is_file():
-        raise ValueError(f"no prompt file at {source!r}")
+        raise ValueError(f"no prompt file at {source!r} (COCO's captions_val2014.json is in {coco.SOURCE})")
     try:
         found = [(str(id), "" if text is None else text) for id, text in readers[path.suffix](path)]
     except (
@@ -60,6 +63,8 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
         raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
     if len({prompt.id for prompt in prompts}) < len(prompts):
         raise ValueError(f"{source!r} has two prompts of one id; ids must differ")
+    if shuffled:
+        prompts.sort(key=lambda prompt: sha256(json.dumps([prompt.id, prompt.text]).encode()).digest())
     return prompts[:limit]
 
 
@@ -80,10 +85,6 @@ def _parquet(path: Path):
     table = pq.read_table(path, columns=[c for c in (text, id) if c])
     for number, row in enumerate(table.to_pylist()):
         yield row[id] if id else number, row[text]
-
-
-def _coco(path: Path):
-    return [(row["id"], row["caption"]) for row in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from pipelines import figures, generate, latency, paper, plots, report, tables
+from pipelines import exhibits, figures, generate, latency, paper, plots, report, tables
 from pipelines.evaluation import Point, Protocol
 from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
@@ -38,7 +38,7 @@ def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]
         plans = [runs[key].plan for key in keys]
         prices = costs(plans, resolve(name))
         shared = [key for key in keys if name == model or not runs[key].searched]
-        theirs = costs([runs[key].plan for key in shared], resolve(model))
+        theirs = costs([runs[key].plan for key in shared], resolve(model.removesuffix(exhibits.TUNED)))
         there = {key: price.macs_paper for key, price in zip(shared, theirs, strict=True)}
         found |= {
             key: Price(there.get(key), price.macs_paper, price.flops) for key, price in zip(keys, prices, strict=True)
@@ -116,7 +116,7 @@ def write(
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
     markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{table.clear}\n"
     store.put(f"{base}.md", markdown.encode())
-    store.put(f"{base}.csv", paper.to_csv(exhibit, results).encode())
+    store.put(f"{base}.csv", paper.to_csv(exhibit, results, protocol.facts()["protocol"]).encode())
     store.put(f"{base}.tex", paper.to_latex(title, table.header, table.lines, notes).encode())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     whole = f"{report.table(table.header, table.lines)}\n<ol>{items}</ol>"

@@ -286,6 +286,20 @@ def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator
     yield from map(ray.get, [task.remote(item) for item in items])
 
 
+def cluster_has_gpus() -> bool:
+    """Whether this job runs on a cluster (RAY_ADDRESS) that has a GPU up."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return False
+    connect()
+    return any(node.get("GPU") for node in _nodes())
+
+
+def alone(function: Callable, *args):
+    """`function(*args)` in a process that has a GPU for itself, and ends with it."""
+    task = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=0)(function)
+    return ray.get(task.remote(*args))
+
+
 def machine() -> str:
     """What the connected cluster is, in words, for reports."""
     total = ray.cluster_resources()

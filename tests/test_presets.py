@@ -34,7 +34,11 @@ def test_a_preset_that_is_not_there_or_needs_the_model_is_told():
 
 
 def test_speedups_are_medians_of_rounds():
-    dense, fast = latency.summarise(np.array([[1.0, 0.5], [3.0, 1.0], [2.0, 0.5]]))
+    seconds = np.array([[1.0, 0.5], [3.0, 1.0], [2.0, 0.5]])
+    stages = np.stack([0.75 * seconds, 0.25 * seconds], axis=2)  # denoising, decoding
+    dense, fast = latency.summarise(stages, 0.1, [None, 2.0], "here")
     assert (dense.p50, dense.speedup, dense.n) == (2.0, 1.0, 3)
     assert (fast.p50, fast.speedup) == (0.5, 3.0)
     assert fast.p90 == pytest.approx(0.9)
+    assert (dense.denoise, dense.decode, dense.encode) == (1.5, 0.5, 0.1)
+    assert (dense.memory, fast.memory, fast.machine) == (None, 2.0, "here")

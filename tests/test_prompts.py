@@ -1,6 +1,7 @@
 """Prompt files of every kind, and what is told when they are wrong."""
 
 import json
+from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,8 @@ def test_every_format_gives_the_same_prompts(tmp_path):
         "prompt\n" + "".join(f'"{t.replace(chr(34), chr(34) * 2)}"\n' for t in TEXTS), encoding="utf-8"
     )
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "p.parquet")
-    rows = [{"id": i, "image_id": 9, "caption": t} for i, t in enumerate(TEXTS)]
+    images = sorted(range(3), key=lambda i: sha256(str(i).encode()).digest())
+    rows = [{"id": i, "image_id": image, "caption": t} for i, (image, t) in enumerate(zip(images, TEXTS, strict=True))]
     (tmp_path / "p.json").write_text(json.dumps({"annotations": rows, "images": []}), encoding="utf-8")
     expected = [Prompt(str(i), text) for i, text in enumerate(TEXTS)]
     for file in sorted(tmp_path.iterdir()):
@@ -39,8 +41,8 @@ def test_every_format_gives_the_same_prompts(tmp_path):
         ("broken.json", "{", "not readable as .json"),
         ("other.json", "{}", "not readable as .json"),
         ("list.json", "[1, 2]", "not readable as .json"),
-        ("number.json", '{"annotations": [{"id": 1, "caption": 7}]}', "a prompt must be text, got 7"),
-        ("null.json", '{"annotations": [{"id": 1, "caption": null}]}', "holds no prompt"),
+        ("number.json", '{"annotations": [{"id": 1, "image_id": 1, "caption": 7}]}', "a prompt must be text, got 7"),
+        ("null.json", '{"annotations": [{"id": 1, "image_id": 1, "caption": null}]}', "holds no prompt"),
         ("broken.parquet", "x", "not readable as .parquet"),
         ("p.docx", "x", "prompts must be 'shapes', 'shapes-recaption' or a file"),
     ],

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import budget, exhibits, figures, latency, paper, plots, prompts, records, reproduction, rivals
+from pipelines import (
+    budget,
+    exhibits,
+    figures,
+    finetuning,
+    latency,
+    paper,
+    plots,
+    prompts,
+    records,
+    reproduction,
+    rivals,
+)
 from pipelines.exhibits import Run
 from pipelines.store import Store
 from pipelines.tables import Row
@@ -56,9 +68,10 @@ def test_the_papers_lines_are_as_printed():
 def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     chosen = exhibits.gather(["all"], {"table4.ditfastattn": methods.no_cfg(19), "table3.ca_tome": methods.no_cfg(18)})
     assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
-    assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (238, 139)
+    assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (242, 143)
     for exhibit in chosen:
-        assert {exhibit.reference(model).model for model in exhibit.models} == set(exhibit.models)
+        before = {model.removesuffix(exhibits.TUNED) for model in exhibit.models}
+        assert {exhibit.reference(model).model for model in exhibit.models} == before
     assert [e.key for e in exhibits.gather(["table2", "fig4"], {})] == ["fig4", "table2"]
     with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of fig1"):
         exhibits.gather(["fig99"], {})
@@ -100,7 +113,7 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         "CLIP score: 1 of 2 changes from the model as it is are clear, 0 of them in the paper's direction "
         "(against it: Ours). Not resolved: DC."
     )
-    rows = list(csv.DictReader(io.StringIO(paper.to_csv(exhibit, results))))
+    rows = list(csv.DictReader(io.StringIO(paper.to_csv(exhibit, results, "custom-1"))))
     assert [(row["label"], row["fid"], row["paper_fid"]) for row in rows][1:] == [
         ("Ours", "4.00000", "16.65"),
         ("DC", "5.00000", ""),
@@ -200,6 +213,27 @@ def test_what_is_seen_rather_than_read_is_a_picture(ray_session, tmp_path, capsy
     assert {name: store.get(name) for name in store.names("dynamics")} == before
 
 
+def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypatch, capsys):
+    def settings(model):
+        return finetuning.Settings(steps=1, batch=2, micro_batch=2, lr=1e-3, warm_up=1, ema=0.0)
+
+    monkeypatch.setattr(reproduce, "tune_settings", settings)
+    args = ["table7", "--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--out", str(tmp_path)]
+    reproduce.main(args)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table7.csv").read_text())))
+    kinds = ["sd15-original", "sd15-original fine-tuned", "bk-sdm-tiny", "bk-sdm-tiny fine-tuned"]
+    assert [row["label"] for row in rows] == [row["model"] for row in rows] == kinds
+    assert [bool(row["fid_change"]) for row in rows] == [False, True, False, True]
+    assert len({row["configuration"] for row in rows}) == 4
+    assert "| 63.64 | – |" in capsys.readouterr().out
+    folders = {file: file.stat().st_mtime_ns for file in tmp_path.glob("finetuned/*/postdiff.json")}
+    assert len(folders) == 2
+    reproduce.main(args)
+    assert folders == {file: file.stat().st_mtime_ns for file in tmp_path.glob("finetuned/*/postdiff.json")}
+    with pytest.raises(SystemExit, match="must be a local folder, got s3://bucket/paper"):
+        reproduce.main([*args, "--out", "s3://bucket/paper"])
+
+
 def test_a_gallery_shows_a_models_own_prompts(tmp_path):
     listed = prompts.load_prompts(str(published.APPENDIX_J))
     assert [prompt.id for prompt in listed] == [
@@ -273,6 +307,7 @@ def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypat
         (["table3", "--rounds", "2"], "a median of fewer than 3 rounds"),
         (["table1", "--models", "real"], "--models real needs --prompts"),
         (["table6", "--models", "real"], "--models real needs --recaption"),
+        (["table7", "--models", "real"], "Table 7 needs --finetuned sd15-original=FOLDER"),
     ],
 )
 def test_bad_input_is_told_before_any_work(args, message, tmp_path):
@@ -293,7 +328,7 @@ def test_latencies_are_kept_by_machine_model_and_plans(tmp_path, monkeypatch):
 
     def measure(backbone, plans, rounds):
         calls.append((backbone, len(plans), rounds))
-        return [latency.Latency(1.0, 2.0, 1.0, rounds) for _ in plans]
+        return [latency.Latency(1.0, 2.0, 1.0, rounds, 0.8, 0.2, 0.1, None, "here") for _ in plans]
 
     monkeypatch.setattr(latency, "measure", measure)
     store, plans = Store(str(tmp_path)), [methods.dense(2), methods.dense(4)]

@@ -227,6 +227,15 @@ from pipelines import workers
 from pipelines.workers import Resources, Unit
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
 assert workers.default_resources() == Resources(2, gpus=1)
+assert not workers.cluster_has_gpus()  # a machine of our own: its process needs no Ray
+os.environ["RAY_ADDRESS"] = "the cluster that is joined"
+assert workers.cluster_has_gpus()
+of = workers.alone(lambda x: (x, os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()), 7)
+assert of[0] == 7 and of[1] in ("0", "1")
+until = time.time() + 30
+while os.path.exists(f"/proc/{{of[2]}}"):  # it ends, and its memory with it
+    assert time.time() < until
+    time.sleep(0.1)
 assert workers.default_resources(gpus=0) == Resources(4)
 assert workers.default_resources(workers=8, gpus=1) == Resources(8, gpus=1)  # what an autoscaler is asked for
 try:
