@@ -24,9 +24,10 @@ class Group:
 
 def throughput(model: str, gpu: str) -> float:
     """T MACs (the paper's rule) a second that the paper's own latency of the dense model means on `gpu`; for a model
-    that the paper did not time there, scaled as PixArt-alpha, which it timed on both."""
+    that the paper did not time there, scaled as PixArt-alpha, which it timed on both; of Table 7's U-Nets, SD1.5's."""
     dense = {line.model: line for line in published.lines("table2") if line.method == "dense"}  # the last: most steps
-    speed = dense[model].values["tmacs"] / dense[model].values["latency_s_a5000"]
+    of = dense.get(model, dense["sd15"])
+    speed = of.values["tmacs"] / of.values["latency_s_a5000"]
     faster = dense["pixart"].values["latency_s_a5000"] / next(
         line.values["latency_s_h100"] for line in published.lines("table4") if line.method == "dense"
     )

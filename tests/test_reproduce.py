@@ -142,9 +142,9 @@ def test_latex_is_escaped():
 
 def test_the_dry_run_of_the_real_paper_needs_no_data(capsys, monkeypatch):
     monkeypatch.chdir("/")
-    reproduce.main(["table2", "fig9", "--models", "real", "--dry-run", "--price", "2"])
+    reproduce.main(["table2", "fig9", "table7", "--models", "real", "--dry-run", "--price", "2"])
     text = capsys.readouterr().out
-    assert text.startswith("23 cells, 21 different runs, 630000 images")
+    assert text.startswith("27 cells, 25 different runs, 750000 images")
     # By hand: LCM's four plans are (3.042 + 6.084 + 3.807 + 3.686) T MACs; 6.084 T took 0.825 s.
     assert re.search(r"lcm +4 runs +498\.5\d\d P MACs", text)
     assert f"{30000 * 16.619 / (6.084 / 0.825) / 3600:.0f} A5000 hours" in text
@@ -153,6 +153,7 @@ def test_the_dry_run_of_the_real_paper_needs_no_data(capsys, monkeypatch):
 
 def test_a_gpu_that_timed_a_model_is_as_fast_as_it_was():
     assert budget.throughput("sd15", "A5000") == pytest.approx(30.420 / 2.930)
+    assert budget.throughput("bk-sdm-tiny", "A5000") == budget.throughput("sd15", "A5000")
     assert budget.throughput("pixart", "H100") == pytest.approx(85.640 / 1.752)
 
 
