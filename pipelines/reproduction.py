@@ -85,8 +85,8 @@ def answers(results: paper.Results, names: dict[str, str]) -> list[str]:
         gains = tables.gains(own, "fid").values()
         better, worse = tables.clear(gains, "fid")
         if gains:
-            verdict = "agrees with" if better > worse else "contradicts" if worse > better else "does not decide"
-            found.append(f"{tables.answer(own, f'{name} (for {model})')} On FID this {verdict} the paper.")
+            verdict = "as the paper finds" if better > worse else "against the paper" if worse > better else "undecided"
+            found.append(f"{tables.answer(own, f'{name} (for {model})')} On FID: {verdict}.")
     return found
 
 
