@@ -11,7 +11,7 @@ sweep: install
 	$(RUN) jobs/coco_sweep.py $(ARGS)
 
 reproduce: install
-	$(RUN) jobs/reproduce.py all --scale 0.5 $(ARGS)
+	$(RUN) jobs/reproduce.py all $(ARGS)
 
 test: install
 	$(RUN) -m pytest -q tests
