@@ -56,7 +56,7 @@ def table(exhibit: Exhibit, results: Results) -> Table:
     printed = {key: any(key in run.values for run in exhibit.runs) for key in ("tmacs", *METRICS)}
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
-        header += [METRICS[metric], "change", *(["paper", "change"] if printed[metric] else [])]
+        header += [METRICS[metric], "change", *(["paper", "paper's change"] if printed[metric] else [])]
     header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []

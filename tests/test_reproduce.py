@@ -99,8 +99,8 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         ("sd15", lost.plan.id): measured(5.0, 80.0, macs=17.787e12),
     }
     table = paper.table(exhibit, results)
-    columns = ["setting", "T MACs", "paper", "GFLOPs here", "FID", "change", "paper", "change"]
-    assert list(table.header) == [*columns, "CLIP score", "change", "paper", "change"]
+    columns = ["setting", "T MACs", "paper", "GFLOPs here", "FID", "change", "paper", "paper's change"]
+    assert list(table.header) == [*columns, "CLIP score", "change", "paper", "paper's change"]
     assert table.lines[0] == ["Original", "30.420", "30.420", "2.00", "5.00 [4.00, 6.00]", "–", "18.42", "–",
                               "80.00 [79.00, 81.00]", "–", "30.80", "–"]  # fmt: skip
     assert table.lines[1][0] == "Ours [1]"
