@@ -164,7 +164,7 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
     reproduce.main(args)
     out = capsys.readouterr().out
     made = {file.name for file in (tmp_path / "exhibits").iterdir()}
-    figure = {"fig9.png", "fig9.svg"}
+    figure = {"fig9.png", "fig9.svg", "fig9.points.csv"}
     assert made == {f"{key}.{kind}" for key in ("table4", "fig9") for kind in ("md", "csv", "tex")} | figure
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table4.csv").read_text())))
     assert [row["label"] for row in rows] == ["Original", "TGATE", "DiTFastAttn", "DuCa", "Ours"]
