@@ -15,21 +15,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import dynamics, evaluation, figures, generate, plots, workers
+from pipelines import dynamics, evaluation, exhibits, figures, generate, plots
 from pipelines.dynamics import Task
 from pipelines.store import Store
 from postdiff import methods
 from postdiff.backbones import resolve
 from postdiff.families import adapt
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)  # of steps at low resolution: the rows of Fig. 3
-
 
 def run(args: argparse.Namespace) -> None:
     protocol, spec, store = evaluation.protocol(args), resolve(args.backbone), Store(args.out)
     store.check_writable()
     steps, beta = spec.settings["steps"], spec.settings["beta"]
-    plans = {f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in SHARES}
+    plans = {
+        f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in exhibits.WATCHED
+    }
     first = generate.configure(
         args.backbone, plans["s=0"], args.guidance, args.solver, args.batch_size, args.dtype
     )  # reads the checkpoint's fingerprint: once
@@ -59,10 +59,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError, workers.WorkersError) as error:
-        raise SystemExit(f"error: {error}") from None
+    evaluation.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import calibration, evaluation, generate, latency, plots, report, tables, workers
+from pipelines import calibration, evaluation, generate, latency, plots, report, tables
 from pipelines.calibration import Candidate
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store
@@ -34,9 +34,9 @@ UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate in the last round that it was in. place: its rank there, 0 the best. change: paired, the chosen's
-    score on the same prompts taken off; None for the chosen. first: the share of resamplings of the prompts in which
-    it comes first among the last round's."""
+    """A candidate after the last of the `rounds` that it was in. change: paired, the chosen's score on the same prompts
+    taken off; None for the chosen. first: of the last round's, the share of resamplings of the prompts in which it
+    comes first."""
 
     candidate: Candidate
     rounds: int
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> None:
         whole_protocol = replace(whole_protocol, reference=())
     if args.of == "seconds":
         latency.check_rounds(args.rounds)
-    store = evaluation.open_store(args.out, whole_protocol)
+        if args.dry_run:
+            raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
+    store = Store(args.out) if args.dry_run else evaluation.open_store(args.out, whole_protocol)
     candidates, budget, whole = price(args, store, spec)
     halving = calibration.rounds(whole_protocol.prompts, len(candidates))
     images = sum(
@@ -191,10 +193,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError, workers.WorkersError) as error:
-        raise SystemExit(f"error: {error}") from None
+    evaluation.job(run, parse, argv)
 
 
 if __name__ == "__main__":

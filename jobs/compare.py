@@ -196,10 +196,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError, workers.WorkersError) as error:
-        raise SystemExit(f"error: {error}") from None
+    evaluation.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
             "prompts": str(APPENDIX_J),
             "out": f"{args.out}/{dataset}",
             "limit": None,
+            "protocol": None,
             "matched": False,
             "shuffled": False,
         }
@@ -83,9 +84,10 @@ def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
             "prompts": args.recaption,
             "reference": args.recaption_reference,
             "out": f"{args.out}/{dataset}",
+            "protocol": None,
             "matched": False,
             "shuffled": True,
-            "limit": args.limit or budget.PROMPTS[dataset],
+            "limit": min(args.limit or budget.PROMPTS[dataset], budget.PROMPTS[dataset]),
         }
         if args.models == "mini":
             own["prompts"] = "shapes-recaption"
@@ -93,6 +95,8 @@ def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
         option = "--prompts" if dataset == "coco2014" else "--recaption"
         raise ValueError(f"--models real needs {option}, a file of captions ({dataset}'s are the paper's)")
     found = argparse.Namespace(**own)
+    if args.models == "real":
+        found.limit = found.limit or budget.PROMPTS[dataset]
     found.limit = share(found)
     return found
 
@@ -247,17 +251,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print what would run, and stop")
     args = evaluation.settle_options(parser.parse_args(argv))
     args.exhibits = args.exhibits or ["all"]
+    if not 0 < args.scale <= 1:
+        raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale:g}")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        args = parse(argv)
-        if not 0 < args.scale <= 1:
-            raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale:g}")
-        run(args)
-    except (ValueError, OSError, workers.WorkersError) as error:
-        raise SystemExit(f"error: {error}") from None
+    evaluation.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -96,6 +96,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gpus-per-worker", type=float, help="(default: 1 if a GPU is up, else 0)")
 
 
+def job(run: Callable, parse: Callable, argv: list[str] | None) -> None:
+    """`run(parse(argv))`; what is wrong with the input, or stops the workers, is one line and exit status 1."""
+    try:
+        run(parse(argv))
+    except (ValueError, OSError, workers.WorkersError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 def settle_options(args: argparse.Namespace) -> argparse.Namespace:
     if args.protocol:
         protocols.apply(args)
@@ -122,7 +130,9 @@ def protocol(args: argparse.Namespace) -> Protocol:
     encoders.fingerprint(args.clip)
     if reference:
         encoders.fingerprint(args.fid)
-    return Protocol(args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, args.protocol or "")
+    return Protocol(
+        args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, protocols.name(args, reference)
+    )
 
 
 def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:

@@ -10,6 +10,7 @@ from postdiff.plan import Plan
 
 STEPS = (8, 10, 12, 14, 16, 18, 20)  # sec. 2.4
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+WATCHED = (0.0, 0.1, 0.2, 0.3, 0.5)  # s of the rows of Fig. 3 and 12
 SCALES = (0.375, 0.5, 0.625, 0.75, 0.875)  # App. B
 CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
 APPENDIX_J = "appendix_j"  # the data set of the galleries: the paper's own 24 prompts, 6 a model
@@ -157,8 +158,7 @@ def figure9(found: Found) -> Exhibit:
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
     runs = [
-        Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s)
-        for s in (0.0, 0.1, 0.2, 0.3, 0.5)
+        Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
     ]
     note = "the paper names neither its prompts nor its s; row 1 is full resolution, rows 2 to 5 are mixed, as there"
     return Exhibit(key, "CLIP score after each denoising step", "trajectory", tuple(runs), note=note, shown=shown)

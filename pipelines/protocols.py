@@ -6,6 +6,7 @@ number of prompts (CLIP scores of ViT-g-14 and none of ViT-L-14 fit what it prin
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines import coco, prompts
@@ -30,6 +31,23 @@ PROTOCOLS = {
         5_000, "ViT-B-32-quickgelu/openai"
     ),  # and its CLIP model; its FID is another (no antialiasing)
 }
+
+
+def name(args: argparse.Namespace, reference: Sequence[str]) -> str:
+    """The protocol's name, "" where it is not wholly that: on fewer prompts, or without FID's references.
+
+    Raises: ValueError if FID's references or its encoder are others.
+    """
+    if not args.protocol or args.limit != PROTOCOLS[args.protocol].limit or not reference:
+        return ""
+    if not args.matched and len(reference) != coco.VAL2014:
+        raise ValueError(
+            f"--protocol {args.protocol} needs all {coco.VAL2014} images of {coco.IMAGES} as --reference, "
+            f"got {len(reference)}"
+        )
+    if not args.fid.endswith(".pt"):
+        raise ValueError(f"--protocol {args.protocol} needs clean-fid's Inception (.pt) as --fid, got {args.fid}")
+    return args.protocol
 
 
 def apply(args: argparse.Namespace) -> None:

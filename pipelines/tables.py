@@ -15,7 +15,7 @@ from postdiff.metrics import Interval, difference, extrapolated
 FAMILIES = {
     "fewer steps": ("dense",),
     "mixed resolution": ("mixed_resolution",),
-    "caching": ("caching", "deepcache", "cross_attention_cache", "cfg_drop", "no_cfg"),
+    "caching": ("caching", "deepcache+ca", "deepcache", "cross_attention_cache", "cfg_drop", "no_cfg"),
     "PostDiff": ("postdiff",),
     "others": (),  # the methods that the paper compares with, and your own
 }

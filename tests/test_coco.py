@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import coco, evaluation, prompts
+from pipelines import coco, evaluation, prompts, protocols
 from pipelines.evaluation import Protocol, add_options, settle_options
 from pipelines.protocols import PROTOCOLS
 from postdiff import encoders
@@ -72,6 +72,19 @@ def test_a_protocol_of_coco(tiny):
     assert len(protocol(*base, "--limit", "6", "--matched").reference) == 6
     with pytest.raises(ValueError, match="--matched needs --prompts, COCO's annotations"):
         protocol("--matched")
+
+
+def test_a_protocol_is_called_by_its_name_only_where_it_is_that(monkeypatch):
+    monkeypatch.setattr(coco, "VAL2014", 3)
+    args = Namespace(protocol="coco-5k", limit=5000, matched=False, fid="inception.pt")
+    assert protocols.name(args, ["1", "2", "3"]) == "coco-5k"
+    assert protocols.name(args, []) == ""
+    assert protocols.name(Namespace(**{**vars(args), "limit": 2500}), ["1", "2", "3"]) == ""  # --scale 0.5
+    assert protocols.name(Namespace(**{**vars(args), "protocol": None}), ["1"]) == ""
+    with pytest.raises(ValueError, match=r"needs all 3 images of .* as --reference, got 2"):
+        protocols.name(args, ["1", "2"])
+    with pytest.raises(ValueError, match="needs clean-fid's Inception"):
+        protocols.name(Namespace(**{**vars(args), "fid": "mini-clip"}), ["1", "2", "3"])
 
 
 def test_a_named_protocol_fixes_what_it_names(tiny, monkeypatch):
