@@ -74,6 +74,8 @@ def table(exhibit: Exhibit, results: Results) -> Table:
         marks = [_mark(footnotes, note) for note in notes]
         label = exhibit.name(run) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
+    if any("–" in line for line in lines):
+        footnotes.append("–: the row that changes are from, or what the paper does not print")
     return Table(tuple(header), lines, footnotes, clear(exhibit, results))
 
 

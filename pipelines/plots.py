@@ -123,7 +123,7 @@ def gallery_plot(panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, 
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 if at == 0:
-                    short = textwrap.wrap(textwrap.shorten(prompt, 66, placeholder=" ..."), 22)
+                    short = textwrap.wrap(prompt, 22, max_lines=3, placeholder=" ...")
                     axes.set_title("\n".join(short), size=6, pad=3)
             line[0].set_ylabel(label, size=7, rotation=0, ha="right", va="center")
         part.suptitle(title, fontsize=9)

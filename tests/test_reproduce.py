@@ -104,7 +104,11 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
     assert table.lines[1][5] == "-1.00 [-1.00, -1.00]"
     assert table.lines[1][7] == "-1.77"
     assert table.lines[2][6:8] == ["lost", "–"]
-    assert table.footnotes == ["the paper printed 11.129 T MACs, its method costs 9.700", "its FID is lost"]
+    assert table.footnotes == [
+        "the paper printed 11.129 T MACs, its method costs 9.700",
+        "its FID is lost",
+        "–: the row that changes are from, or what the paper does not print",
+    ]
     assert table.clear == (
         "FID: 1 of 2 changes from the model as it is are clear, 1 of them in the paper's direction. Not resolved: DC. "
         "CLIP score: 1 of 2 changes from the model as it is are clear, 0 of them in the paper's direction "
