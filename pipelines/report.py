@@ -21,7 +21,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-td:first-child, th:first-child, .protocol td { text-align: left; } .protocol td { white-space: normal; } tr.front td { font-weight: 600; }
+td:first-child, th:first-child, .protocol td { text-align: left; } tr.front td { font-weight: 600; }
+.protocol td { white-space: normal; }
 .images td, .images th { padding: 2px; border: 0; text-align: center; vertical-align: bottom; }
 .images th.prompt { width: 96px; font-weight: normal; font-size: .72rem; white-space: normal; text-align: center; }
 .images td.name { text-align: right; padding-right: .6rem; font-size: .8rem; vertical-align: middle; }
