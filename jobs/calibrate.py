@@ -157,7 +157,8 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
         "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
         "chosen by it: score it on other prompts before you quote it."
     )
-    body = f'<p>{escape(note)}</p><div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>{report.table(header, lines)}'
+    picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'
+    body = f"<p>{escape(note)}</p>{picture}{report.table(header, lines)}"
     store.put("report.html", report.page(f"postdiff: a plan for {args.backbone}", answer, body, facts).encode())
     store.put("halving.png", plots.as_png(figure))
     out = io.StringIO()
