@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--prompts",
         default="shapes",
-        help="'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, COCO annotation json",
+        help="'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, jsonl, COCO annotation json",
     )
     add("--limit", type=int, help="use the first N prompts (default: 256 of Shapes, all of a file)")
     add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")

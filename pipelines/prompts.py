@@ -16,14 +16,15 @@ from postdiff.backbones import Spec
 # Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
 SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
 TEXT_COLUMNS = ("caption", "prompt", "text")
-ID_COLUMNS = ("id", "prompt_id", "caption_id")
+ID_COLUMNS = ("id", "prompt_id", "caption_id", "file_name")
 
 
 def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) -> list[Prompt]:
     """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
 
     .txt: one a line, the line's number is the id. .csv, .tsv, .parquet: a column caption, prompt or text; ids from a
-    column id, prompt_id or caption_id, else the row's number. .json: COCO's annotations (coco.py): one caption an
+    column id, prompt_id, caption_id or file_name, else the row's number. .jsonl: the same names in an object a line,
+    as the metadata.jsonl of a folder of images (jobs/fetch.py). .json: COCO's annotations (coco.py): one caption an
     image in a fixed order, of which the first 5,000, 10,000 and 30,000 are the lists to use.
 
     shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
@@ -36,13 +37,22 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
         scenes = shapes.distinct_scenes(SHAPES[source], limit or 256)
         return [Prompt(f"{source}-{i}", scene.caption) for i, scene in enumerate(scenes)]
     path = Path(source)
-    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".json": coco.captions}
+    readers = {
+        ".txt": _lines,
+        ".csv": _table,
+        ".tsv": _table,
+        ".parquet": _parquet,
+        ".jsonl": _objects,
+        ".json": coco.captions,
+    }
     if path.suffix not in readers:
         raise ValueError(
             f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
         )
     if not path.is_file():
-        raise ValueError(f"no prompt file at {source!r} (COCO's captions_val2014.json is in {coco.SOURCE})")
+        raise ValueError(
+            f"no prompt file at {source!r} (jobs/fetch.py gets the paper's; COCO's captions are in {coco.SOURCE})"
+        )
     try:
         found = [(str(id), "" if text is None else text) for id, text in readers[path.suffix](path)]
     except (
@@ -78,6 +88,13 @@ def _table(path: Path):
         text, id = _columns(path, reader.fieldnames or [])
         for number, row in enumerate(reader):
             yield row[id] if id else number, row[text]
+
+
+def _objects(path: Path):
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text, id = _columns(path, list(rows[0]) if rows else [])
+    for number, row in enumerate(rows):
+        yield row[id] if id else number, row[text]
 
 
 def _parquet(path: Path):
