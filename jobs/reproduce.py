@@ -229,7 +229,7 @@ def print_dry_run(args: argparse.Namespace, chosen: list[Exhibit], names: dict[s
         except ValueError:  # no file of captions yet
             n = max(4, round(args.scale * budget.PROMPTS[dataset]))
         groups.append(budget.Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))
-    print(budget.text(groups, names, args.models == "real", args.price))
+    print(budget.text(groups, names, args.models == "real", args.price, latency.measured(Store(args.out))))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -239,7 +239,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", choices=("mini", "real"), default="mini")
     add("--scale", type=float, default=1.0, help="share of the prompts")
     add("--calibration", help="prompts of the searches of Tables 3 and 4: a file (default: Shapes' train split)")
-    add("--recaption", help="captions of Table 6's data set, Imagenet21K_Recaption: a file as --prompts takes")
+    add("--recaption", help="captions of Table 6's data set (jobs/fetch.py imagenet21k-recaption), as --prompts takes")
     add("--recaption-reference", help="folder of its reference images")
     add(
         "--finetuned", nargs="+", default=[], metavar="MODEL=FOLDER", help="of Table 7's real models (jobs/finetune.py)"

@@ -1,5 +1,6 @@
 """What a reproduction would take, before anything runs: runs, images, MACs, GPU hours, bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines import reproduction
@@ -34,9 +35,30 @@ def throughput(model: str, gpu: str) -> float:
     return speed if gpu == "A5000" else speed * faster
 
 
-def text(groups: list[Group], names: dict[str, str], real: bool, price: float | None = None) -> str:
-    """names: the paper's model -> the one that runs. real: hours of GPUs too, and with `price` what they cost."""
-    lines, hours, size, counts = [], dict.fromkeys(GPUS, 0.0), 0.0, [0, 0, 0]
+def hours(prices: Mapping[str, int], prompts: int, seconds: Mapping[str, float]) -> float | None:
+    """Hours of `prompts` images of every plan. prices: {plan id: MACs}; seconds: {plan id: of one image, measured}.
+
+    What was not timed takes as long for its MACs as the costliest plan that was; None if none of them was.
+    """
+    timed = [plan for plan in prices if plan in seconds]
+    if not timed:
+        return None
+    first = max(timed, key=lambda plan: prices[plan])
+    pace = seconds[first] / prices[first]
+    return prompts * sum(seconds.get(plan, macs * pace) for plan, macs in prices.items()) / 3600
+
+
+def text(
+    groups: list[Group],
+    names: dict[str, str],
+    real: bool,
+    price: float | None = None,
+    measured: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
+) -> str:
+    """names: the paper's model -> the one that runs. real: hours of GPUs too, and with `price` what they cost.
+    measured: {the one that runs: (machine, {plan id: seconds an image})}, for hours of that machine."""
+    lines, totals, size, counts = [], dict.fromkeys(GPUS, 0.0), 0.0, [0, 0, 0]
+    here: dict[str, float] = {}
     for group in groups:
         runs = reproduction.distinct(group.exhibits)
         of = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
@@ -46,19 +68,28 @@ def text(groups: list[Group], names: dict[str, str], real: bool, price: float | 
         lines.append(f"{group.dataset}: {cells} cells, {len(runs)} different runs of {group.prompts} prompts")
         lines += [f"  {e.key:<8}{len(e.runs):>4} cells  {e.title}" for e in group.exhibits]
         for model, name in of.items():
-            own = [prices[key] for key in runs if key[0] == model]
-            macs = group.prompts * sum(one.macs for one in own) / 1e12
+            own = {plan: prices[m, plan].macs for m, plan in runs if m == model}
+            macs = group.prompts * sum(own.values()) / 1e12
             size += group.prompts * len(own) * resolve(name).size ** 2 * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}
-            hours = {gpu: hours[gpu] + took.get(gpu, 0.0) for gpu in GPUS}
-            told = "".join(f"{value:9.0f} {gpu} hours" for gpu, value in took.items())
+            for gpu, value in took.items():
+                totals[gpu] += value
+            where, seconds = (measured or {}).get(name, ("", {}))
+            if (timed := hours(own, group.prompts, seconds)) is not None:
+                here[where] = here.get(where, 0.0) + timed
+                took[f"measured ({where})"] = timed
+            told = "".join(f"{value:9.1f} hours {gpu}" for gpu, value in took.items())
             lines.append(f"  {name:<12}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{told}")
     first = f"{counts[0]} cells, {counts[1]} different runs, {counts[2]} images; MACs by the paper's rule"
     last = [f"store: about {size:.1f} GB of images ({BYTES_A_PIXEL} bytes a pixel, lossless WebP)"]
     if real:
-        bill = f", or {hours['H100'] * price:.0f} at {price:g} an H100 hour" if price else ""
-        last.append(f"in all {hours['A5000']:.0f} hours of an A5000 or {hours['H100']:.0f} of an H100{bill}")
+        bill = f", or {totals['H100'] * price:.0f} at {price:g} an H100 hour" if price else ""
+        last.append(f"in all {totals['A5000']:.0f} hours of an A5000 or {totals['H100']:.0f} of an H100{bill}")
         last.append(
             "(from the paper's latencies of single images: batches take less; what is searched counts as dense)"
         )
+    last += [
+        f"in all {value:.1f} hours of {where}, as measured there (--out has its latencies), one image at a time"
+        for where, value in here.items()
+    ]
     return "\n".join([first, *lines, *last])

@@ -67,6 +67,19 @@ def kept(store: Store, backbone: str, plans: Sequence[Plan], rounds: int) -> lis
     return [Latency(**took) for took in json.loads(store.get(file))["times"]]
 
 
+def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
+    """{backbone: (machine, {plan id: seconds an image, p50})} of all that the store keeps: where several machines were
+    timed, the one with most plans."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for file in sorted(store.names("latency")):
+        kept_there = json.loads(store.get(file))
+        backbone, _, where, _, *plans = kept_there["of"]
+        seconds = [took["p50"] for took in kept_there["times"]]
+        found.setdefault((backbone, where), {}).update(zip(plans, seconds, strict=True))
+    best = sorted(found.items(), key=lambda item: len(item[1]))
+    return {backbone: (where, seconds) for (backbone, where), seconds in best}
+
+
 def _alone(function: Callable, *args):
     """`function(*args)` in a process of its own: on a GPU of the cluster that nothing else is given (the jobs measure
     before they generate), or on this machine where the cluster has none."""

@@ -13,7 +13,7 @@ from postdiff import methods, sampling, solvers, tokens
 from postdiff.backbones import HUB
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-from bench import random_pipe
+from bench_methods import random_pipe
 
 pytestmark = pytest.mark.slow
 SIZE, SEED = 64, 7  # pixels: a pass reads all weights, whatever its size
