@@ -16,18 +16,18 @@ import io
 import sys
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import calibration, evaluation, generate, latency, plots, report, tables
+from pipelines import calibration, evaluation, latency, plots, report, tables, workers
 from pipelines.calibration import Candidate
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store
 from postdiff import costs, methods, planfile
 from postdiff.backbones import Spec, fingerprint, resolve
-from postdiff.families import adapt
-from postdiff.metrics import Interval, difference
+from postdiff.metrics import Interval
 
 UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
 
@@ -48,16 +48,17 @@ class Scored:
 def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Candidate], float, float]:
     """The candidates, the budget, and what the backbone costs as it is, in UNITS[args.of]."""
     plans, as_it_is = calibration.grid(spec), methods.dense(spec.settings["steps"])
-    listed = list(
-        {plan.id: plan for plan in [as_it_is, *(plan for group in plans.values() for plan in group)]}.values()
-    )
+    listed = list({plan.id: plan for plan in (as_it_is, *chain.from_iterable(plans.values()))}.values())
+    counted = dict(zip((plan.id for plan in listed), costs(listed, spec), strict=True))
     if args.of == "seconds":
-        cost = {
-            p.id: t.p50 for p, t in zip(listed, latency.kept(store, args.backbone, listed, args.rounds), strict=True)
-        }
+        longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
+        of = [evaluation.configure(args, args.backbone, plan) for plan in longest]
+        times = latency.kept(store, of, args.rounds, workers.cluster_has_gpus(args.gpus_per_worker))
+        timed = dict(zip((plan.id for plan in longest), times, strict=True))
+        cost = calibration.seconds(plans, {id: one.flops for id, one in counted.items()}, timed)
     else:
         name = "macs_paper" if args.of == "macs" else "flops"
-        cost = {p.id: getattr(c, name) / 1e12 for p, c in zip(listed, costs(listed, spec), strict=True)}
+        cost = {id: getattr(one, name) / 1e12 for id, one in counted.items()}
     whole = cost[as_it_is.id]
     budget = whole * args.share if args.share else args.budget
     return calibration.affordable(plans, cost, budget), budget, whole
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
     store = Store(args.out) if args.dry_run else evaluation.open_store(args.out, whole_protocol)
     candidates, budget, whole = price(args, store, spec)
-    halving = calibration.rounds(whole_protocol.prompts, len(candidates))
+    halving = calibration.rounds(whole_protocol.prompts, len(candidates), args.by)
     images = sum(
         len(r.prompts) * n for r, n in zip(halving, [len(candidates), *(r.keep for r in halving)], strict=False)
     )
@@ -84,10 +85,11 @@ def run(args: argparse.Namespace) -> None:
           f"{len(candidates) * len(whole_protocol.prompts)}")  # fmt: skip
     if args.dry_run:
         return
-    shared = args.guidance, args.solver, args.batch_size, args.dtype
-    first = generate.configure(args.backbone, candidates[0].plan, *shared)
-    points = {c.plan.id: Point(c.plan.name, c.label, replace(first, plan=adapt(c.plan, spec.family)), 0, price.flops)
-              for c, price in zip(candidates, costs([c.plan for c in candidates], spec), strict=True)}  # fmt: skip
+    prices = costs([c.plan for c in candidates], spec)
+    points = {}
+    for c, one in zip(candidates, prices, strict=True):
+        of = evaluation.configure(args, args.backbone, c.plan)
+        points[c.plan.id] = Point(c.plan.name, c.label, of, one.macs_paper, one.flops)
     resources = evaluation.connect(args, [args.backbone])
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
@@ -114,7 +116,8 @@ def compare(candidates: list[Candidate], chosen: Candidate, curves: dict[str, li
     found = []
     for c in candidates:
         curve = curves[c.plan.id]
-        change = difference(curve[-1], [(1.0, own[len(curve) - 1])], len(candidates) - 1) if c != chosen else None
+        parts = [(1.0, own[len(curve) - 1])]
+        change = tables.PAIRED[by](curve[-1], parts, len(candidates) - 1) if c != chosen else None
         found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
     return sorted(found, key=lambda of: (-of.rounds, sign * of.score.value))
 
@@ -167,7 +170,7 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
     notes = {"backbone": args.backbone, "by": metric, "prompts": len(protocol.prompts), "answer": answer}
     store.put("plan.json", planfile.to_json(chosen.plan, **notes, **{"budget": facts["budget"]}).encode())
     print(f"\n{tables.markdown(header, lines[: 2 * calibration.FINALISTS])}\n{answer}\n")
-    print(f"plan: {store.url}/plan.json\nreport: {store.url}/report.html")
+    print(f"plan: {store.shown}/plan.json\nreport: {store.shown}/report.html")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

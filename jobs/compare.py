@@ -22,7 +22,7 @@ from pipelines.tables import METRICS, Row
 from postdiff import costs, methods
 from postdiff.backbones import resolve
 from postdiff.families import adapt
-from postdiff.metrics import Interval, difference
+from postdiff.metrics import Interval
 from postdiff.plan import SIZE_CONDITIONS, Plan
 
 HEADER = ("plan", "variant", "GFLOPs", "FID", "change", "CLIP score", "change")
@@ -114,7 +114,7 @@ def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
     for first, *others in groups:
         found.append(Compared(among[0], first, {}))
         for variant, row in zip(among[1:], others, strict=True):
-            change = {m: difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
+            change = {m: tables.PAIRED[m](row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
             found.append(Compared(variant, row, change))
     return found
 
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
     markdown = tables.markdown(HEADER, lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())
-    print(f"{markdown}\n{answer(found)}\n\nreport: {store.url}/compare.html")
+    print(f"{markdown}\n{answer(found)}\n\nreport: {store.shown}/compare.html")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

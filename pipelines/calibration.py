@@ -12,21 +12,23 @@ import numpy as np
 
 from pipelines import features, scores
 from pipelines.evaluation import Point, Protocol
+from pipelines.latency import Latency
 from pipelines.records import Prompt
 from pipelines.store import Store
-from pipelines.tables import Metric
+from pipelines.tables import METRICS, Metric
 from postdiff import methods, metrics
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
-SHARES = (0.0, 0.3, 0.5, 0.6)  # s, those of Fig. 9
+SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)  # s: those of Fig. 9, and the paper's 1/5 of SDXL and 0.4 of Fig. 4
 SCALES = (0.5, 0.75)  # beta
 INTERVALS = (1, 2, 3)  # k
 GATES = (0.5, 0.75, 1.0)  # m, as a share of T; 1 is off
 FINALISTS = 4  # plans that are scored on all prompts, at the least
-FIRST = 16  # prompts of the first round, at the least
+# Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
+FIRST: dict[Metric, int] = {"clip": 16, "fid": 128}
 RESAMPLINGS = 10_000
 
 Settings = tuple[float, float, int, float]  # beta, s, k, m
@@ -64,6 +66,17 @@ def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
     return methods.postdiff(steps, beta, s, k, m)
 
 
+def seconds(plans: dict[Settings, list[Plan]], flops: dict[str, int], timed: dict[str, Latency]) -> dict[str, float]:
+    """{plan id: seconds an image} of all, from those of each combination at its most steps: fewer steps of the same
+    kinds take less in proportion to their FLOPs, and the decoder as long as ever."""
+    found: dict[str, float] = {}
+    for group in plans.values():
+        longest = group[-1].id
+        took = timed[longest]
+        found |= {plan.id: took.decode + took.denoise * flops[plan.id] / flops[longest] for plan in group}
+    return found
+
+
 def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget: float) -> list[Candidate]:
     """Of every combination of settings the plan of the most steps that `budget` pays for.
 
@@ -87,15 +100,16 @@ def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
     return " ".join(part for part in parts if part)
 
 
-def rounds(prompts: Sequence[Prompt], plans: int) -> list[Round]:
+def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> list[Round]:
     """Rounds that halve the plans and double the prompts that each was scored on, the last on all prompts.
 
     Raises: ValueError for fewer than `FIRST` prompts.
     """
-    if len(prompts) < FIRST:
-        raise ValueError(f"calibration needs at least {FIRST} prompts, got {len(prompts)}")
+    first = FIRST[metric]
+    if len(prompts) < first:
+        raise ValueError(f"calibration by {METRICS[metric]} needs at least {first} prompts, got {len(prompts)}")
     count = 1
-    while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= FIRST:
+    while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= first:
         count += 1
     ends = [0, *(round(len(prompts) / 2 ** (count - 1 - i)) for i in range(count))]
     keeps = [*(-(-plans // 2 ** (i + 1)) for i in range(count - 1)), 1]
@@ -107,16 +121,16 @@ def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], 
     reference = None
     if metric == "fid":
         folder = features.folder(protocol.fid, features.reference_name(list(protocol.reference)))
-        reference = metrics.moments(scores.read_features(stores[0], stores[0].names(), folder)[1])
+        reference = metrics.moments(scores.read_features(stores[0], folder)[1])
     found = []
     for point in points:
         parts = []
         for store in stores:
-            names, id = store.names(), point.configuration.id
+            id = point.configuration.id
             encoder = protocol.clip if not reference else protocol.fid
-            ids, images = scores.read_features(store, names, features.folder(encoder, id))
+            ids, images = scores.read_features(store, features.folder(encoder, id))
             if not reference:
-                of, texts = scores.read_features(store, names, features.folder(encoder, "prompts"))
+                of, texts = scores.read_features(store, features.folder(encoder, "prompts"))
                 parts.append(metrics.clip_scores(images, texts[[of.index(id) for id in ids]]))
             else:
                 parts.append(images)
@@ -126,9 +140,9 @@ def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], 
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
-    """Indices, the best first; of equals the earlier."""
-    sign = 1 if metric == "fid" else -1
-    return sorted(range(len(values)), key=lambda i: sign * values[i].value)
+    """Indices, the best first; of equals the earlier. FID counts without its bias at this many images."""
+    best = [metrics.extrapolated(value).value if metric == "fid" else -value.value for value in values]
+    return sorted(range(len(values)), key=lambda i: best[i])
 
 
 def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:

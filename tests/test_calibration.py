@@ -9,11 +9,12 @@ import pytest
 
 from pipelines import calibration
 from pipelines.calibration import Candidate
+from pipelines.latency import Latency
 from pipelines.records import Prompt
 from postdiff import costs, load_plan, methods
 from postdiff.backbones import HUB, resolve
 from postdiff.families import adapt
-from postdiff.metrics import mean_interval
+from postdiff.metrics import frechet_interval, mean_interval, moments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import calibrate  # a job is a script, not a package
@@ -29,7 +30,7 @@ def flops(plans, spec):
 def test_every_combination_is_at_the_most_steps_that_the_budget_pays_for(model):
     spec = HUB[model]
     grid = calibration.grid(spec)
-    assert len(grid) == {"sd15": 63}.get(model, 21)
+    assert len(grid) == {"sd15": 99}.get(model, 33)
     for group in grid.values():
         adapt(group[-1], spec.family)  # raises for what the family cannot run
     everything = [plan for group in grid.values() for plan in group]
@@ -54,7 +55,8 @@ def test_rounds_halve_the_plans_and_double_the_prompts():
     assert [p for r in rounds for p in r.prompts] == PROMPTS
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45)] == [20, 20]
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3)] == [500]
-    with pytest.raises(ValueError, match="at least 16 prompts, got 15"):
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 45, "fid")] == [250, 250]
+    with pytest.raises(ValueError, match="by CLIP score needs at least 16 prompts, got 15"):
         calibration.rounds(PROMPTS[:15], 45)
 
 
@@ -114,7 +116,7 @@ def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--share", "0.4", "--limit", "8"], "calibration needs at least 16 prompts, got 8"),
+        (["--share", "0.4", "--limit", "8"], "calibration by CLIP score needs at least 16 prompts, got 8"),
         (["--share", "0"], "--share must be above 0, got 0"),
         (["--budget", "1e-9"], "the budget, 1e-09, pays for no plan: the cheapest costs"),
         (["--share", "0.4", "--of", "seconds", "--rounds", "1"], "a median of fewer than 3 rounds says little"),
@@ -123,3 +125,23 @@ def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys
 def test_bad_input_is_told_before_any_work(tmp_path, args, message):
     with pytest.raises(SystemExit, match=message):
         calibrate.main([*args, "--out", str(tmp_path)])
+
+
+def test_by_fid_the_nearer_plan_wins_though_few_images_flatter_the_other():
+    """B is A with less spread: further from the reference, with a lower FID at this many images."""
+    rng = np.random.default_rng(0)
+    reference = moments(rng.normal(size=(20_000, 64)))
+    a = rng.normal(size=(128, 64))
+    values = [frechet_interval(x, reference) for x in (a, 0.9 * a)]
+    assert values[1].value < values[0].value
+    assert calibration.ranked(values, "fid") == [0, 1]
+    assert calibration.first_places(values, "fid")[0] > 0.99
+
+
+def test_seconds_are_scaled_from_the_most_steps_of_the_same_settings():
+    spec = resolve("mini-sd")
+    plans = {(1.0, 0.0, 1, 1.0): [methods.dense(steps) for steps in (5, 10, 20)]}
+    timed = {methods.dense(20).id: Latency(2.2, 2.2, 1.0, 3, 2.0, 0.2, 0.1, None, "here")}
+    everything = [plan for group in plans.values() for plan in group]
+    found = calibration.seconds(plans, flops(everything, spec), timed)
+    assert [round(found[plan.id], 6) for plan in everything] == [0.7, 1.2, 2.2]

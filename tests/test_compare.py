@@ -59,7 +59,7 @@ def test_all_run_as_the_first_does_and_folders_of_one_name_are_told_apart(rename
 
 
 def test_two_names_of_one_computation_become_one():
-    plans = compare.plans(["dense", "dense", "deepcache"], {"steps": 8, "beta": 0.5, "s": 0.5, "k": 1, "m": 0.5})
+    plans = compare.plans(["dense", "dense", "postdiff"], {"steps": 8, "beta": 1.0, "s": 0.0, "k": 1, "m": 8})
     assert [(name, text) for name, text, _ in plans] == [("dense", "")]
 
 
@@ -118,12 +118,15 @@ def test_from_two_models_to_a_report(tmp_path, capsys):
     fields = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
     assert [line["variant"] for line in fields] == ["mini-bk-sdm", "mini-sd"]
     for line in fields:
-        scores = json.loads((tmp_path / "out" / "scores" / f"{line['configuration']}.json").read_text())
+        (file,) = (tmp_path / "out" / "scores").glob(f"{line['configuration']}-*.json")
+        scores = json.loads(file.read_text())
         assert [float(line["fid"]), float(line["clip_score"])] == pytest.approx(
             [scores["fid"]["value"], scores["clip"]["value"]], abs=1e-4
         )
     assert fields[0]["fid"] != fields[1]["fid"]
-    gap = float(fields[1]["fid"]) - float(fields[0]["fid"])
+    gap = float(fields[1]["clip_score"]) - float(fields[0]["clip_score"])
+    assert float(fields[1]["clip_score_change"]) == pytest.approx(gap, abs=2e-4)
+    gap = float(fields[1]["fid_infinity"]) - float(fields[0]["fid_infinity"])  # without the bias of few images
     assert float(fields[1]["fid_change"]) == pytest.approx(gap, abs=2e-4)
 
 

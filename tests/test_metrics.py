@@ -87,3 +87,27 @@ def test_too_few_is_told():
         metrics.moments(np.zeros((1, 4)))
     with pytest.raises(ValueError, match="at least 4 images"):
         metrics.frechet_interval(np.zeros((3, 4)), metrics.Moments(2, np.zeros(4), np.eye(4)))
+
+
+def test_fid_differences_are_of_the_distances_and_not_of_their_bias():
+    """B is A with less spread, and further from the reference: its FID is lower, since its bias is smaller."""
+    rng = np.random.default_rng(0)
+    reference = metrics.moments(rng.normal(size=(20_000, 64)))
+    true, plain, corrected = 64 * 0.1**2, [], []
+    for _ in range(40):
+        a = rng.normal(size=(192, 64))
+        first, second = (metrics.frechet_interval(x, reference) for x in (a, 0.9 * a))
+        plain.append(metrics.difference(second, [(1.0, first)]))
+        corrected.append(metrics.frechet_difference(second, [(1.0, first)]))
+    assert np.mean([of.high < true for of in plain]) > 0.9
+    assert np.mean([of.low <= true <= of.high for of in corrected]) >= 0.8
+    assert abs(np.mean([of.value for of in corrected]) - true) < 0.1 * true
+
+
+def test_moments_without_a_group_are_those_of_the_rest():
+    features = np.random.default_rng(1).normal(3, 1, (107, 9)).astype(np.float32)
+    parts = [metrics.moments(part) for part in metrics._without_each_group(features)]
+    for fast, slow in zip(metrics._moments_without_each_group(features), parts, strict=True):
+        assert fast.n == slow.n
+        np.testing.assert_allclose(fast.mean, slow.mean, rtol=1e-12)
+        np.testing.assert_allclose(fast.covariance, slow.covariance, rtol=1e-10, atol=1e-12)
