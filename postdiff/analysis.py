@@ -86,9 +86,9 @@ class _Watch:
 def _distance(name: str, before: torch.Tensor, now: torch.Tensor) -> float:
     if before.shape != now.shape:
         return float("nan")
-    change, now = (now - before).float(), now.float()
-    if _BLOCK.fullmatch(name):
-        return float((change.flatten(1).norm(1, dim=1) / now.flatten(1).norm(1, dim=1)).mean())
+    change, before = (now - before).float(), before.float()
+    if _BLOCK.fullmatch(name):  # App. A: over the norm at t, the step before, since t counts down
+        return float((change.flatten(1).norm(1, dim=1) / before.flatten(1).norm(1, dim=1)).mean())
     return float(change.square().flatten(1).mean(1).sqrt().mean())
 
 
@@ -109,7 +109,6 @@ def _watch(denoiser: torch.nn.Module) -> Iterator[_Watch]:
             handle.remove()
 
 
-@torch.inference_mode()
 def trajectory(
     backbone: Backbone,
     prompts: Sequence[str],

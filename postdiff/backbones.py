@@ -7,6 +7,7 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,7 @@ TINY_SETTINGS = {**SETTINGS["sd"], "s": 0.2}
 GUIDANCE = {"sd": 7.5, "lcm": 7.5, "sdxl": 5.0, "pixart": 4.5}
 SOLVER = {"sd": "dpm", "lcm": "lcm", "sdxl": "euler", "pixart": "dpm"}
 # In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
+RUN_KEYS = ("size", "guidance", "solver", "settings")
 RUN = "postdiff.json"
 
 # fmt: off
@@ -150,8 +152,15 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         # The pipeline's own looks through all modules: 1.5 ms.
-        first = None if self.denoiser is None else next(self.denoiser.parameters(), None)
-        return self.pipe.device if first is None else first.device
+        return self.pipe.device if self._weight is None else self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype if self._weight is None else self._weight.dtype
+
+    @property
+    def _weight(self) -> torch.nn.Parameter | None:
+        return None if self.denoiser is None else next(self.denoiser.parameters(), None)
 
 
 def resolve(where: str | Path) -> Spec:
@@ -200,12 +209,14 @@ def _folder_spec(name: str, folder: Path) -> Spec:
         GUIDANCE[family], solver, factor, tokens,
     )  # fmt: skip
     run = read(RUN)
+    if extra := run.keys() - set(RUN_KEYS):
+        raise ValueError(f"{folder / RUN} may say {', '.join(RUN_KEYS)}, got {', '.join(sorted(extra))}")
     return replace(spec, **{**run, "settings": {**spec.settings, **run.get("settings", {})}})
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:
     """Make `folder` run as `spec` does: for models that were made from it, or in a form its configs do not tell."""
-    run = {key: getattr(spec, key) for key in ("size", "guidance", "solver", "settings")}
+    run = {key: getattr(spec, key) for key in RUN_KEYS}
     (folder / RUN).write_text(json.dumps({**run, **changes}, indent=2) + "\n")
 
 
@@ -216,9 +227,16 @@ def fingerprint(spec: Spec) -> str:
     digest = sha256()
     for file in sorted(Path(spec.source).rglob("*")):
         if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != RUN:
-            with open(file, "rb") as opened:
-                digest.update(file.name.encode() + file_digest(opened, "sha256").digest())
+            stat = file.stat()
+            digest.update(file.name.encode() + digest_of(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:12]
+
+
+@cache
+def digest_of(file: Path, size: int, changed: int) -> bytes:
+    """SHA-256 of a file, read once while its size and time of change stay."""
+    with open(file, "rb") as opened:
+        return file_digest(opened, "sha256").digest()
 
 
 def load(

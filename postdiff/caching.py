@@ -98,7 +98,9 @@ class Replay:
                 stored = self.cache.attention[name]
                 if stored.guided and not self.step.guided:
                     stored.output, stored.guided = merge_guidance(stored.output, self.mode, self.guidance), False
-                return resize_tokens(stored.output, stored.size, self.size, hidden_states.shape[1])
+                stored.output = resize_tokens(stored.output, stored.size, self.size, hidden_states.shape[1])
+                stored.size = self.size  # once: no later step is smaller
+                return stored.output
             output = forward(hidden_states, *args, **kwargs)
             if action == "store":
                 self.cache.attention[name] = Stored(output, self.size, self.step.guided)

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -175,7 +176,7 @@ def _generate(args: argparse.Namespace) -> None:
     seeds = [args.seed + i for i in range(len(prompts))]
     # A typo is told before any weights are read.
     spec = backbones.resolve(args.backbone)
-    settle(spec, args.guidance, args.solver, args.size)
+    settled = settle(spec, args.guidance, args.solver, args.size)
     plan = adapt(plan, spec.family)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = backbones.load(args.backbone)
@@ -186,9 +187,11 @@ def _generate(args: argparse.Namespace) -> None:
             guidance=args.guidance, solver=args.solver, size=args.size,
             batch_size=ceil(len(prompts) / batches), on_step=lambda i: bar.update(),
         )  # fmt: skip
-    for seed, image in zip(seeds, images, strict=True):
-        # Named by seed and plan: prompts are data, and never part of a path.
-        file = args.out / f"{plan.name}-{plan.id[:6]}-seed{seed}.png"
+    # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
+    others = [backbones.fingerprint(spec), plan.id, *settled]
+    for prompt, seed, image in zip(prompts, seeds, images, strict=True):
+        digest = sha256(json.dumps([*others, prompt]).encode()).hexdigest()[:6]
+        file = args.out / f"{plan.name}-{digest}-seed{seed}.png"
         Image.fromarray(image).save(file)
         print(file)
 

@@ -18,8 +18,8 @@ CELL, BONUS = 4, 0.4  # the best token of each 4x4 cell of the grid gets so much
 
 @dataclass
 class Layer:
-    """What a layer gave last [rows, N, C], how many steps ago each token was computed [B, N], and, of cross-attention,
-    the entropy of each token's attention [B, N]."""
+    """What a layer gave last [rows, N, C], how many refreshing steps ago each token was computed [B, N], and, of
+    cross-attention, the entropy of each token's attention [B, N]."""
 
     output: torch.Tensor
     age: torch.Tensor

@@ -6,8 +6,7 @@ InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and Torch
 """
 
 from collections.abc import Sequence
-from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from postdiff.backbones import MINI
+from postdiff.backbones import MINI, digest_of
 
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -47,15 +46,9 @@ def fingerprint(encoder: str) -> str:
     return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
 
 
-@cache
-def _digest_file(file: Path, size: int, changed: int) -> bytes:
-    with open(file, "rb") as opened:
-        return file_digest(opened, "sha256").digest()
-
-
 def _digest(files: Sequence[Path]) -> str:
     stats = [(file, file.stat()) for file in files]
-    return sha256(b"".join(_digest_file(f, s.st_size, s.st_mtime_ns) for f, s in stats)).hexdigest()[:8]
+    return sha256(b"".join(digest_of(f, s.st_size, s.st_mtime_ns) for f, s in stats)).hexdigest()[:8]
 
 
 class ClipEncoder:
@@ -108,4 +101,5 @@ class InceptionEncoder:
     def images(self, images: np.ndarray) -> np.ndarray:
         resized = np.stack([self.resize(image) for image in images]).transpose(0, 3, 1, 2)
         batch = (torch.from_numpy(resized).to(self.device) - 128) / 128
-        return self.layers(batch).flatten(1).float().cpu().numpy()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as clean-fid on a CPU, to the last digits
+            return self.layers(batch).flatten(1).float().cpu().numpy()

@@ -89,4 +89,7 @@ def settings_for(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     accepted = settings_of(name)  # raises if there is no such method
     if METHODS[name] not in PAPER:
         accepted = ("steps",)
-    return {key: value for key, value in settings.items() if key in accepted}
+    found = {key: value for key, value in settings.items() if key in accepted}
+    if name == "deepcache" and found.get("k") == 1:  # a family without it: the method's own k, so that it is refused
+        del found["k"]
+    return found

@@ -4,11 +4,12 @@ from math import ceil
 
 from PIL import Image, ImageDraw, ImageFont
 
-from postdiff.plan import Plan
+from postdiff.plan import Plan, parts
 from postdiff.reduction import Merge
 
 FULL, STORE, PART, REUSE, INK, PAPER = "#2b6cb0", "#1a365d", "#8fb8de", "#dbe7f3", "#1a202c", "#ffffff"
 COLOURS = {"compute": FULL, "store": STORE, "reuse": REUSE, "#": FULL, "S": STORE, ".": REUSE}  # else PART
+TITLES = {"deep": "deep part", "attn2": "cross-attention", "attn1": "self-attention"}  # else the part's own name
 THIN = 7  # height of a row of a module with a schedule of its own
 CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a point
 
@@ -19,22 +20,19 @@ def _notes(plan: Plan) -> str:
     fewer = ""
     if isinstance(plan.tokens, Merge):
         fewer = f"tokens merged around layers: {plan.tokens.ratio:g} of them"
+        if plan.tokens.threshold is not None:
+            fewer = f"tokens merged around layers: those more alike than {plan.tokens.threshold:g}"
     elif plan.tokens:
         fewer = f"keys and values: every f-th row and column, f = {', '.join(map(str, plan.tokens.factors))}"
     ahead = "steps between two runs of the encoder: one batch" if plan.ahead else ""
-    return ";  ".join(note for note in (one, fewer, ahead) if note)
+    noise = f"{plan.prior_noise:g} of the initial noise is added late" if plan.prior_noise else ""
+    return ";  ".join(note for note in (one, fewer, ahead, noise) if note)
 
 
 def draw_plan(plan: Plan) -> Image.Image:
     """Column height is the step's resolution; rows below show guidance and what is stored and reused."""
-    rows = ["guidance", "deep part", "cross-attention"]
-    actions = [[step.deep for step in plan.steps], [step.cross_attention for step in plan.steps]]
-    if any(step.self_attention == "reuse" for step in plan.steps):
-        rows.append("self-attention")
-        actions.append([step.self_attention for step in plan.steps])
-    if any(step.encoder == "reuse" for step in plan.steps):
-        rows.append("encoder")
-        actions.append([step.encoder for step in plan.steps])
+    shown = parts(plan)
+    rows, actions = ["guidance", *(TITLES.get(name, name) for name in shown)], list(shown.values())
     modules = sorted(plan.modules, key=lambda module: [int(p) if p.isdigit() else p for p in module[0].split(".")])
     top, band = 34, 3 * CELL
     thin = len(modules) * THIN + (GAP if modules else 0)
@@ -42,6 +40,8 @@ def draw_plan(plan: Plan) -> Image.Image:
     legend = [(FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")]
     if any(set(marks) - set("#S.") for _, marks in modules):
         legend.append((PART, "a window, or one half for both"))
+    if any("tokens" in row for row in actions):
+        legend.append((PART, "a few tokens computed"))
     title, notes = f"{plan.name}, {len(plan)} steps", _notes(plan)
     font, small = ImageFont.load_default(12 * SCALE), ImageFont.load_default(10 * SCALE)
 
@@ -76,7 +76,7 @@ def draw_plan(plan: Plan) -> Image.Image:
         if not step.guided:  # one half only
             box(x, y, CELL, CELL / 2, REUSE)
         for r, row in enumerate(actions, 1):
-            box(x, y + r * (CELL + GAP), CELL, CELL, COLOURS[row[i]])
+            box(x, y + r * (CELL + GAP), CELL, CELL, COLOURS.get(row[i], PART))
         y += len(rows) * (CELL + GAP)
         for r, (_, marks) in enumerate(modules):
             box(x, y + r * THIN, CELL, THIN - 1, COLOURS.get(marks[i], PART))

@@ -5,6 +5,7 @@ A method, its ablations and every baseline differ in nothing else, so a method i
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -96,6 +97,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("a plan has at least 1 step, got 0")
+        if not re.fullmatch(r"\w[\w .,+-]*", self.name):  # it becomes part of file names
+            raise ValueError(f"a plan's name is made of letters, digits, spaces and _ . , + -, got {self.name!r}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.size_condition not in SIZE_CONDITIONS:
@@ -251,6 +254,20 @@ class Plan:
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def parts(plan: Plan) -> dict[str, list[str]]:
+    """{name of a part: its action at each step}: the deep part and cross-attention, and what else is ever reused."""
+    found: dict[str, list[str]] = {
+        "deep": [step.deep for step in plan.steps],
+        "attn2": [step.cross_attention for step in plan.steps],
+    }
+    others = {"attn1": "self_attention", "encoder": "encoder", "matching": "matching", "blocks": "blocks"}
+    for name, kind in others.items():
+        actions = [getattr(step, kind) for step in plan.steps]
+        if {"reuse", "tokens"} & set(actions):
+            found[name] = actions
+    return found
+
+
 def strip(plan: Plan) -> str:
     """The plan as a few lines of text, one column a step."""
     marks = {"compute": "#", "store": "S", "reuse": ".", "tokens": "t"}
@@ -258,17 +275,8 @@ def strip(plan: Plan) -> str:
     rows = {
         "resolution": "".join("#" if step.scale == 1 else "-" for step in plan.steps),
         "guidance": "".join("2" if step.guided else one for step in plan.steps),
-        "deep": "".join(marks[step.deep] for step in plan.steps),
-        "attn2": "".join(marks[step.cross_attention] for step in plan.steps),
     }
-    for name, kind in (
-        ("attn1", "self_attention"),
-        ("encoder", "encoder"),
-        ("matching", "matching"),
-        ("blocks", "blocks"),
-    ):
-        if any(getattr(step, kind) in ("reuse", "tokens") for step in plan.steps):
-            rows[name] = "".join(marks[getattr(step, kind)] for step in plan.steps)
+    rows |= {name: "".join(marks[action] for action in actions) for name, actions in parts(plan).items()}
     legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
     if any(step.blocks == "tokens" for step in plan.steps):
         legend += "\n   t some tokens computed and stored"

@@ -96,8 +96,5 @@ def _preset(name: str) -> Preset:
 
 
 def _scaled(settings: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Settings for another number of steps than the tables' 20."""
-    return {
-        key: max(1, round(value * steps / 20)) if key in ("m", "gate_step") else value
-        for key, value in settings.items()
-    }
+    """Settings for another number of steps than the tables' 20: a step becomes that share of T."""
+    return {key: value / 20 if key in ("m", "gate_step") and steps != 20 else value for key, value in settings.items()}

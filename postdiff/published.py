@@ -16,6 +16,7 @@ from postdiff import methods
 from postdiff.plan import Plan
 
 FILE = Path(__file__).parent / "published.csv"
+SECONDS = "latency_s_"  # and the GPU's name: the metric of seconds an image
 APPENDIX_J = Path(__file__).parent / "appendix_j.csv"  # the prompts of Fig. 6 and 11, six a model
 
 
@@ -31,11 +32,6 @@ class Line:
     settings: dict[str, Any]
     values: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds an image, on whatever GPU the table was made on."""
-        return next((value for key, value in self.values.items() if key.startswith("latency_s_")), None)
 
 
 @cache

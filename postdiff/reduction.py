@@ -88,7 +88,7 @@ class Refresh:
 
     ratio: about what share of them, R; it falls over the steps and with depth, and is larger for feed-forward layers.
     score: what chooses them: the entropy of their cross-attention, or chance, which needs no attention map.
-    soft: weight of the steps since a token was computed, over `interval`, the steps between two full ones.
+    soft: weight of the refreshing steps since a token was computed, over `interval`, the steps between full ones.
     """
 
     ratio: float = 0.3

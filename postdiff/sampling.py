@@ -22,6 +22,7 @@ from postdiff.plan import Plan
 from postdiff.text import Embeddings, encode
 
 VERSION = 2  # counts changes of this package that change pixels
+AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
 DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 
 
@@ -70,17 +71,14 @@ def sample(
         on_step: called with the number of finished steps of the current batch.
 
     Returns: uint8 [N, H, W, 3] RGB.
-    Raises: ValueError, before any work is done, if an argument is out of range.
+    Raises: ValueError, before any work is done, if an argument is out of range; ArithmeticError if an image is not
+        finite, as when float16 overflows.
     """
-    if len(prompts) != len(seeds) or not prompts:
-        raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("prompts must be strings")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
-    caching.check(backbone.denoiser, plan)
+    if embeddings is None and prompts and backbone.pipe.text_encoder is None:
+        raise ValueError("the backbone was loaded without its text encoder: expected `embeddings` of the prompts")
+    plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
     batch_size = batch_size or len(prompts)
     embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
     if len(embeddings) != len(prompts):
@@ -94,6 +92,28 @@ def sample(
         latents = denoise(backbone, state, plan, guidance, size, on_step)
         images.append(decode(backbone, latents)[: len(chunk)])
     return np.concatenate(images)
+
+
+def _checked(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    guidance: float | None,
+    solver: str | None,
+    size: int | None,
+) -> tuple[Plan, float, str, int]:
+    """The plan as the family runs it, guidance, solver and size. Raises ValueError for what is out of range."""
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts must be a list of strings, got {prompts!r}")
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
+    if backbone.denoiser is None:
+        raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
+    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
+    plan = adapt(plan, backbone.spec.family)
+    caching.check(backbone.denoiser, plan)
+    return plan, guidance, solver, size
 
 
 def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
@@ -121,23 +141,26 @@ def begin_batch(
 ) -> tuple[State, Plan, float, int]:
     """All prompts as one batch, for those who take the steps themselves: its state, the plan as the family runs it,
     guidance and size. Arguments and errors are those of `sample`."""
-    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
-    caching.check(backbone.denoiser, plan)
+    plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     return begin(backbone, text, seeds, plan, solver, size), plan, guidance, size
 
 
 @torch.inference_mode()
 def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
-    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`."""
+    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`; it
+    may have been encoded in another dtype or on another device."""
     spec = backbone.spec
     scheduler = solvers.make_solver(solver or spec.solver, backbone.pipe.scheduler.config)
     scheduler.set_timesteps(len(plan), device=backbone.device)
-    text = {name: rows.to(backbone.device) for name, rows in text.items()}
+    dtype = backbone.dtype
+    text = {
+        name: rows.to(backbone.device, dtype if rows.is_floating_point() else rows.dtype)
+        for name, rows in text.items()
+    }  # fmt: skip
     grid = resolution.latent_size(spec.latents(size), plan.steps[0].scale, spec.patch)
     noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, grid)
-    latents = noise.to(backbone.device, text["text"].dtype) * scheduler.init_noise_sigma
+    latents = noise.to(backbone.device, dtype) * scheduler.init_noise_sigma
     return State(latents, scheduler, text, tuple(seeds))
 
 
@@ -174,7 +197,7 @@ def evaluate(
         return ahead.pop(i)
     step, t = plan.steps[i], state.solver.timesteps[i]
     batch, (h, w) = len(state.latents), state.latents.shape[2:]
-    copies = _ahead(plan, i)
+    copies = _ahead(plan, i, batch * h * w * (2 if step.guided else 1))
     replay.begin(i, (h, w), state.cache, guidance, state.streams, copies)
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
     # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
@@ -194,11 +217,12 @@ def evaluate(
     return outputs[0]
 
 
-def _ahead(plan: Plan, i: int) -> int:
-    """Steps from `i` on that are one pass."""
+def _ahead(plan: Plan, i: int, cells: int) -> int:
+    """Steps from `i` on that are one pass, each of so many cells of latents."""
     if not plan.ahead or plan.steps[i].encoder != "reuse":
         return 1
-    return len(list(takewhile(lambda step: step == plan.steps[i], plan.steps[i:])))
+    alike = len(list(takewhile(lambda step: step == plan.steps[i], plan.steps[i:])))
+    return max(1, min(alike, AHEAD_CELLS // cells))
 
 
 def guide(output: torch.Tensor, state: State, plan: Plan, guidance: float) -> torch.Tensor:
@@ -242,7 +266,8 @@ def advance(
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
-    """Latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
+    """Latents [B, C, h, w] -> uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be
+    a black image like any other."""
     pipe, vae, scale = backbone.pipe, backbone.pipe.vae, backbone.pipe.vae.config.scaling_factor
     upcast = FAMILIES[backbone.spec.family].upcast_vae and vae.dtype == torch.float16 and vae.config.force_upcast
     try:
@@ -254,6 +279,12 @@ def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
         if upcast:  # after an error too (out of memory): a worker goes on with the next batch
             vae.to(dtype=torch.float16)
     pixels = pipe.image_processor.postprocess(torch.cat(images), output_type="np")
+    finite = np.isfinite(pixels).all((1, 2, 3))
+    if not finite.all():
+        raise ArithmeticError(
+            f"{(~finite).sum()} of {len(pixels)} images are not finite in {latents.dtype}: "
+            f"expected a dtype that {backbone.spec.name} bears (float32, bfloat16)"
+        )
     return (pixels * 255).round().astype(np.uint8)
 
 

@@ -51,7 +51,12 @@ PINNED: dict[str, dict] = {
 
 def make_solver(name: str, config: dict):
     """A fresh scheduler on the noise schedule of `config` (a checkpoint's own scheduler config)."""
-    return SOLVERS[name].from_config(config, **PINNED[name])
+    pinned = dict(PINNED[name])
+    if name == "ddim" and config.get("timestep_spacing") == "linspace":
+        # diffusers' DDIM always lands 1000/T below t: with linspace that is not the next timestep, and the denoiser
+        # would be told less noise than there is.
+        pinned["timestep_spacing"] = "trailing"
+    return SOLVERS[name].from_config(config, **pinned)
 
 
 def noise_level(solver, i: int) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def test_distances_are_those_of_the_formula(backbones):
     handle = backbone.denoiser.up_blocks[1].register_forward_hook(lambda *_: seen.append(_[2].clone()))
     found = analysis.profile(backbone, PROMPTS[:1], SEEDS[:1], methods.no_cfg(3))
     handle.remove()
-    expected = [float((b - a).abs().sum() / b.abs().sum()) for a, b in pairwise(seen)]
+    expected = [float((b - a).abs().sum() / a.abs().sum()) for a, b in pairwise(seen)]
     np.testing.assert_allclose(found.blocks["up_blocks.1"], expected, rtol=1e-5)
 
 
@@ -60,3 +60,9 @@ def test_constant_features_have_distance_0():
         watch.now["mid_block"] = torch.ones(2, 3)
         watch.end_step(step)
     assert watch.distances == {"mid_block": [0.0]}
+
+
+def test_watching_leaves_weights_that_can_be_trained(backbones):
+    backbone = backbones("sdxl")
+    analysis.trajectory(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(2))
+    assert not any(p.is_inference() for p in backbone.pipe.vae.parameters())

@@ -14,6 +14,7 @@ from PIL import Image
 import postdiff
 from postdiff import backbones
 from postdiff.cli import SETTINGS, main
+from postdiff.picture import draw_plan
 
 
 def run(capsys, *args):
@@ -210,3 +211,38 @@ def test_a_searched_plan_is_written_priced_and_replayed(capsys, tmp_path):
 def test_bad_searches_and_plans_are_told(args, message):
     with pytest.raises(SystemExit, match=message):
         main(args)
+
+
+def test_images_of_other_settings_have_other_names(capsys, tmp_path):
+    args = ["generate", "a cat", "--method", "dense", "--steps", "1", "--out", str(tmp_path)]
+    files = {run(capsys, *args, *more) for more in ((), ("--guidance", "3"), ("--solver", "ddim"), ("--size", "32"))}
+    files.add(run(capsys, "generate", "a dog", *args[2:]))
+    assert len(files) == 5
+    assert run(capsys, *args) in files
+
+
+def test_a_plan_is_not_named_out_of_the_folder(tmp_path):
+    with pytest.raises(ValueError, match="a plan's name is made of letters, digits"):
+        replace(postdiff.methods.dense(1), name="../../evil")
+
+
+def test_a_folder_that_says_what_it_may_not_is_told(tmp_path):
+    shutil.copytree(backbones.MINI / "mini-bk-sdm", tmp_path / "copy")
+    (tmp_path / "copy" / backbones.RUN).write_text('{"sise": 64}')
+    with pytest.raises(ValueError, match=r"postdiff.json may say size, guidance, solver, settings, got sise"):
+        backbones.resolve(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["mini-pixart", "mini-lcm"])
+def test_what_a_family_cannot_do_is_refused_by_the_methods_name_too(name):
+    with pytest.raises(SystemExit, match="cannot cache deep features"):
+        main(["cost", name, "deepcache"])
+
+
+def test_plans_that_compute_otherwise_look_otherwise():
+    """Below the title, which holds the name, and the legend."""
+    plans = [replace(method(20), name="plan") for name, method in postdiff.methods.METHODS.items()]
+    pictures = {}
+    for plan in plans:
+        pictures.setdefault(draw_plan(plan).tobytes(), []).append(plan)
+    assert all(len({plan.id for plan in alike}) == 1 for alike in pictures.values())

@@ -136,7 +136,9 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
         return ((x - alphas[timestep].sqrt() * clean) / (1 - alphas[timestep]).sqrt(),)
 
     know.config, know.parameters = backbone.denoiser.config, lambda: iter(())
-    pipe = SimpleNamespace(unet=know, device=torch.device("cpu"), scheduler=backbone.pipe.scheduler)
+    pipe = SimpleNamespace(
+        unet=know, device=torch.device("cpu"), dtype=torch.float32, scheduler=backbone.pipe.scheduler
+    )
     knowing = postdiff.Backbone(backbone.spec, pipe)
     text = postdiff.encode(backbone, PROMPTS[:2], 2).batch(0, 2, guided=False)
     for s in (0.0, 0.25, 0.5, 0.75):

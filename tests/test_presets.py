@@ -42,3 +42,8 @@ def test_speedups_are_medians_of_rounds():
     assert fast.p90 == pytest.approx(0.9)
     assert (dense.denoise, dense.decode, dense.encode) == (1.5, 0.5, 0.1)
     assert (dense.memory, fast.memory, fast.machine) == (None, 2.0, "here")
+
+
+def test_steps_of_the_tables_scale_with_t_as_everywhere_else():
+    assert presets.plan("table3.tgate", 10).id == methods.tgate(10, 0.25).id
+    assert presets.plan("table4.postdiff", 10).id == methods.postdiff(10, 0.75, 0.5, 1, 0.75).id

@@ -138,6 +138,7 @@ def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     pipe = SimpleNamespace(
         unet=oracle,
         device=torch.device("cpu"),
+        dtype=torch.float32,
         scheduler=SimpleNamespace(config=config),
     )
     knowing = postdiff.Backbone(backbone.spec, pipe)
@@ -200,3 +201,59 @@ def test_bad_input_is_told(backbone, change, message):
     good = {"prompts": PROMPTS, "seeds": SEEDS, "plan": methods.dense(2)}
     with pytest.raises(ValueError, match=message):
         postdiff.sample(backbone, **{**good, **change})
+
+
+def test_an_image_that_is_not_finite_is_an_error_and_no_black_image(backbone):
+    latents = torch.zeros(2, 8, 16, 16)
+    latents[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ArithmeticError, match=r"1 of 2 images are not finite in torch.float32: expected a dtype"):
+        sampling.decode(backbone, latents)
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20])
+def test_ddim_lands_on_the_next_timestep_whatever_spacing_a_checkpoint_ships(backbone, steps):
+    config = {**backbone.pipe.scheduler.config, "timestep_spacing": "linspace"}
+    solver = solvers.make_solver("ddim", config)
+    solver.set_timesteps(steps)
+    landed = [int(t) - 1000 // steps for t in solver.timesteps]
+    assert landed[:-1] == [int(t) for t in solver.timesteps[1:]]
+
+
+def test_embeddings_of_another_dtype_are_taken(backbone):
+    """A text encoder may run on another device, in its own dtype."""
+    plan = methods.postdiff(4, m=2)
+    made = postdiff.encode(backbone, PROMPTS[:1], 1)
+    double = postdiff.text.Embeddings(*({k: v.double() for k, v in part.items()} for part in (made.cond, made.uncond)))
+    np.testing.assert_array_equal(
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, embeddings=double),
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan),
+    )
+
+
+def test_one_string_is_no_list_of_prompts(backbone):
+    with pytest.raises(ValueError, match="prompts must be a list of strings, got 'ab'"):
+        postdiff.sample(backbone, "ab", [0, 1], methods.dense(1))
+
+
+@pytest.mark.parametrize("prompts", [[], PROMPTS])
+def test_those_who_take_the_steps_themselves_are_told_the_same(backbone, prompts):
+    with pytest.raises(ValueError, match="expected one seed a prompt and at least one prompt"):
+        sampling.begin_batch(backbone, prompts, SEEDS[:2], methods.no_cfg(2), None, None, None)
+
+
+def test_parts_that_were_not_loaded_are_told():
+    text, denoiser = (postdiff.load("mini-sd", device="cpu", parts=parts) for parts in ("text", "denoiser"))
+    with pytest.raises(ValueError, match="loaded without its denoiser"):
+        postdiff.sample(text, PROMPTS[:1], [0], methods.dense(1))
+    with pytest.raises(ValueError, match="loaded without its text encoder: expected `embeddings`"):
+        postdiff.sample(denoiser, PROMPTS[:1], [0], methods.dense(1))
+
+
+def test_steps_ahead_are_no_larger_a_pass_than_fits(backbone, monkeypatch):
+    plan = methods.faster_diffusion(8, key_steps=(0, 1, 2), ahead=True)
+    whole = postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    assert sampling._ahead(plan, 3, 2 * 16 * 16) == 5
+    monkeypatch.setattr(sampling, "AHEAD_CELLS", 2 * 2 * 16 * 16)
+    assert [sampling._ahead(plan, i, 2 * 16 * 16) for i in (3, 5, 7)] == [2, 2, 1]
+    parts = postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    assert np.abs(whole.astype(int) - parts).max() <= 1
