@@ -9,32 +9,26 @@ Of the paper's own models `jobs/reproduce.py fig3 fig7 fig12` shows the same.
 
 import argparse
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import dynamics, evaluation, exhibits, figures, generate, plots
+from pipelines import dynamics, evaluation, exhibits, figures, plots
 from pipelines.dynamics import Task
-from pipelines.store import Store
 from postdiff import methods
 from postdiff.backbones import resolve
-from postdiff.families import adapt
 
 
 def run(args: argparse.Namespace) -> None:
-    protocol, spec, store = evaluation.protocol(args), resolve(args.backbone), Store(args.out)
-    store.check_writable()
+    protocol, spec = evaluation.protocol(args), resolve(args.backbone)
+    store = evaluation.open_store(args.out, protocol)
     steps, beta = spec.settings["steps"], spec.settings["beta"]
     plans = {
         f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in exhibits.WATCHED
     }
-    first = generate.configure(
-        args.backbone, plans["s=0"], args.guidance, args.solver, args.batch_size, args.dtype
-    )  # reads the checkpoint's fingerprint: once
-    rows = {label: replace(first, plan=adapt(plan, spec.family)) for label, plan in plans.items()}
-    profile = Task("profile", first, protocol.prompts, protocol.clip)
+    rows = {label: evaluation.configure(args, args.backbone, plan) for label, plan in plans.items()}
+    profile = Task("profile", rows["s=0"], protocol.prompts, protocol.clip)
     paths = {label: Task("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
     resources = evaluation.connect(args, [args.backbone])
     units = [task.unit for task in (profile, *paths.values())]
@@ -46,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     drawn = figures.draw_trajectories(store, paths, (0,), args.backbone)
     store.put("trajectory.png", plots.as_png(drawn.figure))
     store.put("trajectory.csv", drawn.numbers.encode())
-    print(f"{store.url}: profile.png, profile.csv, trajectory.png, trajectory.csv")
+    print(f"{store.shown}: profile.png, profile.csv, trajectory.png, trajectory.csv")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -15,18 +15,18 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, generate, grids, plots, prompts, records, report, tables, tracking, workers
+from pipelines import evaluation, grids, plots, prompts, records, report, tables, tracking, workers
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store
 from postdiff import costs, load_plan
 from postdiff.backbones import HUB, resolve
-from postdiff.families import FAMILIES, adapt
+from postdiff.families import FAMILIES
 
 
 def plan_sweep(args: argparse.Namespace) -> list[Point]:
@@ -36,11 +36,8 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     entries = grids.grid(args.grid, spec.settings)
     entries += [(plan.name, "", plan) for plan in map(load_plan, args.plans)]
     prices = costs([plan for _, _, plan in entries], spec)
-    first = generate.configure(
-        args.backbone, entries[0][2], args.guidance, args.solver, args.batch_size, args.dtype
-    )  # reads the checkpoint's fingerprint: once
     for (method, settings, plan), price in zip(entries, prices, strict=True):
-        configuration = replace(first, plan=adapt(plan, spec.family))
+        configuration = evaluation.configure(args, args.backbone, plan)
         points.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
     return list(points.values())
 
@@ -88,7 +85,7 @@ def write_report(
         store.put(f"{name}.png", png)
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
     tracking.log(store, f"sweep-{args.backbone}", protocol.facts(), rows, specs, pictures)
-    print(f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.url}/report.html")
+    print(f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.shown}/report.html")
 
 
 def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:

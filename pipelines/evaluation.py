@@ -2,20 +2,23 @@
 
 import argparse
 import json
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 from pipelines import coco, features, generate, prompts, protocols, scores, tables, workers
 from pipelines.generate import Configuration
 from pipelines.records import Prompt
-from pipelines.store import Store
+from pipelines.store import Store, shard_name
 from pipelines.workers import Resources
 from postdiff import encoders
 from postdiff.backbones import resolve
 from postdiff.metrics import Interval
+from postdiff.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shuffled", action="store_true", help="draw the prompts of a file by a fixed hash, not from its top")
     add("--protocol", help=f"fix these by name: {', '.join(protocols.PROTOCOLS)} (of COCO's captions_val2014.json)")
     add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
-    add("--shard", type=int, default=32, help="prompts a unit of work")
+    add("--shard", type=int, help="prompts a unit of work (default: 32 of Shapes, 256 of a file)")
     add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
     add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")
     add("--solver", help="ddim, dpm, euler, unipc (default: the backbone's)")
@@ -111,6 +114,7 @@ def settle_options(args: argparse.Namespace) -> argparse.Namespace:
     args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
     args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
     args.limit = args.limit if args.limit is not None else (256 if mini else None)
+    args.shard = args.shard if args.shard is not None else (32 if mini else 256)
     return args
 
 
@@ -163,6 +167,11 @@ def open_store(url: str, of: Protocol) -> Store:
     return store
 
 
+def configure(args: argparse.Namespace, backbone: str, plan: Plan) -> Configuration:
+    """`plan` on `backbone` under the options of a job."""
+    return generate.configure(backbone, plan, args.guidance, args.solver, args.batch_size, args.dtype)
+
+
 def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
     """Join or start Ray. Raises ValueError where GPUs are needed and none is up or asked for."""
     workers.connect()
@@ -186,18 +195,23 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     units = features.prompt_units(of.clip, shards)
     if reference:
         units += features.reference_units(of.fid, reference)
-    names = sorted(n for n in store.names("images") if n.split("/")[1] in different)
-    for encoder in {of.clip, of.fid if reference else of.clip}:
-        units += features.image_units(encoder, names)
+    images = {id: [shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards))] for id in different}
+    for encoder in dict.fromkeys([of.clip, of.fid if reference else of.clip]):
+        units += features.image_units(encoder, list(chain.from_iterable(images.values())))
     run_units(units, partial(features.Extractor, store), store, resources, "features")
-    where = features.folder
+    where, ids = features.folder, tuple(prompt.id for prompt in of.prompts)
     captions = where(of.clip, "prompts")
     name = where(of.fid, features.reference_name(reference)) if reference else None
-    tasks = [
-        scores.Task(store, id, where(of.clip, id), captions, where(of.fid, id) if name else None, name)
+    tasks = {
+        id: scores.Task(
+            store, id, ids, tuple(images[id]), where(of.clip, id), captions, where(of.fid, id) if name else None, name
+        )
         for id in different
-    ]
-    scored = dict(zip(different, workers.map_tasks(scores.score, tasks), strict=True))
+    }
+    there = store.names("scores")
+    new = {id: task for id, task in tasks.items() if task.name not in there}
+    scored = dict(zip(new, workers.map_tasks(scores.score, list(new.values())), strict=True))
+    scored |= {id: json.loads(store.get(task.name)) for id, task in tasks.items() if id not in new}
     return [to_row(point, scored[point.configuration.id]) for point in points]
 
 
@@ -216,6 +230,16 @@ def to_row(point: Point, result: dict) -> tables.Row:
     )
 
 
+def _handler(make_handler: Callable, store: Store) -> Callable:
+    """A worker's handler, if the worker sees the store that the driver opened: a folder is each machine's own."""
+    if not store.has("spec.json"):
+        raise OSError(
+            f"store {store.shown!r} is not seen on {platform.node()}: expected a folder that all machines share, or a "
+            "URL such as s3://BUCKET/PATH"
+        )
+    return make_handler()
+
+
 def run_units(units: list[workers.Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
     """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the job stops, exit 1."""
     done = store.names()
@@ -230,7 +254,7 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
-        failed = workers.run(todo, make_handler, store.has, resources, what)
+        failed = workers.run(todo, partial(_handler, make_handler, store), store.has, resources, what)
     except workers.WorkersError as error:
         failed = error.failed
         raise
@@ -241,5 +265,5 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
         name, reason = next(iter(failed.items()))
         raise SystemExit(
             f"error: {len(failed)} of {len(todo)} units failed {workers.ATTEMPTS} times and are set aside in "
-            f"{store.url}/failed; the first, {name}: {reason}\nAll others are committed; run again to retry."
+            f"{store.shown}/failed; the first, {name}: {reason}\nAll others are committed; run again to retry."
         )

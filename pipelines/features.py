@@ -63,10 +63,11 @@ def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> 
 def reference_name(keys: Sequence[str]) -> str:
     """Names a reference set by what is in it, so that two of them never mix in one store.
 
-    Files count by name, size and time of change; Shapes by its first picture, which changes when the drawing does.
+    Files count by name and size, which are the same on every machine, and all by the first picture, which of Shapes
+    changes when the drawing does.
     """
-    stats = [Path(key).stat() for key in keys if not _SHAPES.fullmatch(key)]
-    facts = [(Path(key).name, s.st_size, s.st_mtime_ns) for key, s in zip(keys, stats, strict=True)] if stats else keys
+    sizes = [Path(key).stat().st_size for key in keys if not _SHAPES.fullmatch(key)]
+    facts = [(Path(key).name, size) for key, size in zip(keys, sizes, strict=True)] if sizes else keys
     first = reference_image(keys[0]).tobytes()
     return f"reference-{sha256(json.dumps(list(facts)).encode() + first).hexdigest()[:12]}"
 

@@ -79,19 +79,25 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
 
 
 def _lines(path: Path):
-    return enumerate(path.read_text(encoding="utf-8").splitlines())
+    return enumerate(_text_lines(path))
+
+
+def _text_lines(path: Path) -> list[str]:
+    """Lines end at a line feed alone: a prompt may hold what else Unicode calls a line's end. A byte order mark, as
+    spreadsheets write it, is no part of the first."""
+    return path.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _table(path: Path):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         text, id = _columns(path, reader.fieldnames or [])
         for number, row in enumerate(reader):
             yield row[id] if id else number, row[text]
 
 
 def _objects(path: Path):
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in _text_lines(path) if line.strip()]
     text, id = _columns(path, list(rows[0]) if rows else [])
     for number, row in enumerate(rows):
         yield row[id] if id else number, row[text]

@@ -59,7 +59,7 @@ def apply(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown protocol {args.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     for name, value in asdict(PROTOCOLS[args.protocol]).items():
         given = getattr(args, name)
-        if given not in (None, False, value):
+        if given is not None and given is not False and given != value:
             raise ValueError(f"--protocol {args.protocol} fixes --{name} at {value}, got {given}")
         setattr(args, name, value)
     if not args.prompts.endswith(".json"):

@@ -1,16 +1,21 @@
 """The report of a sweep: one HTML file that needs nothing else. Prompts and names are data, and escaped."""
 
 import base64
+import io
 import subprocess
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
+
+from PIL import Image
 
 from pipelines import plots, tables
 from pipelines.store import Store
 from pipelines.tables import Row
 
 EXAMPLES = 8  # prompts in the grid of images
+THUMBNAIL = 192  # pixels: two a pixel of the page
 CSS = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 86rem; margin: 2rem auto; padding: 0 1rem; }
@@ -42,6 +47,17 @@ def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes
     return f'<table class="images"><tr><th></th>{head}</tr>\n{body}</table>'
 
 
+def thumbnail(image: bytes) -> bytes:
+    """An image as the page shows it: one that is larger is made smaller, or a page of real models has 200 MB."""
+    opened = Image.open(io.BytesIO(image))
+    if max(opened.size) <= THUMBNAIL:
+        return image
+    opened.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    opened.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
+
+
 def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = None) -> str:
     """The first images of every configuration: a column a prompt, the same noise down it."""
     lines, texts = [], []
@@ -49,7 +65,7 @@ def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = N
         first = min(store.names(f"images/{row.configuration}"))
         table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
         texts = table["prompt"].to_pylist()
-        lines.append((label, [image["bytes"] for image in table["image"].to_pylist()]))
+        lines.append((label, [thumbnail(image["bytes"]) for image in table["image"].to_pylist()]))
     return f'<div class="scroll">{image_table(texts, lines)}</div>'
 
 
@@ -98,10 +114,14 @@ interval decides: what an image does to both cancels, and it is wide enough that
 
 
 def commit() -> str:
-    """The commit that this code is, `-dirty` if it was changed since."""
+    """The commit that this code is, `-dirty` if it was changed since. Without git (Ray leaves .git out of a working
+    directory) a checksum of its sources."""
     folder = Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
+        files = sorted(
+            file for part in ("postdiff", "pipelines", "jobs") for file in folder.parent.glob(f"{part}/*.py")
+        )
+        return f"sources {sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]} (no git checkout)"

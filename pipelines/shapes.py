@@ -14,7 +14,6 @@ Captions are divided once, by hash: one in eight is held out, never drawn for `t
 
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import count
 
 import numpy as np
 
@@ -86,13 +85,15 @@ def is_held_out(caption: str) -> bool:
 
 
 def distinct_scenes(split: str, n: int) -> list[Scene]:
-    """The first `n` scenes of `split` whose captions differ from all before them."""
+    """The first `n` scenes of `split` whose captions differ from all before them. Raises ValueError if it has not so
+    many captions."""
     seen: dict[str, Scene] = {}
-    indices = count()
-    while len(seen) < n:
-        drawn = scene(split, next(indices))
+    for i in range(100 * n + 1000):
+        drawn = scene(split, i)
         seen.setdefault(drawn.caption, drawn)
-    return list(seen.values())
+        if len(seen) == n:
+            return list(seen.values())
+    raise ValueError(f"expected {n} different captions of Shapes, its split {split!r} gives {len(seen)}")
 
 
 def vocabulary() -> list[str]:

@@ -3,7 +3,7 @@
     <root>/spec.json                                            what this store was made for
     <root>/images/<configuration>/00003-of-00013.parquet
     <root>/features/<encoder>/<configuration | prompts | reference-...>/00003-of-00013.parquet
-    <root>/scores/<configuration>.json
+    <root>/scores/<configuration>-<hash of what it was scored on>.json
     <root>/failed/<configuration>/00003-of-00013.json           units set aside, each with its reason
 
 What is listed is done: there is no other state. A file is complete from the moment that it is visible.
@@ -11,6 +11,7 @@ What is listed is done: there is no other state. A file is complete from the mom
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,11 +30,13 @@ class Store:
 
     def __init__(self, url: str | Path):
         self.url = str(url)
+        if "://" not in self.url:
+            self.url = str(Path(self.url).absolute())  # a worker's own folder is another
         self._open()
 
     def _open(self) -> None:
         if "://" not in self.url:
-            self.fs, self.root = fs.LocalFileSystem(), str(Path(self.url).absolute())
+            self.fs, self.root = fs.LocalFileSystem(), self.url
             return
         try:
             self.fs, self.root = fs.FileSystem.from_uri(self.url)
@@ -43,12 +46,17 @@ class Store:
             try:
                 other, self.root = fsspec.core.url_to_fs(self.url)
             except (ValueError, ImportError) as error:
-                raise ValueError(f"cannot open store {self.url!r}: {error}") from error
+                raise ValueError(f"cannot open store {self.shown!r}: {error}") from error
             self.fs = fs.PyFileSystem(fs.FSSpecHandler(other))
         self.root = self.root.rstrip("/")
 
     def __reduce__(self):
         return Store, (self.url,)
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may be printed: without the credentials that one can carry."""
+        return re.sub(r"//[^/@]*@", "//", self.url).split("?")[0]
 
     @property
     def is_local(self) -> bool:
@@ -137,7 +145,7 @@ class Store:
             self.put(".writable", b"")
             self.delete(".writable")
         except OSError as error:
-            raise ValueError(f"store {self.url!r} is not writable: {error}") from error
+            raise ValueError(f"store {self.shown!r} is not writable: {error}") from error
 
     def claim(self, spec: dict) -> None:
         """Make this the store of `spec`, or raise ValueError if it is another's: their shards would mix."""
@@ -148,7 +156,7 @@ class Store:
         old = json.loads(self.get("spec.json"))
         differs = [f"{k}: the store has {old.get(k)!r}, this run {new.get(k)!r}" for k in new if old.get(k) != new[k]]
         if differs:
-            raise ValueError(f"store {self.url!r} is of another spec ({'; '.join(differs)}); choose another --out")
+            raise ValueError(f"store {self.shown!r} is of another spec ({'; '.join(differs)}); choose another --out")
 
 
 def shard_name(folder: str, index: int, count: int) -> str:

@@ -63,7 +63,9 @@ class Resources:
 
 
 class _Worker:
-    def __init__(self, make_handler: Callable[[], Callable]):
+    def __init__(self, make_handler: Callable[[], Callable], gpus: float):
+        if not gpus:  # Ray leaves a machine's GPUs visible to a worker that has none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.handle = make_handler()
 
     def ready(self) -> int:
@@ -166,7 +168,7 @@ def run(
         while state.queue or state.busy:
             wanted = min(resources.workers, len(state.queue) + len(state.busy))
             for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
-                actor = actor_class.remote(make_handler)
+                actor = actor_class.remote(make_handler, resources.gpus)
                 state.starting[actor.ready.remote()] = actor
             while state.idle and (unit := _next(state)):
                 actor = state.idle.pop()
@@ -286,12 +288,13 @@ def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator
     yield from map(ray.get, [task.remote(item) for item in items])
 
 
-def cluster_has_gpus() -> bool:
-    """Whether this job runs on a cluster (RAY_ADDRESS) that has a GPU up."""
+def cluster_has_gpus(asked: float | None = None) -> bool:
+    """Whether this job runs on a cluster (RAY_ADDRESS) that has a GPU up, or can be asked for one: `asked`, GPUs a
+    worker, is above 0. With `asked` 0 it is to run without."""
     if not os.environ.get("RAY_ADDRESS"):
         return False
     connect()
-    return any(node.get("GPU") for node in _nodes())
+    return any(node.get("GPU") for node in _nodes()) if asked is None else asked > 0
 
 
 def alone(function: Callable, *args):

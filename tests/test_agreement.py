@@ -1,5 +1,7 @@
 """FID and CLIP score from a store equal clean-fid's and torchmetrics' on the same images as PNG files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,13 +62,18 @@ def scored(tmp_path_factory):
     extract, where = features.Extractor(store), features.folder
     for unit in units:
         extract(unit.task)
-    task = scores.Task(store, ID, where("mini-clip", ID), where("mini-clip", "prompts"), where(weights, ID),
-                       where(weights, features.reference_name(reference)))  # fmt: skip
+    ids = tuple(prompt.id for prompt in listed)
+    task = scores.Task(store, ID, ids, tuple(names), where("mini-clip", ID), where("mini-clip", "prompts"),
+                       where(weights, ID), where(weights, features.reference_name(reference)))  # fmt: skip
+    with pytest.raises(ValueError, match=rf"of {N} images, expected those of {N + 1} prompts in their order"):
+        scores.score(replace(task, prompts=(*ids, "another")))
     for folder, pictures in (("images", images), ("reference", [features.reference_image(key) for key in reference])):
         (root / folder).mkdir()
         for i, picture in enumerate(pictures):
             Image.fromarray(picture).save(root / folder / f"{i:05}.png")
-    return root, [prompt.text for prompt in listed], scores.score(task)
+    scored = scores.score(task)
+    assert "cmmd" not in scored["more"]  # the features of FID are no CLIP embeddings
+    return root, [prompt.text for prompt in listed], scored
 
 
 def test_fid_equals_clean_fids_on_exported_pngs(scored):

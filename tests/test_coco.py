@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import coco, evaluation, prompts, protocols
+from pipelines import coco, evaluation, features, prompts, protocols
 from pipelines.evaluation import Protocol, add_options, settle_options
 from pipelines.protocols import PROTOCOLS
 from postdiff import encoders
@@ -148,3 +149,19 @@ def test_the_shipped_ids_are_mlperfs(tmp_path):
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": annotations[::-1], "images": []}))
     of = [prompts.fingerprint(prompts.load_prompts(str(file))) for file in (REAL, tmp_path / "captions.json")]
     assert of == [coco.FIRST_FINGERPRINT] * 2
+
+
+def test_a_protocol_given_no_prompts_is_refused(tiny):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    with pytest.raises(ValueError, match="--protocol coco-5k fixes --limit at 5000, got 0"):
+        settle_options(parser.parse_args(["--protocol", "coco-5k", "--limit", "0"]))
+
+
+def test_a_reference_set_has_one_name_on_every_machine(tiny):
+    files = sorted(str(file) for file in (tiny / "images").iterdir())
+    before = features.reference_name(files)
+    os.utime(files[0], (1, 1))  # unpacked at another time
+    assert features.reference_name(files) == before
+    Path(files[0]).write_bytes(Path(files[0]).read_bytes() + b"more")
+    assert features.reference_name(files) != before

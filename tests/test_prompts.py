@@ -73,3 +73,22 @@ def test_shards_partition_the_prompts():
         assert [p for shard in prompts.shard(listed, size) for p in shard] == listed
     with pytest.raises(ValueError, match="1 or more, got 0"):
         prompts.shard(listed, 0)
+
+
+def test_a_quote_that_is_never_closed_is_told(tmp_path):
+    (tmp_path / "p.csv").write_text('id,caption\n1,a cat\n2,"a dog\n3,a bird\n')
+    with pytest.raises(ValueError, match=r"not readable as .csv"):
+        prompts.load_prompts(str(tmp_path / "p.csv"))
+
+
+def test_a_byte_order_mark_and_unicodes_line_ends_are_no_part_of_the_format(tmp_path):
+    (tmp_path / "p.csv").write_text("caption\na cat\n", encoding="utf-8-sig")
+    assert prompts.load_prompts(str(tmp_path / "p.csv")) == [Prompt("0", "a cat")]
+    (tmp_path / "p.txt").write_text("a\u2028cat\nb\n", encoding="utf-8-sig")
+    assert [p.text for p in prompts.load_prompts(str(tmp_path / "p.txt"))] == ["a\u2028cat", "b"]
+
+
+def test_more_captions_than_shapes_has_are_told(monkeypatch):
+    monkeypatch.setattr(prompts.shapes, "scene", lambda split, i: prompts.shapes.Scene("one", "snow", (0, 0, 0), ()))
+    with pytest.raises(ValueError, match="expected 2 different captions of Shapes, its split 'prompts' gives 1"):
+        prompts.load_prompts("shapes", 2)

@@ -182,3 +182,16 @@ def test_hugging_face_datasets_shows_images(tmp_path):
         "parquet", data_files=str(tmp_path / "images/c/*.parquet"), cache_dir=str(tmp_path / "cache")
     )["train"]
     np.testing.assert_array_equal(np.asarray(loaded[0]["image"]), image)
+
+
+def test_a_folder_is_the_same_from_wherever_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packed = pickle.dumps(Store("out/x"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(packed).root == str(tmp_path / "out" / "x")
+
+
+def test_credentials_of_a_url_are_not_shown():
+    shown = Store("s3://KEY:SECRET@bucket/path?endpoint_override=localhost:1").shown
+    assert shown == "s3://bucket/path"

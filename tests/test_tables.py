@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines import report, tables
+from pipelines import records, report, tables
 from pipelines.tables import Row
 from postdiff.metrics import Interval, mean_interval, student_t
 
@@ -91,3 +91,22 @@ def test_prompts_are_escaped_in_the_report(text):
     assert text not in page
     assert "<script>" not in page
     assert "<img src=x" not in page
+
+
+def test_a_page_shows_small_images_as_they_are_and_large_ones_smaller():
+    small, large = (records.encode_image(np.full((n, n, 3), 7, np.uint8)) for n in (64, 768))
+    assert report.thumbnail(small) == small
+    shown = records.decode_image(report.thumbnail(large))
+    assert shown.shape == (report.THUMBNAIL, report.THUMBNAIL, 3)
+    assert abs(int(shown[5, 5, 0]) - 7) <= 2
+
+
+def test_code_without_git_is_named_by_its_sources(monkeypatch):
+    def no_git(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(report.subprocess, "run", no_git)
+    first = report.commit()
+    assert first.startswith("sources ")
+    monkeypatch.setattr(report.Path, "read_bytes", lambda self: b"other")
+    assert report.commit() != first

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pipelines import workers
+from pipelines import evaluation, workers
 from pipelines.store import Store
 from pipelines.workers import Resources, Unit
 
@@ -265,3 +265,14 @@ assert workers.run(units, make, lambda name: False, workers.default_resources())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=180)
     assert {file.read_text() for file in tmp_path.iterdir()} == {"0", "1"}
+
+
+def test_a_worker_that_does_not_see_the_store_is_told(tmp_path):
+    """As on another machine, where the folder of the driver is another folder."""
+    store = Store(tmp_path / "elsewhere")
+    with pytest.raises(
+        OSError, match=r"elsewhere' is not seen on .*: expected a folder that all machines share, or a URL"
+    ):
+        evaluation._handler(list, store)
+    store.claim({"prompts": "x"})
+    assert evaluation._handler(list, store) == []
