@@ -161,14 +161,15 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
         else methods.METHODS[one](**methods.settings_for(one, spec.settings))
         for one in listed
     ]
-    times = latency.measure(name, plans, rounds)
+    of = [generate.configure(name, plan, batch_size=1) for plan in plans]
+    times = latency.measure(of, rounds, workers.cluster_has_gpus())
     header = ("plan", "p50 (s)", "p90", "denoise", "decode", "encode", "peak GiB", "speed-up")
     lines = [
         [one, *(f"{x:.3f}" for x in (t.p50, t.p90, t.denoise, t.decode, t.encode)),
          "–" if t.memory is None else f"{t.memory:.2f}", f"{t.speedup:.2f}"]
         for one, t in zip(listed, times, strict=True)
     ]  # fmt: skip
-    print(f"{name}, {spec.size} px, one image, {rounds} rounds on {times[0].machine}\n")
+    print(f"{name}, {spec.size} px, {of[0].dtype}, one image, {rounds} rounds on {times[0].machine}\n")
     print(tables.markdown(header, lines))
     return {one: asdict(t) for one, t in zip(listed, times, strict=True)}
 

@@ -6,15 +6,16 @@
     python jobs/reproduce.py all --models real --prompts captions.tsv --calibration others.tsv \
         --reference FOLDER --fid inception-2015-12-05.pt --out s3://bucket/paper
 
-Runs that several exhibits share are made once. Ends in OUT/exhibits/KEY.{csv,md,tex} (a figure also .svg and .png) and
-OUT/report.html. Run it again and it goes on where it stopped. Latency is measured first, one image at
-a time, in a process of its own: on a GPU of the cluster that nothing else has then, or on the machine that runs this.
+Runs that several exhibits share are made once. Ends in OUT/exhibits/KEY.{csv,md,tex} (a figure also .svg and .png;
+Table 6 and the galleries, of other prompts, below folders of their own) and OUT/report.html. Run it again and it goes
+on where it stopped. Latency is measured first, one image at a time, in a process of its own: on a GPU of the cluster
+that nothing else has then, or on the machine that runs this.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from html import escape
@@ -23,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 from pipelines import (
+    answer,
     budget,
     dynamics,
     evaluation,
@@ -32,10 +34,12 @@ from pipelines import (
     latency,
     pairs,
     paper,
-    prompts,
+    protocols,
     report,
     reproduction,
     rivals,
+    roles,
+    tables,
     tracking,
     workers,
 )
@@ -44,14 +48,16 @@ from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
 from pipelines.latency import Latency
 from pipelines.store import Store
-from postdiff import published
-from postdiff.backbones import RUN
-from postdiff.published import APPENDIX_J
+from postdiff import methods, published
+from postdiff.backbones import RUN, resolve
+from postdiff.plan import Plan
 
+SEARCHED = ("table3", "table4")  # exhibits with plans that are found with the model
 LEGEND = (
     "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
-    "rule; GFLOPs here: of the model that was run, everything counted. Change: from the model as it is, paired image "
-    "by image; intervals of a column hold all at once (Bonferroni)."
+    "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
+    "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
+    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (Bonferroni)."
 )
 MINI_LEGEND = (
     " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
@@ -59,103 +65,120 @@ MINI_LEGEND = (
 )
 
 
-def share(args: argparse.Namespace) -> int:
-    """How many prompts `--scale` leaves of those that --prompts and --limit name."""
-    return max(4, round(args.scale * len(prompts.load_prompts(args.prompts, args.limit, args.shuffled))))
+@dataclass(frozen=True)
+class Job:
+    """What a run of this job needs before anything is drawn. names: the paper's model -> the one that runs. tuned: the
+    folder of each fine-tuned one. options, protocols: of each data set of the paper. gpu: latencies and searches have
+    a GPU of the cluster to themselves. captions: of the searches."""
+
+    args: argparse.Namespace
+    names: dict[str, str]
+    tuned: dict[str, Path]
+    options: dict[str, argparse.Namespace]
+    protocols: dict[str, Protocol]
+    gpu: bool
+    captions: list[str]
 
 
-def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
-    """The options of a data set of the paper: COCO is --prompts and --reference, the other is --recaption's."""
-    own = dict(vars(args))
-    if dataset == exhibits.APPENDIX_J:
-        own |= {
-            "prompts": str(APPENDIX_J),
-            "out": f"{args.out}/{dataset}",
-            "limit": None,
-            "protocol": None,
-            "matched": False,
-            "shuffled": False,
-        }
-        if args.models == "mini":
-            own |= {"prompts": "shapes", "limit": figures.COLUMNS}
-        return argparse.Namespace(**own)
-    if dataset != "coco2014":
-        own |= {
-            "prompts": args.recaption,
-            "reference": args.recaption_reference,
-            "out": f"{args.out}/{dataset}",
-            "protocol": None,
-            "matched": False,
-            "shuffled": True,
-            "limit": min(args.limit or budget.PROMPTS[dataset], budget.PROMPTS[dataset]),
-        }
-        if args.models == "mini":
-            own["prompts"] = "shapes-recaption"
-    if args.models == "real" and own["prompts"] in (None, "shapes"):
-        option = "--prompts" if dataset == "coco2014" else "--recaption"
-        raise ValueError(f"--models real needs {option}, a file of captions ({dataset}'s are the paper's)")
-    found = argparse.Namespace(**own)
-    if args.models == "real":
-        found.limit = found.limit or budget.PROMPTS[dataset]
-    found.limit = share(found)
-    return found
+def prepare(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> Job:
+    """Raises ValueError or OSError for whatever only later stages would meet."""
+    tuned = {model: tuned_folder(args, before(model)) for model in names if model != before(model)}
+    if args.rounds:
+        latency.check_rounds(args.rounds)
+    options = {dataset: roles.of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
+    protocols = {dataset: evaluation.protocol(own) for dataset, own in options.items()}
+    if exhibits.APPENDIX_J in protocols:  # a few images: to be seen
+        protocols[exhibits.APPENDIX_J] = replace(protocols[exhibits.APPENDIX_J], reference=())
+    searched = any(exhibit.key in SEARCHED for exhibit in chosen)
+    captions = rivals.calibration_prompts(args.prompts, args.calibration) if searched else []
+    gpu = workers.cluster_has_gpus(args.gpus_per_worker)
+    if gpu or any(resolve(name).revision for name in names.values()):  # else Ray starts after the latencies
+        evaluation.connect(args, list(names.values()))
+    return Job(args, names, tuned, options, protocols, gpu, captions)
+
+
+def before(model: str) -> str:
+    """The model before fine-tuning."""
+    return model.removesuffix(exhibits.TUNED)
 
 
 def run(args: argparse.Namespace) -> None:
     chosen = exhibits.gather(args.exhibits, {})  # raises for one that is not here
     models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
-    before = {model: model.removesuffix(exhibits.TUNED) for model in models}
-    names = {model: exhibits.MINI[base] if args.models == "mini" else base for model, base in before.items()}
+    names = {model: exhibits.MINI[before(model)] if args.models == "mini" else before(model) for model in models}
     if args.dry_run:
         return print_dry_run(args, chosen, names)
-    tuned = {model: tuned_folder(args, base) for model, base in before.items() if model != base}
-    if args.rounds:
-        latency.check_rounds(args.rounds)
-    options = {dataset: of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
-    protocols = {dataset: evaluation.protocol(own) for dataset, own in options.items()}
-    if exhibits.APPENDIX_J in protocols:  # a few images: to be seen
-        protocols[exhibits.APPENDIX_J] = replace(protocols[exhibits.APPENDIX_J], reference=())
-    captions = rivals.calibration_prompts(args.prompts, args.calibration)
-    stores = {dataset: evaluation.open_store(own.out, protocols[dataset]) for dataset, own in options.items()}
+    job = prepare(args, chosen, names)
+    stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     first = next(iter(stores.values()))
-    for model, folder in tuned.items():
-        if args.models == "mini" and not (folder / RUN).exists():
-            finetuning.make(names[model], pairs.open_pairs("shapes"), tune_settings(before[model]), folder)
-        names[model] = str(folder)
-    found = {}
-    for exhibit in chosen:
-        if exhibit.key in ("table3", "table4"):
-            found |= rivals.find(exhibit.key, names[exhibit.models[0]], first, captions)
-    chosen = exhibits.gather(args.exhibits, found)
-    times = reproduction.time_plans(first, chosen, names, args.rounds) if args.rounds else {}
+    tune(job)
+    chosen = exhibits.gather(args.exhibits, search(job, chosen, first))
+    options = next(iter(job.options.values()))
+    times = reproduction.time_plans(first, chosen, names, options, job.gpu) if args.rounds else {}
     sections, facts, answers = [], {}, []
     for dataset, store in stores.items():
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
-        made, told, answered = make(options[dataset], group, names, store, protocols[dataset], times)
+        made, told, answered = make(job.options[dataset], group, names, store, job.protocols[dataset], times)
         sections += made
         answers += answered if dataset == "coco2014" else []
         facts |= told if store is first else {f"{dataset}: {key}": value for key, value in told.items()}
-    legend = LEGEND + (MINI_LEGEND if args.models == "mini" else "")
+    counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in job.protocols.items())
     where = ", ".join({took.machine for took in times.values()}) or "nothing: none of these exhibits has seconds"
-    facts |= {
-        "latency": f"one image, decoding included, text encoded before; {args.rounds} rounds after one to warm up, on "
-        f"{where}" if args.rounds else "not measured (--rounds 0)",
-        "machine": workers.machine(),
-        "commit": report.commit(),
-    }  # fmt: skip
-    sections.sort(key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
-    body = "\n".join(html for _, html, _ in sections)
-    counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in protocols.items())
     facts = {"run": f"{len(chosen)} exhibits, {counts}"} | facts
-    headline = "Fewer denoising steps, or cheaper steps?" if answers else f"{len(chosen)} exhibits."
-    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in answers)
-    above = f'<ul>{listed}</ul>\n<p class="dim">{escape(legend)}</p>'
-    page = report.page("postdiff: the paper, reproduced", headline, f"{above}\n{body}", facts)
-    first.put("answer.md", "".join(f"- {sentence}\n" for sentence in answers).encode())
-    first.put("report.html", page.encode())
+    facts["latency"] = "not measured (--rounds 0)"
+    if args.rounds:
+        facts["latency"] = (
+            f"one image, decoding included, text encoded before; {args.rounds} rounds after warming up, on {where}"
+        )
+    facts |= {"machine": workers.machine(), "commit": report.commit()}
+    publish(first, args, sections, answers, facts)
+
+
+def tune(job: Job) -> None:
+    """Table 7's fine-tuned models: of a mini model made here, if it is not there; `job.names` then has the folders."""
+    for model, folder in job.tuned.items():
+        if job.args.models == "mini" and not (folder / RUN).exists():
+            finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
+        job.names[model] = str(folder)
+
+
+def search(job: Job, chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
+    """The plans that Tables 3 and 4 must search, {preset: plan}."""
+    found: dict[str, Plan] = {}
+    for exhibit in chosen:
+        if exhibit.key in SEARCHED:
+            options = job.options[exhibit.dataset]
+            of = evaluation.configure(options, job.names[exhibit.models[0]], methods.dense())
+            task = exhibit.key, of, store, job.captions
+            found |= workers.alone(rivals.find, *task) if job.gpu else rivals.find(*task)
+    return found
+
+
+def publish(
+    store: Store,
+    args: argparse.Namespace,
+    sections: list[tuple[Exhibit, str, str]],
+    answers: list[list[str]],
+    facts: dict[str, str],
+) -> None:
+    """Write the report, and print it."""
+    sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
+    legend = LEGEND + (MINI_LEGEND if args.models == "mini" else "")
+    above, headline = "", f"{len(sections)} exhibits."
+    if answers:
+        headline = "Fewer denoising steps, or cheaper steps?"
+        above = f"{report.table(answer.HEADER, answers)}<p>{escape(answer.LEGEND)}</p>\n"
+        store.put("answer.md", f"{tables.markdown(answer.HEADER, answers)}\n{answer.LEGEND}\n".encode())
+    body = "\n".join(html for _, html, _ in sections)
+    page = report.page(
+        "postdiff: the paper, reproduced", headline, f'{above}<p class="dim">{escape(legend)}</p>\n{body}', facts
+    )
+    store.put("report.html", page.encode())
     for exhibit, _, markdown in sections:
         print(f"\n{exhibit.key}: {exhibit.title}\n{markdown}")
-    print("\n".join(["", *answers, f"report: {first.url}/report.html"]))
+    if answers:
+        print(f"\n{tables.markdown(answer.HEADER, answers)}\n{answer.LEGEND}")
+    print(f"report: {store.shown}/report.html")
 
 
 def tuned_folder(args: argparse.Namespace, model: str) -> Path:
@@ -174,7 +197,7 @@ def tuned_folder(args: argparse.Namespace, model: str) -> Path:
 
 
 def tune_settings(model: str) -> finetuning.Settings:
-    """App. F's beta and s; a hundredth of its steps, with a learning rate to match."""
+    """App. F's beta and s; of its 15,000 steps of 128 pairs 100 of 32, with a learning rate to match."""
     line = next(line for line in published.lines("table7") if line.model == model)
     few = {"steps": 100, "batch": 32, "lr": 1e-4, "warm_up": 10, "ema": 0.95}
     return finetuning.Settings(beta=line.settings["beta"], s=line.settings["s"], **few)
@@ -187,9 +210,9 @@ def make(
     store: Store,
     protocol: Protocol,
     times: dict[reproduction.Key, Latency],
-) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[str]]:
+) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[list[str]]]:
     """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
-    answer to the paper's question, a sentence a model."""
+    answer to the paper's question, lines of a table."""
     names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
     runs = reproduction.distinct(group)
     prices = reproduction.count_costs(runs, names)
@@ -214,7 +237,7 @@ def make(
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
     once = list({row.configuration: row for row in rows}.values())
     tracking.log(store, f"paper-{args.models}", protocol.facts(), once, specs, {})
-    return made, facts, reproduction.answers(results, names)
+    return made, facts, answer.lines(results, names, group)
 
 
 def describe(of: Configuration) -> str:
@@ -224,10 +247,12 @@ def describe(of: Configuration) -> str:
 def print_dry_run(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> None:
     groups = []
     for dataset in dict.fromkeys(exhibit.dataset for exhibit in chosen):
+        most = roles.PROMPTS[dataset]
         try:
-            n = of_dataset(args, dataset).limit or budget.PROMPTS[dataset]
+            n = roles.of_dataset(args, dataset).limit or most
         except ValueError:  # no file of captions yet
-            n = max(4, round(args.scale * budget.PROMPTS[dataset]))
+            few = dataset == exhibits.APPENDIX_J
+            n = most if few else max(4, round(args.scale * min(args.limit or most, most)))
         groups.append(budget.Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))
     print(budget.text(groups, names, args.models == "real", args.price, latency.measured(Store(args.out))))
 
@@ -249,7 +274,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", default="out/paper", help="the store: a folder or any pyarrow.fs or fsspec URL")
     add("--price", type=float, help="of a GPU hour, for --dry-run")
     add("--dry-run", action="store_true", help="print what would run, and stop")
-    args = evaluation.settle_options(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    if args.protocol:
+        protocols.apply(args)
     args.exhibits = args.exhibits or ["all"]
     if not 0 < args.scale <= 1:
         raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale:g}")

@@ -8,8 +8,6 @@ from pipelines.exhibits import Exhibit
 from postdiff import published
 from postdiff.backbones import resolve
 
-# COCO 2014's validation captions, as is usual (the paper does not say), and App. E.
-PROMPTS = {"coco2014": 30_000, "imagenet21k_recaption": 10_000, "appendix_j": 24}
 GPUS = ("A5000", "H100")
 BYTES_A_PIXEL = 1.2  # lossless WebP
 
@@ -68,7 +66,7 @@ def text(
         lines.append(f"{group.dataset}: {cells} cells, {len(runs)} different runs of {group.prompts} prompts")
         lines += [f"  {e.key:<8}{len(e.runs):>4} cells  {e.title}" for e in group.exhibits]
         for model, name in of.items():
-            own = {plan: prices[m, plan].macs for m, plan in runs if m == model}
+            own = {plan: prices[m, plan].here.macs_paper for m, plan in runs if m == model}
             macs = group.prompts * sum(own.values()) / 1e12
             size += group.prompts * len(own) * resolve(name).size ** 2 * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}

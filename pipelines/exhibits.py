@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 from pipelines.tables import Metric
 from postdiff import methods, presets, published
@@ -27,7 +27,8 @@ class Run:
     """One plan on one of the paper's models.
 
     label: as the table prints it; of a figure, the point's on its curve. curve: of a figure, the series it belongs to.
-    x: of a figure over a setting, that setting. values, notes: as `published.Line`.
+    x: of a figure over a setting, that setting. values: as `published.Line`, of a figure those that a table has of the
+        same plan. notes: what the paper says of it, or leaves open.
     searched: the plan, or its cost, was found on the model that runs, and is of no other.
     """
 
@@ -37,16 +38,27 @@ class Run:
     curve: str = ""
     x: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
-    seconds: float | None = None
     notes: tuple[str, ...] = ()
     searched: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds an image that the paper printed."""
+        return next((value for key, value in self.values.items() if key.startswith(published.SECONDS)), None)
+
+    @property
+    def gpu(self) -> str:
+        """The GPU of those seconds."""
+        keys = [key for key in self.values if key.startswith(published.SECONDS)]
+        return keys[0].removeprefix(published.SECONDS).upper() if keys else ""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """kind: `table`; `front`, quality against cost, a panel a model and metric; `subsets`, the CLIP score against s on
-    parts of the prompts; `trajectory`, what each step predicts; `profile`, how far features move from step to step;
-    `gallery`, images. shown: of a trajectory, which prompts. note: what the paper leaves open."""
+    """kind: `table`; `plane`, quality against cost of all models; `front`, a panel a model and metric; `subsets`, the
+    CLIP score against s on parts of the prompts; `trajectory`, what each step predicts; `profile`, how far features
+    move from step to step; `gallery`, images. shown: of a trajectory, which prompts. note: what the paper leaves open.
+    """
 
     key: str
     title: str
@@ -84,16 +96,35 @@ def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Ex
     runs = []
     for line in published.lines(key):
         preset = f"{key}.{line.method}"
-        notes, plan = line.notes, found.get(preset)
+        notes, plan = _notes(line), found.get(preset)
         if preset in presets.PRESETS and presets.PRESETS[preset].note:
-            notes = (*notes, f"{line.label}: {presets.PRESETS[preset].note}")
+            notes = (*notes, f"{line.label}, not told by the paper: {presets.PRESETS[preset].note}")
         if plan is None:
             plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
         runs.append(
-            Run(line.label, line.model, plan, values=line.values, seconds=line.seconds, notes=notes,
-                searched=preset in found)
+            Run(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
         )  # fmt: skip
     return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note, dataset=published.lines(key)[0].dataset)
+
+
+def _notes(line: published.Line) -> tuple[str, ...]:
+    return tuple(f"of the paper's: {note}" for note in line.notes)
+
+
+@cache
+def _printed() -> dict[tuple[str, str], dict[str, float]]:
+    """{(model, plan id): FID and CLIP score} that the tables on COCO have."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key in ("table1", "table2", "table5"):
+        for line in published.lines(key):
+            values = {key: value for key, value in line.values.items() if key in ("fid", "clip")}
+            found.setdefault((line.model, published.plan(line).id), {}).update(values)
+    return found
+
+
+def _point(label: str, model: str, plan: Plan, curve: str = "", x: float = 0.0) -> Run:
+    """A point of a figure, with what the paper's tables have of its plan."""
+    return Run(label, model, plan, curve, x, _printed().get((model, plan.id), {}))
 
 
 def _plan(preset: str) -> Plan:
@@ -104,38 +135,47 @@ def _plan(preset: str) -> Plan:
 def figure1(found: Found) -> Exhibit:
     runs = [
         Run(f"T={line.settings['steps']}", line.model, published.plan(line),
-            "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values)
+            "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
-    return Exhibit("fig1", "PostDiff on four models", "front", tuple(runs), ("fid",), note="its points are Table 2's")
+    return Exhibit("fig1", "PostDiff on four models", "plane", tuple(runs), ("fid",), note="its points are Table 2's")
 
 
 def figure4(found: Found) -> Exhibit:
     runs = [
-        Run(f"s={s:g}", "sd15", methods.mixed_resolution(steps, 0.5, s) if s else methods.dense(steps), f"T={steps}", s)
+        _point(f"s={s:g}", "sd15", methods.mixed_resolution(steps, 0.5, s) if s else methods.dense(steps), f"T={steps}",
+               s)
         for steps in STEPS
         for s in SHARES
-    ]
-    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), ("fid",))
+    ]  # fmt: skip
+    note = "s T is rounded: at T = 8 s = 0.2 and 0.3 are one plan, and so are others at few steps"
+    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), ("fid",), note=note)
 
 
 def figure5(found: Found) -> Exhibit:
     runs = []
-    for model, beta, k, shares in (("sd15", 0.5, 2, (0.5,)), ("pixart", 0.75, 1, (0.2, 0.3, 0.5))):
-        runs += [Run(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in STEPS]
+    # m of SD1.5: 0.45, 0.6, 0.75 and 0.9 of T are Table 5's.
+    for model, beta, k, shares, gates in (
+        ("sd15", 0.5, 2, (0.5,), (5, 9, 12, 15, 18)),
+        ("pixart", 0.75, 1, (0.2, 0.3, 0.5), (5, 10, 12, 15, 18)),
+    ):
+        runs += [_point(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in STEPS]
         runs += [
-            Run(f"m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
+            _point(f"m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
             for s in shares
-            for m in (5, 10, 12, 15, 18)
+            for m in gates
         ]
-    note = "the paper varies m on SD1.5, m and s on PixArt-alpha, and does not list their values; these are ours"
+    note = (
+        "the paper varies m on SD1.5, m and s on PixArt-alpha, and does not list their values: of SD1.5 these are "
+        "Table 5's and m = 5, of PixArt-alpha ours"
+    )
     return Exhibit("fig5", "Fewer steps or cheaper steps", "front", tuple(runs), note=note)
 
 
 def figure8(found: Found) -> Exhibit:
     runs = [
-        Run(f"beta={beta:g}", "sd15", methods.mixed_resolution(steps, beta, 0.5) if beta < 1 else methods.dense(steps),
-            f"T={steps}", beta)
+        _point(f"beta={beta:g}", "sd15",
+               methods.mixed_resolution(steps, beta, 0.5) if beta < 1 else methods.dense(steps), f"T={steps}", beta)
         for steps in STEPS
         for beta in (*SCALES, 1.0)
     ]  # fmt: skip
@@ -145,15 +185,15 @@ def figure8(found: Found) -> Exhibit:
 
 def figure9(found: Found) -> Exhibit:
     runs = [
-        Run(
-            "Full" if s == 0 else f"s={s:g}",
-            "sd15",
-            methods.mixed_resolution(20, 0.5, s) if s else methods.dense(),
-            x=s,
-        )
+        _point("Full" if s == 0 else f"s={s:g}", "sd15",
+               methods.mixed_resolution(20, 0.5, s) if s else methods.dense(), x=s)
         for s in (0.0, 0.3, 0.5, 0.6)
-    ]
-    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), ("clip",))
+    ]  # fmt: skip
+    note = (
+        "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
+        "prompts of the list, and part of the full set"
+    )
+    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), ("clip",), note=note)
 
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
@@ -173,7 +213,7 @@ def figure7(found: Found) -> Exhibit:
 def table7(found: Found) -> Exhibit:
     runs = [
         Run(line.label, f"{line.model}{TUNED if line.label.endswith(TUNED) else ''}",
-            methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=line.notes)
+            methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=_notes(line))
         for line in published.lines("table7")
     ]  # fmt: skip
     note = (
@@ -198,7 +238,10 @@ def figure13(found: Found) -> Exhibit:
     cached = [line for line in published.lines("table1") if line.settings.get("mode")]
     runs = [Run("Ori", "sd15", methods.dense(20))]
     runs += [Run(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
-    note = "the paper does not list Fig. 13's prompts: these are SD1.5's of Fig. 6; the plans are Table 1's"
+    note = (
+        "the paper does not list Fig. 13's prompts: these are SD1.5's of Fig. 6; the plans are Table 1's; Ori is the "
+        "model as it is"
+    )
     return Exhibit(
         "fig13",
         "What the cached cross-attention holds",

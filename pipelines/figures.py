@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import dynamics, exhibits, features, paper, plots, records, scores
+from pipelines import dynamics, exhibits, features, paper, plots, records, scores, tables
 from pipelines.evaluation import Protocol
 from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
@@ -46,10 +46,17 @@ def draw(
     names: Mapping[str, str],
     protocol: Protocol,
     configurations: Configurations,
-) -> Drawn:
+) -> Drawn | None:
+    """The picture; None for a table, and for quality against cost where nothing of it was measured."""
     name = names[exhibit.models[0]]
+    runs = [paper.of(results, run).row for run in exhibit.runs]
+    measured = [metric for metric in exhibit.metrics if tables.measured(runs, metric)]
+    if exhibit.kind == "table" or not measured:
+        return None
+    if exhibit.kind == "plane":
+        return Drawn(plots.plane_plot(exhibit, results, names))
     if exhibit.kind == "front":
-        return Drawn(plots.exhibit_plot(exhibit, results, names))
+        return Drawn(plots.exhibit_plot(exhibit, results, names, measured))
     if exhibit.kind == "subsets":
         curves = subsets(store, exhibit, results, protocol)
         rows = [[of, s, *_cells(interval)] for of, points in curves.items() for s, interval in points]
@@ -81,13 +88,13 @@ def draw_trajectories(store: Store, tasks: Mapping[str, dynamics.Task], shown: S
 
 def subsets(store: Store, exhibit: Exhibit, results: paper.Results, protocol: Protocol) -> dict[str, list]:
     """Fig. 9: {set of prompts: [(s, interval of the CLIP score)]}: the first n of the prompts, and all."""
-    n, names = len(protocol.prompts), store.names()
+    n = len(protocol.prompts)
     first = exhibits.CALIBRATION if n > max(exhibits.CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
-    ids, texts = scores.read_features(store, names, features.folder(protocol.clip, "prompts"))
+    ids, texts = scores.read_features(store, features.folder(protocol.clip, "prompts"))
     for run in exhibit.runs:
         folder = features.folder(protocol.clip, paper.of(results, run).row.configuration)
-        of, images = scores.read_features(store, names, folder)
+        of, images = scores.read_features(store, folder)
         per_prompt = metrics.clip_scores(images, texts[[ids.index(id) for id in of]])
         for size in dict.fromkeys([*first, n]):
             curves.setdefault(f"{size} prompts", []).append((run.x, metrics.mean_interval(per_prompt[:size])))

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines import workers
+from pipelines.generate import Configuration
+from pipelines.records import DTYPES
 from pipelines.store import Store
 from postdiff import sampling
-from postdiff.backbones import fingerprint, resolve
-from postdiff.families import adapt
-from postdiff.plan import Plan
 from postdiff.text import Embeddings
 
-FORMAT = 2  # of what is kept
+FORMAT = 3  # of what is kept
+WARM_UP = 3  # rounds that do not count, of a GPU; of a CPU one
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,27 @@ class Latency:
     machine: str
 
 
-def measure(backbone: str, plans: Sequence[Plan], rounds: int = 7) -> list[Latency]:
-    """Time `plans` on `backbone`: one round to warm up, then `rounds` of all, one after the other.
+def measure(of: Sequence[Configuration], rounds: int = 7, gpu: bool = False) -> list[Latency]:
+    """Time configurations of one backbone, one image each: after rounds to warm up, `rounds` of all, alternating.
+
+    gpu: in a process that Ray gives a GPU of its own, waiting for a cluster to bring one up; else on this machine.
 
     Raises: ValueError if there are fewer than 3 rounds.
     """
     check_rounds(rounds)
-    return _alone(_measure, backbone, list(plans), rounds)
+    return _alone(gpu, _measure, list(of), rounds)
 
 
-def kept(store: Store, backbone: str, plans: Sequence[Plan], rounds: int) -> list[Latency]:
-    """As `measure`, but once a machine, model and list of plans: what the store holds is read."""
-    here = workers.alone(machine) if workers.cluster_has_gpus() else machine()
-    of = [backbone, fingerprint(resolve(backbone)), here, rounds, *(plan.id for plan in plans)]
-    file = f"latency/{sha256(json.dumps([FORMAT, *of]).encode()).hexdigest()[:12]}.json"
+def kept(store: Store, of: Sequence[Configuration], rounds: int, gpu: bool = False) -> list[Latency]:
+    """As `measure`, but once a machine, torch and list of configurations: what the store holds is read."""
+    here = _alone(gpu, machine) if gpu else machine()
+    key = [FORMAT, of[0].backbone, here, rounds, *(one.id for one in of)]
+    file = f"latency/{sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
     if not store.has(file):
-        times = [asdict(took) for took in measure(backbone, plans, rounds)]
-        store.put(file, json.dumps({"of": of, "times": times}, indent=2).encode())
+        times = [asdict(took) for took in measure(of, rounds, gpu)]
+        plans = [one.plan.id for one in of]
+        told = {"backbone": of[0].backbone, "machine": here, "rounds": rounds, "plans": plans, "times": times}
+        store.put(file, json.dumps(told, indent=2).encode())
     return [Latency(**took) for took in json.loads(store.get(file))["times"]]
 
 
@@ -72,18 +76,18 @@ def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
     timed, the one with most plans."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for file in sorted(store.names("latency")):
-        kept_there = json.loads(store.get(file))
-        backbone, _, where, _, *plans = kept_there["of"]
-        seconds = [took["p50"] for took in kept_there["times"]]
-        found.setdefault((backbone, where), {}).update(zip(plans, seconds, strict=True))
+        told = json.loads(store.get(file))
+        if "plans" in told:  # not of an older format
+            seconds = [took["p50"] for took in told["times"]]
+            found.setdefault((told["backbone"], told["machine"]), {}).update(zip(told["plans"], seconds, strict=True))
     best = sorted(found.items(), key=lambda item: len(item[1]))
     return {backbone: (where, seconds) for (backbone, where), seconds in best}
 
 
-def _alone(function: Callable, *args):
+def _alone(gpu: bool, function: Callable, *args):
     """`function(*args)` in a process of its own: on a GPU of the cluster that nothing else is given (the jobs measure
-    before they generate), or on this machine where the cluster has none."""
-    if workers.cluster_has_gpus():
+    before they generate), or on this machine."""
+    if gpu:
         return workers.alone(function, *args)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
@@ -92,10 +96,10 @@ def _alone(function: Callable, *args):
 def machine() -> str:
     """What `measure` runs on, in words."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, torch {torch.__version__}"
     cpus = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}, torch {torch.__version__}"
 
 
 def check_rounds(rounds: int) -> None:
@@ -103,32 +107,32 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f"a median of fewer than 3 rounds says little, got {rounds}")
 
 
-def _measure(name: str, plans: list[Plan], rounds: int) -> list[Latency]:
+def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
     torch.set_num_threads(os.cpu_count() or 1)
-    backbone = postdiff.load(name)
+    backbone = postdiff.load(of[0].backbone, dtype=DTYPES[of[0].dtype])
     gpu = torch.cuda.is_available()
-    plans = [adapt(plan, backbone.spec.family) for plan in plans]
-    encode, memory = [], np.zeros((rounds + 1, len(plans)))
-    stages = np.empty((rounds + 1, len(plans), 2))  # denoise, decode
-    for i in tqdm(range(rounds + 1), desc="latency", unit="round"):
+    warm_up = WARM_UP if gpu else 1
+    encode, memory = [], np.zeros((warm_up + rounds, len(of)))
+    stages = np.empty((warm_up + rounds, len(of), 2))  # denoise, decode
+    for i in tqdm(range(warm_up + rounds), desc="latency", unit="round"):
         began = _now()
         embeddings = postdiff.encode(backbone, ["a big red star on snow"], 1)
         encode.append(_now() - began)
-        for at, plan in enumerate(plans):
+        for at, one in enumerate(of):
             if gpu:
                 torch.cuda.reset_peak_memory_stats()
-            stages[i, at] = _draw(backbone, embeddings, plan)
+            stages[i, at] = _draw(backbone, embeddings, one)
             memory[i, at] = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0
-    peaks = [float(x) if gpu else None for x in memory[1:].max(0)]
-    return summarise(stages[1:], float(np.median(encode[1:])), peaks, machine())
+    peaks = [float(x) if gpu else None for x in memory[warm_up:].max(0)]
+    return summarise(stages[warm_up:], float(np.median(encode[warm_up:])), peaks, machine())
 
 
-def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, plan: Plan) -> tuple[float, float]:
+def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration) -> tuple[float, float]:
     """Seconds of denoising and of decoding."""
-    spec = backbone.spec
-    state = sampling.begin(backbone, embeddings.batch(0, 1, plan.needs_both_texts), [0], plan, None, spec.size)
+    text = embeddings.batch(0, 1, of.plan.needs_both_texts)
+    state = sampling.begin(backbone, text, [0], of.plan, of.solver, of.size)
     began = _now()
-    latents = sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
+    latents = sampling.denoise(backbone, state, of.plan, of.guidance, of.size)
     denoised = _now()
     sampling.decode(backbone, latents)
     return denoised - began, _now() - denoised

@@ -1,4 +1,4 @@
-"""An exhibit as text: what was measured beside what the paper printed, what is clear, and what the print gets wrong."""
+"""An exhibit as text: what was measured beside what the paper printed, and what the print gets wrong."""
 
 import csv
 import io
@@ -7,22 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines import tables
-from pipelines.exhibits import TUNED, Exhibit, Run
+from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.tables import METRICS, Metric, Row
-from postdiff.metrics import Interval, difference
+from postdiff.cost import Cost
+from postdiff.metrics import Interval
 
 TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
-ALIKE = 1e-3  # relative difference from which a counted cost is not the printed one: footnoted
+# Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on
+# another one.
+SAME, OTHER = 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a run. macs: of the paper's own model under this plan, by the paper's rule, one image; None for
-    a plan that was searched on another model."""
+    """What is known of a run. there: the cost of one image of the paper's own model under this plan; None for a plan
+    that was searched on another model."""
 
     row: Row
-    macs: int | None
+    there: Cost | None
     latency: Latency | None = None
 
 
@@ -40,7 +43,7 @@ def change(exhibit: Exhibit, results: Results, run: Run, metric: Metric) -> Inte
     if own is first or not tables.measured([own, first], metric):
         return None
     n = sum(of(results, r).row is not of(results, exhibit.reference(r.model)).row for r in exhibit.runs)
-    return difference(own.interval(metric), [(1.0, first.interval(metric))], n)
+    return tables.PAIRED[metric](own.interval(metric), [(1.0, first.interval(metric))], n)
 
 
 @dataclass(frozen=True)
@@ -48,35 +51,67 @@ class Table:
     header: tuple[str, ...]
     lines: list[list[str]]
     footnotes: list[str]
-    clear: str
 
 
 def table(exhibit: Exhibit, results: Results) -> Table:
-    """Text of every cell. A cell that the paper has not is a dash, one that cannot be read is `lost`, footnoted."""
+    """Text of every cell; what a dash or a word stands for is a footnote."""
     printed = {key: any(key in run.values for run in exhibit.runs) for key in ("tmacs", *METRICS)}
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
-        header += [METRICS[metric], "change", *(["paper", "paper's change"] if printed[metric] else [])]
-    header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "speed-up"] if exhibit.timed else []
+        name = METRICS[metric]
+        header += [name, f"{name}: change", *(["paper", "paper's change"] if printed[metric] else [])]
+    header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "paper: speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []
     for run in exhibit.runs:
-        found, notes = of(results, run), list(run.notes)
-        cost = [f"{found.macs / 1e12:.3f}" if found.macs else "–"]
-        if found.macs is None:
-            notes.append("its plan was searched on the model that ran here: of the paper's own it says nothing")
-        cost += [_number(run, "tmacs", 3)] if printed["tmacs"] else []
-        if found.macs and "tmacs" in run.values and abs(found.macs / 1e12 / run.values["tmacs"] - 1) > ALIKE:
-            notes.append(f"the paper printed {run.values['tmacs']:.3f} T MACs, its method costs {cost[0]}")
+        found = of(results, run)
+        cost = [f"{found.there.macs_paper / 1e12:.3f}" if found.there else "–"]
+        cost += [_number(exhibit, run, "tmacs", 3)] if printed["tmacs"] else []
         quality = []
         for metric in exhibit.metrics:
             quality += _quality(exhibit, results, run, metric, printed[metric])
-        marks = [_mark(footnotes, note) for note in notes]
+        marks = [_mark(footnotes, note) for note in (*run.notes, *_cost_notes(run, found))]
         label = exhibit.name(run) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
-    if any("–" in line for line in lines):
-        footnotes.append("–: the row that changes are from, or what the paper does not print")
-    return Table(tuple(header), lines, footnotes, clear(exhibit, results))
+    if printed["tmacs"]:
+        footnotes.append(_attention_note(exhibit, results))
+    footnotes += [text for cell, text in CELLS.items() if any(cell in line for line in lines)]
+    return Table(tuple(header), lines, footnotes)
+
+
+CELLS = {  # words in cells, and what they stand for
+    "–": "–: the row that changes are from, what the paper does not print, a change from or to what is lost of it, or "
+    "the paper's own model under a plan that was searched on another",
+    "lost": "lost: cannot be read in the print",
+    "no reference": "no reference: FID needs reference images (--reference)",
+    "not timed": "not timed: --rounds 0",
+}
+
+
+def _cost_notes(run: Run, found: Measured) -> list[str]:
+    """What to say of a cost beside the printed one."""
+    if found.there is None:
+        return ["its plan was searched on the model that ran here: of the paper's own it says nothing"]
+    counted, printed = found.there.macs_paper / 1e12, run.values.get("tmacs", 0.0)
+    gap = abs(counted / printed - 1) if printed else 0.0
+    if gap <= SAME:
+        return []
+    if gap <= OTHER:
+        return [f"the paper's count of {run.model} is {gap:.2%} off ours: the same passes, counted otherwise"]
+    note = f"the paper printed {printed:.3f} T MACs, its method costs {counted:.3f}"
+    if abs(found.there.macs_printed / 1e12 / printed - 1) <= OTHER:
+        note += " (the print takes the cross-attention of the whole net off steps that run a part of it)"
+    return [note]
+
+
+def _attention_note(exhibit: Exhibit, results: Results) -> str:
+    dense = {model: of(results, exhibit.reference(model)).there for model in exhibit.models}
+    ratios = [f"{cost.flops / cost.macs_paper:.1f} times ({model})" for model, cost in dense.items() if cost]
+    return (
+        "the paper's FLOPs are multiply-accumulates without attention products; FLOPs with attention, two a MAC, are "
+        + ", ".join(ratios)
+        + " as many"
+    )
 
 
 def _quality(exhibit: Exhibit, results: Results, run: Run, metric: Metric, printed: bool) -> list[str]:
@@ -88,7 +123,7 @@ def _quality(exhibit: Exhibit, results: Results, run: Run, metric: Metric, print
         cells = [str(row.interval(metric)), f"{moved:+}" if moved else "–"]
     if printed:
         moved_there = printed_change(exhibit, run, metric)
-        cells += [_number(run, metric, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
+        cells += [_number(exhibit, run, metric, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
     return cells
 
 
@@ -100,12 +135,14 @@ def _times(exhibit: Exhibit, results: Results, run: Run) -> list[str]:
     here = [f"{took.p50:.3f} ({took.p90:.3f})", f"{took.speedup:.2f}"] if took else ["not timed", "–"]
     there = ["–", "–"]
     if run.seconds and first.seconds:
-        there = [f"{run.seconds:.3f}", f"{first.seconds / run.seconds:.2f}"]
+        there = [f"{run.seconds:.3f} ({run.gpu})", f"{first.seconds / run.seconds:.2f}"]
     return [*here, f"{allowed:.2f}", *there]
 
 
-def _number(run: Run, key: str, digits: int) -> str:
-    return f"{run.values[key]:.{digits}f}" if key in run.values else "lost"
+def _number(exhibit: Exhibit, run: Run, key: str, digits: int) -> str:
+    if key in run.values:
+        return f"{run.values[key]:.{digits}f}"
+    return "lost" if exhibit.kind == "table" else "–"  # of a figure, what a table has of the same plan
 
 
 def printed_change(exhibit: Exhibit, run: Run, metric: Metric) -> float | None:
@@ -121,38 +158,17 @@ def _mark(footnotes: list[str], note: str) -> str:
     return str(footnotes.index(note) + 1)
 
 
-def clear(exhibit: Exhibit, results: Results) -> str:
-    """A sentence a metric: how many changes from the reference are clear, and go the paper's way; which are not."""
-    parts = []
-    since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
-    for metric in exhibit.metrics:
-        changes = {run: change(exhibit, results, run, metric) for run in exhibit.runs}
-        known = {run: moved for run, moved in changes.items() if moved}
-        if not known:
-            continue
-        sure = {run: moved for run, moved in known.items() if moved.low > 0 or moved.high < 0}
-        there = {run: printed_change(exhibit, run, metric) for run in sure}
-        alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
-        against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
-        text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from {since} are clear"
-        if any(there.values()):
-            text += f", {len(alike)} of them in the paper's direction"
-            text += f" (against it: {'; '.join(against)})" if against else ""
-        open_ones = [exhibit.name(run) for run in known if run not in sure]
-        parts.append(f"{text}. Not resolved: {'; '.join(open_ones) or 'none'}.")
-    return " ".join(parts)
-
-
 def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
     """Every number, full precision, a line a run. protocol: its name and fingerprint."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
     changes = [f"{metric}_change{part}" for metric in METRICS for part in ("", "_low", "_high")]
-    paper = ["paper_tmacs", "paper_fid", "paper_clip", "paper_seconds"]
+    paper = [f"paper_{name}" for name in ("tmacs", "fid", "clip", "seconds", "gpu")]
+    paper += ["fid_less_paper", "clip_less_paper"]
     identity = ["exhibit", "label", "model", "curve", "plan", "configuration", "protocol", "n"]
     more = tables.further([of(results, run).row for run in exhibit.runs])
-    prices = ["macs_paper_of_the_papers_model", "macs_paper", "flops"]
+    prices = ["macs_paper_of_the_papers_model", "flops_of_the_papers_model", "macs_paper", "flops"]
     writer.writerow([*identity, *prices, *measured, *changes, *TIMES, *paper, *more])
     for at, run in enumerate(exhibit.runs):
         found = of(results, run)
@@ -161,12 +177,17 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
         numbers = [row.fid, row.clip, change(exhibit, results, run, "fid"), change(exhibit, results, run, "clip")]
         cells = [f"{x:.5f}" if n else "" for n in numbers for x in ((n.value, n.low, n.high) if n else (0, 0, 0))]
         times = [getattr(took, name, None) for name in TIMES]
-        printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or ""]
+        printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or "", run.gpu]
+        printed += [
+            f"{n.value - run.values[key]:.5f}" if n and key in run.values else ""
+            for key, n in (("fid", row.fid), ("clip", row.clip))
+        ]
         others = [column[at] for column in more.values()]
         writer.writerow(
             [
                 *who,
-                found.macs or "",
+                found.there.macs_paper if found.there else "",
+                found.there.flops if found.there else "",
                 row.macs_paper,
                 row.flops,
                 *cells,
@@ -178,14 +199,20 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
     return out.getvalue()
 
 
-def to_latex(caption: str, header: Sequence[str], lines: Sequence[Sequence[str]], footnotes: Sequence[str]) -> str:
-    """A booktabs table; all text is data, and escaped."""
+def to_latex(
+    caption: str, header: Sequence[str], lines: Sequence[Sequence[str]], footnotes: Sequence[str], picture: str = ""
+) -> str:
+    """A booktabs table as wide as the page (packages booktabs, graphicx), after `picture`, a file. All text is data,
+    and escaped. caption: without the exhibit's number, which LaTeX gives."""
     rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in lines]
     notes = [rf"\par {i}. {escape_latex(note)}" for i, note in enumerate(footnotes, 1)]
+    shown = [r"\begin{figure}", r"\centering", rf"\includegraphics[width=\textwidth]{{{picture}}}",
+             rf"\caption{{{escape_latex(caption)}}}", r"\end{figure}"]  # fmt: skip
     body = [
+        *(shown if picture else []),
         r"\begin{table}", r"\centering\small", rf"\caption{{{escape_latex(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
-        " & ".join(map(escape_latex, header)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+        r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
+        " & ".join(map(escape_latex, header)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}",
         *notes, r"\end{table}",
     ]  # fmt: skip
     return "\n".join(body) + "\n"

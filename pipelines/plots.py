@@ -17,6 +17,7 @@ from postdiff.analysis import Profile
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
+mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
 MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
 STYLE = dict(zip(FAMILIES, MARKS, strict=True))
 AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
@@ -50,8 +51,7 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
         label="front",
     )
     axes.set(xlabel="GFLOPs an image", ylabel=AXES[metric], title=title)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
     return figure
 
@@ -69,8 +69,7 @@ def profile_plot(profile: Profile, title: str) -> plt.Figure:
     for axes in (left, right):
         axes.set(xlabel="step", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     for axes, columns in ((left, 3), (right, 2)):
         axes.legend(frameon=False, fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.suptitle(f"{title}, n = {profile.n}", fontsize=10)
@@ -130,12 +129,14 @@ def gallery_plot(panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, 
     return figure
 
 
-def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, str]) -> plt.Figure:
-    """Fig. 1, 4, 5, 8: quality against cost, a panel a model and metric, a curve a series; 95 % intervals faint.
+def exhibit_plot(
+    exhibit: Exhibit, results: paper.Results, names: Mapping[str, str], metrics: Sequence[Metric]
+) -> plt.Figure:
+    """Fig. 4, 5, 8: quality against cost, a panel a model and metric, a curve a series; 95 % intervals faint.
 
     names: the paper's model -> the one that was run. Cost is the paper's "FLOPs" (MACs without attention products).
     """
-    panels = [(model, metric) for model in exhibit.models for metric in exhibit.metrics]
+    panels = [(model, metric) for model in exhibit.models for metric in metrics]
     columns = min(len(panels), 2)
     figure, grid = plt.subplots(
         -(-len(panels) // columns), columns, figsize=(5.4 * columns, 4.1 * -(-len(panels) // columns)),
@@ -147,27 +148,75 @@ def exhibit_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, s
         colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
         if len(curves) > len(colours):
             colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
+        unit, scale = _unit([paper.of(results, run).row for run in own])
         for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
-            points = [run for run in own if run.curve == curve]
-            points.sort(key=lambda run: paper.of(results, run).row.macs_paper)
+            points = sorted(
+                (run for run in own if run.curve == curve), key=lambda r: paper.of(results, r).row.macs_paper
+            )
             rows = [paper.of(results, run).row for run in points]
-            intervals = [row.interval(metric) for row in rows]
-            y = [interval.value for interval in intervals]
-            spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-            x = [row.macs_paper / 1e9 for row in rows]
-            axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, lw=1.2, color=colour, elinewidth=0.6, label=curve)
-            for bar in axes.containers[-1][2]:
-                bar.set_alpha(0.25)
-            for i, (run, px, py) in enumerate(zip(points, x, y, strict=True)) if len(curves) <= 4 else ():
+            x, y = _errorbars(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
+            if len(curves) > 4 and curve not in (curves[0], curves[-1]):  # of many curves the outer ones alone
+                continue
+            for i, (run, px, py) in enumerate(zip(points, x, y, strict=True)):
                 below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
                 axes.annotate(run.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
-        axes.set(xlabel="GMACs an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
+        _plain(axes)
         axes.legend(frameon=False, fontsize=7, ncols=2)
     for axes in list(grid.flat)[len(panels) :]:
         axes.axis("off")
     return figure
+
+
+def plane_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, str]) -> plt.Figure:
+    """Fig. 1: FID against cost of all models at once. "-PD": the model under PostDiff, joined to the model as it is."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
+    unit, scale = _unit([paper.of(results, run).row for run in exhibit.runs])
+    for model, (colour, mark) in zip(exhibit.models, MARKS[1:], strict=False):
+        own = [run for run in exhibit.runs if run.model == model]
+        dense = sorted((run for run in own if run.curve != "PostDiff"), key=lambda r: len(r.plan))
+        ours = [run for run in own if run.curve == "PostDiff"]
+        (x, y), (px, py) = (
+            _errorbars(axes, [paper.of(results, run).row for run in part], "fid", scale, color=colour, **style)
+            for part, style in (
+                (dense, {"fmt": f"{mark}-", "label": f"{model}: {names[model]}"}),
+                (ours, {"fmt": "*", "ms": 13}),
+            )
+        )
+        for run, at, value in zip(dense, x, y, strict=True):
+            axes.annotate(run.label, (at, value), (0, 7), textcoords="offset points", ha="center", size=6)
+        for at, value in zip(px, py, strict=True):
+            arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
+            axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
+            axes.annotate(f"{model}-PD", (at, value), (0, -13), textcoords="offset points", ha="center", size=7)
+    axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES["fid"])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=7)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _unit(rows: Sequence[Row]) -> tuple[str, float]:
+    """What a cost axis counts in."""
+    return ("T MACs", 1e12) if max(row.macs_paper for row in rows) >= 1e12 else ("GMACs", 1e9)
+
+
+def _errorbars(axes, rows: Sequence[Row], metric: Metric, scale: float, **style) -> tuple[list[float], list[float]]:
+    """Points with faint 95 % intervals; returns where they are."""
+    intervals = [row.interval(metric) for row in rows]
+    x, y = [row.macs_paper / scale for row in rows], [interval.value for interval in intervals]
+    spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    axes.errorbar(x, y, spread, **{"ms": 5, "lw": 1.2, "elinewidth": 0.6, **style})
+    for bar in axes.containers[-1][2]:
+        bar.set_alpha(0.25)
+    return x, y
+
+
+def _plain(axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> plt.Figure:
@@ -179,8 +228,7 @@ def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: 
         y = [i.value for i in intervals]
         axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=0.6, capsize=2, label=name)
     axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=AXES["clip"], title=title)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -198,8 +246,7 @@ def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: 
     axes.set_xticks(ends, [str(n) for n in ends])
     axes.minorticks_off()
     axes.set(xlabel="prompts (a cross: dropped there)", ylabel=metric, title=title)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines import prompts, shapes
+from pipelines.generate import Configuration
+from pipelines.records import DTYPES
 from pipelines.store import Store
 from postdiff import planfile, presets
-from postdiff.backbones import fingerprint, resolve
 from postdiff.plan import Plan
 
 CALIBRATION = 8  # prompts
@@ -27,20 +28,23 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
     return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
 
 
-def find(table: str, name: str, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
-    """{preset: plan} of a table's presets that need the model `name`."""
-    of = sha256(json.dumps([fingerprint(resolve(name)), *captions]).encode()).hexdigest()[:12]
+def find(table: str, of: Configuration, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
+    """{preset: plan} of a table's presets that need the model, under `of`'s model, guidance, solver, size and dtype."""
+    settings = {"guidance": of.guidance, "solver": of.solver, "size": of.size}
+    key = sha256(json.dumps([of.weights, of.dtype, settings, *captions]).encode()).hexdigest()[:12]
     found: dict[str, Plan] = {}
     backbone = None
-    for key, preset in presets.PRESETS.items():
-        if not key.startswith(f"{table}.") or not preset.needs_model:
+    for name, preset in presets.PRESETS.items():
+        if not name.startswith(f"{table}.") or not preset.needs_model:
             continue
-        file = f"plans/{key}-T{steps}-{of}.json"
+        file = f"plans/{name}-T{steps}-{key}.json"
         if not store.has(file):
-            backbone = backbone or postdiff.load(name)
-            with tqdm(total=steps, desc=key, unit="step") as bar:
+            backbone = backbone or postdiff.load(of.backbone, dtype=DTYPES[of.dtype])
+            with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
-                plan = presets.find(key, backbone, captions, seeds, steps, on_step=lambda i: bar.update())
-            store.put(file, planfile.to_json(plan, backbone=name, prompts=list(captions)).encode())
-        found[key] = planfile.from_json(store.get(file), file)
+                plan = presets.find(
+                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **settings
+                )  # fmt: skip
+            store.put(file, planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)).encode())
+        found[name] = planfile.from_json(store.get(file), file)
     return found

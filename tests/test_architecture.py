@@ -2,6 +2,10 @@
 
 import ast
 import json
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,33 @@ def test_imports_point_down_and_files_are_short(file):
 def test_one_door_for_each_heavy_dependency(package, door):
     users = {file.name for file in SOURCES if package in imports(file)}
     assert users == {door}
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+def test_the_checks_that_a_change_must_pass(command):
+    tool, *rest = command.split()
+    done = subprocess.run([sys.executable, "-m", tool, *rest], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_method_alone_needs_nothing_of_the_evaluation():
+    """`pip install .`, without the extra `pipelines`, is enough for postdiff: its metrics too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = [re.split(r"[^\w-]", line)[0] for line in project["optional-dependencies"]["pipelines"]]
+    blocked = [
+        name.replace("clean-fid", "cleanfid").replace("-", "_") for name in extra if name != "fsspec"
+    ]  # of torch
+    script = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "import numpy as np, postdiff\n"
+        "from postdiff import cli, distances, encoders, metrics, search\n"
+        "print(metrics.mean_interval(np.arange(9.0)), distances.kernel_distance(np.eye(4), 2 * np.eye(4)))\n"
+        "encoders.ClipEncoder('mini-clip')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"ray", "pyarrow", "cleanfid", "wandb", "matplotlib"} <= set(blocked)
 
 
 def test_cluster_yaml_is_valid_for_rays_launcher():

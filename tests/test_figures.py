@@ -88,3 +88,9 @@ def test_rank_agreement_is_that_of_the_settings_order():
         {"8 prompts": curve(4, 3, 2, 1), "16 prompts": curve(1, 2, 3, 4), "all": curve(8, 7, 6, 5)}
     )
     assert told.endswith("(Kendall's tau): +1.00 on 8 prompts, -1.00 on 16 prompts.")
+
+
+def test_a_prompt_with_dollars_is_text():
+    image = np.zeros((8, 8, 3), np.uint8)
+    figure = plots.gallery_plot([("a $^_^$ model", ["prices $5_$ to $10"], [("row", [image])])])
+    assert plots.as_png(figure)[:4] == b"\x89PNG"

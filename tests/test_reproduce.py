@@ -11,20 +11,27 @@ from pathlib import Path
 import pytest
 
 from pipelines import (
+    answer,
     budget,
     exhibits,
+    figures,
     finetuning,
+    generate,
     latency,
     paper,
     plots,
     reproduction,
+    resolved,
     rivals,
+    roles,
+    tables,
 )
 from pipelines.exhibits import Run
 from pipelines.store import Store
 from pipelines.tables import Row
 from postdiff import costs, methods, published
 from postdiff.backbones import HUB
+from postdiff.cost import Cost, StepCost
 from postdiff.metrics import Interval
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
@@ -44,7 +51,9 @@ def test_every_cost_of_tables_1_and_2_is_the_printed_one_or_a_known_error(model)
     for line, price in zip(lines, prices, strict=True):
         known = next((value for start, value in NOT_AS_PRINTED.items() if line.label.startswith(start)), None)
         expected = known or line.values["tmacs"]
-        assert price.macs_paper / 1e12 == pytest.approx(expected, rel=5e-4), line.label
+        # SDXL's printed cells are all 0.04 % above the count (macs.md); the others hold to their last digit or two.
+        close = {"rel": 5e-4} if model == "sdxl" else {"abs": 0.0015}
+        assert price.macs_paper / 1e12 == pytest.approx(expected, **close), line.label
 
 
 def test_the_papers_lines_are_as_printed():
@@ -53,7 +62,6 @@ def test_the_papers_lines_are_as_printed():
     ours = published.lines("table2")[4]
     assert ours.values == {"fid": 16.65, "clip": 30.25, "tmacs": 11.129, "latency_s_a5000": 1.139}
     assert ours.settings == {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 15, "mode": "cond"}
-    assert ours.seconds == 1.139
     assert [line.values.get("tmacs") for line in published.lines("table1")][3:8] == [11.610] * 4 + [None]
     assert "fid" not in published.lines("table4")[2].values  # lost in the scan
     with pytest.raises(ValueError, match=r"no numbers of 'table9': expected one of table1, table2"):
@@ -65,7 +73,7 @@ def test_the_papers_lines_are_as_printed():
 def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     chosen = exhibits.gather(["all"], {"table4.ditfastattn": methods.no_cfg(19), "table3.ca_tome": methods.no_cfg(18)})
     assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
-    assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (242, 143)
+    assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (242, 142)
     for exhibit in chosen:
         before = {model.removesuffix(exhibits.TUNED) for model in exhibit.models}
         assert {exhibit.reference(model).model for model in exhibit.models} == before
@@ -78,7 +86,8 @@ def measured(value, clip, flops=2e9, macs=30.42e12):
     """Eight images; `value` and `clip` without one group each scatter little, and alike in every run."""
     wobble = [-0.1, 0.1, -0.05, 0.05]
     of = [Interval(x, x - 1, x + 1, 8, tuple(x + w for w in wobble)) for x in (value, clip)]
-    return paper.Measured(Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, of[0], of[1]), int(macs))
+    step = StepCost(int(macs), int(macs), int(2.8 * macs), {})
+    return paper.Measured(Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, of[0], of[1]), Cost((step,)))
 
 
 def small(*runs):
@@ -96,8 +105,8 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         ("sd15", lost.plan.id): measured(5.0, 80.0, macs=17.787e12),
     }
     table = paper.table(exhibit, results)
-    columns = ["setting", "T MACs", "paper", "GFLOPs here", "FID", "change", "paper", "paper's change"]
-    assert list(table.header) == [*columns, "CLIP score", "change", "paper", "paper's change"]
+    columns = ["setting", "T MACs", "paper", "GFLOPs here", "FID", "FID: change", "paper", "paper's change"]
+    assert list(table.header) == [*columns, "CLIP score", "CLIP score: change", "paper", "paper's change"]
     assert table.lines[0] == ["Original", "30.420", "30.420", "2.00", "5.00 [4.00, 6.00]", "–", "18.42", "–",
                               "80.00 [79.00, 81.00]", "–", "30.80", "–"]  # fmt: skip
     assert table.lines[1][0] == "Ours [1]"
@@ -107,24 +116,30 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
     assert table.footnotes == [
         "the paper printed 11.129 T MACs, its method costs 9.700",
         "its FID is lost",
-        "–: the row that changes are from, or what the paper does not print",
+        "the paper's FLOPs are multiply-accumulates without attention products; FLOPs with attention, two a MAC, "
+        "are 2.8 times (sd15) as many",
+        paper.CELLS["–"],
+        paper.CELLS["lost"],
     ]
-    assert table.clear == (
+    assert resolved.sentences(exhibit, results) == (
         "FID: 1 of 2 changes from the model as it is are clear, 1 of them in the paper's direction. Not resolved: DC. "
-        "CLIP score: 1 of 2 changes from the model as it is are clear, 0 of them in the paper's direction "
-        "(against it: Ours). Not resolved: DC."
+        "FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
+        "resolved. CLIP score: 1 of 2 changes from the model as it is are clear, 0 of them in the paper's direction "
+        "(against it: Ours). Not resolved: DC. CLIP score tells 2 of 3 pairs of rows apart, 0 of them in the paper's "
+        "order (against it: Original below Ours; DC below Ours); the order of the other 1 is not resolved."
     )
     rows = list(csv.DictReader(io.StringIO(paper.to_csv(exhibit, results, "custom-1"))))
     assert [(row["label"], row["fid"], row["paper_fid"]) for row in rows][1:] == [
         ("Ours", "4.00000", "16.65"),
         ("DC", "5.00000", ""),
     ]
+    assert [row["fid_less_paper"] for row in rows] == ["-13.42000", "-12.65000", ""]
 
 
 def test_every_figure_is_drawn_with_all_of_its_points():
-    for exhibit in exhibits.gather(["fig1", "fig4", "fig5", "fig8"], {}):
+    for exhibit in exhibits.gather(["fig4", "fig5", "fig8"], {}):
         results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
-        figure = plots.exhibit_plot(exhibit, results, exhibits.MINI)
+        figure = plots.exhibit_plot(exhibit, results, exhibits.MINI, exhibit.metrics)
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
@@ -133,31 +148,88 @@ def test_every_figure_is_drawn_with_all_of_its_points():
         assert plots.as_svg(figure).startswith("<svg")
 
 
-@pytest.mark.parametrize(
-    ("fid", "verdict"), [(3.0, "as the paper finds"), (9.0, "against the paper"), (5.0, "undecided")]
-)
-def test_the_answer_compares_at_equal_flops_and_leaves_the_rivals_out(fid, verdict):
-    plans = [methods.dense(8), methods.dense(20), methods.deepcache(20), methods.tome(20)]
-    kinds = [("dense", 5.0, 1e9), ("dense", 5.0, 3e9), ("deepcache+ca", fid, 2e9), ("tome", 1.0, 2e9)]
-    results = {}
+def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
+    exhibit = exhibits.gather(["fig1"], {})[0]
+    results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
+    (axes,) = plots.plane_plot(exhibit, results, exhibits.MINI).axes
+    assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.runs)
+    twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
+    assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
+
+
+def test_points_of_figures_have_what_a_table_printed_of_the_same_plan():
+    fig4, fig5, fig9 = exhibits.gather(["fig4", "fig5", "fig9"], {})
+    there = {(run.curve, run.label): run.values for run in (*fig4.runs, *fig5.runs)}
+    assert there["T=20", "s=0.5"] == {"fid": 15.69, "clip": 30.78}
+    assert there["T=8", "s=0"] == {"fid": 20.60, "clip": 30.41}
+    assert there["PostDiff s=0.5", "m=9"] == {"fid": 17.94, "clip": 28.82}
+    assert there["T=20", "s=0.1"] == {}
+    assert fig9.runs[0].values["clip"] == 30.80
+
+
+def test_seconds_are_printed_with_the_gpu_that_they_are_of():
+    runs = {run.label: run for run in exhibits.gather(["table6"], {})[0].runs}
+    assert (runs["sd15"].seconds, runs["sd15"].gpu) == (2.930, "A5000")
+    assert (runs["pixart w/ PostDiff"].seconds, runs["pixart w/ PostDiff"].gpu) == (1.382, "H100")
+
+
+def test_without_references_there_is_no_picture_of_fid_and_the_cells_say_why():
+    exhibit = exhibits.gather(["fig4"], {})[0]
+    row = replace(measured(5.0, 80.0).row, fid=None)
+    results = {key: replace(measured(5.0, 80.0), row=row) for key in reproduction.distinct([exhibit])}
+    assert figures.draw(None, exhibit, results, exhibits.MINI, None, {}) is None
+    table = paper.table(exhibit, results)
+    assert table.lines[0][-4:] == ["no reference", "–", "20.60", "+2.18"]
+    assert paper.CELLS["no reference"] in table.footnotes
+
+
+@pytest.mark.parametrize(("fid", "here", "agrees"), [(3.0, "cheaper steps", "yes"), (9.0, "fewer steps", "no"),
+                                                    (5.0, "not resolved", "open")])  # fmt: skip
+def test_the_answer_compares_the_papers_plans_at_equal_flops(fid, here, agrees):
+    plans = [methods.dense(8), methods.dense(20), methods.mixed_resolution(20), methods.tome(20)]
+    kinds = [("dense", 5.0, 1e9), ("dense", 5.0, 3e9), ("mixed_resolution", fid, 2e9), ("tome", 1.0, 2e9)]
+    results, runs = {}, []
     for plan, (method, value, flops) in zip(plans, kinds, strict=True):
         of = measured(value, 80.0, flops)
         row = replace(of.row, method=method, configuration=plan.id, steps=len(plan))
         results["sd15", plan.id] = replace(of, row=row)
-    (told,) = reproduction.answers(results, {"sd15": "mini-sd"})
-    assert told.endswith(f"On FID: {verdict}.")
-    assert "of 1 cheaper-step configurations" in told
+        runs.append(Run(plan.name, "sd15", plan))
+    paper_s = exhibits.Exhibit("fig4", "A test", "front", tuple(runs[:3]))
+    others = exhibits.Exhibit("table3", "A test", "table", tuple(runs))
+    first, second = answer.lines(results, {"sd15": "mini-sd"}, [paper_s, others])
+    counts = {"cheaper steps": ["1", "1", "0"], "fewer steps": ["1", "0", "1"], "not resolved": ["1", "0", "0"]}[here]
+    assert first == ["mini-sd (sd15)", "FID", "up to 60%", *counts, here, "cheaper steps", agrees]
+    assert second == ["mini-sd (sd15)", "CLIP score", "up to 60%", "1", "0", "0", "not resolved", "comparable", "yes"]
+
+
+def test_a_few_clear_plans_do_not_speak_for_all():
+    assert tables.verdict(2, 0, 59) == tables.verdict(0, 2, 59) == tables.verdict(5, 5, 10) == "not resolved"
+    assert (tables.verdict(15, 2, 59), tables.verdict(2, 15, 59)) == ("cheaper steps", "fewer steps")
+    assert answer.agrees("fewer steps", "fewer steps, slightly") == "yes"
+
+
+def test_real_models_are_scored_as_real_ones_whatever_the_first_option_is(tmp_path):
+    file = tmp_path / "recaption.txt"
+    file.write_text("\n".join(f"caption {i}" for i in range(300)))
+    own = roles.of_dataset(
+        reproduce.parse(["table6", "--models", "real", "--recaption", str(file)]), "imagenet21k_recaption"
+    )
+    assert (own.clip, own.fid, own.limit) == ("ViT-g-14/laion2b_s34b_b88k", "inception-2015-12-05.pt", 300)
+    gallery = roles.of_dataset(reproduce.parse(["fig6", "--models", "real"]), exhibits.APPENDIX_J)
+    assert (gallery.clip, gallery.limit) == ("ViT-g-14/laion2b_s34b_b88k", None)
+    mini = roles.of_dataset(reproduce.parse(["table6", "--scale", "0.5"]), "imagenet21k_recaption")
+    assert (mini.clip, mini.fid, mini.limit, mini.prompts) == ("mini-clip", "mini-clip", 128, "shapes-recaption")
 
 
 def test_a_protocol_of_coco_is_not_that_of_the_other_sets(tmp_path, monkeypatch):
     file = tmp_path / "recaption.txt"
     file.write_text("\n".join(f"caption {i}" for i in range(12)))
-    monkeypatch.setitem(budget.PROMPTS, "imagenet21k_recaption", 8)
+    monkeypatch.setitem(roles.PROMPTS, "imagenet21k_recaption", 8)
     args = reproduce.parse(["table6", "--models", "real", "--recaption", str(file)])
     args.protocol, args.limit, args.matched = "coco-30k-matched", 30_000, True
-    own = reproduce.of_dataset(args, "imagenet21k_recaption")
+    own = roles.of_dataset(args, "imagenet21k_recaption")
     assert (own.protocol, own.limit, own.matched, own.shuffled) == (None, 8, False, True)
-    gallery = reproduce.of_dataset(args, exhibits.APPENDIX_J)
+    gallery = roles.of_dataset(args, exhibits.APPENDIX_J)
     assert (gallery.protocol, gallery.limit, gallery.matched) == (None, None, False)
 
 
@@ -176,7 +248,7 @@ def test_the_dry_run_of_the_real_paper_needs_no_data(capsys, monkeypatch):
     assert text.startswith("27 cells, 25 different runs, 750000 images")
     # By hand: LCM's four plans are (3.042 + 6.084 + 3.807 + 3.686) T MACs; 6.084 T took 0.825 s.
     assert re.search(r"lcm +4 runs +498\.5\d\d P MACs", text)
-    assert f"{30000 * 16.619 / (6.084 / 0.825) / 3600:.0f} A5000 hours" in text
+    assert f"{30000 * 16.619 / (6.084 / 0.825) / 3600:.1f} hours A5000" in text
     assert re.search(r"an A5000 or \d+ of an H100, or \d+ at 2 an H100 hour", text)
 
 
@@ -200,7 +272,7 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
     assert all(float(row["p90"]) >= float(row["p50"]) > 0 and int(row["n"]) == 4 for row in rows)
     assert float(rows[0]["speedup"]) == 1
     assert int(rows[1]["flops"]) < int(rows[0]["flops"])
-    assert "| DiTFastAttn [2, 3, 4] | – |" in out  # its plan is of mini-PixArt's six blocks
+    assert re.search(r"\| DiTFastAttn \[[\d, ]+\] \| – \|", out)  # its plan is of mini-PixArt's six blocks
     assert "its FID cell is lost in the scan" in out
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 1
@@ -281,20 +353,35 @@ def test_other_prompts_need_prompts_to_calibrate_on(tmp_path):
         reproduce.main(["table4", "--prompts", str(file), "--clip", "mini-clip", "--out", str(tmp_path / "out")])
 
 
-def test_latencies_are_kept_by_machine_model_and_plans(tmp_path, monkeypatch):
+def test_latencies_are_kept_by_machine_model_and_configurations(tmp_path, monkeypatch):
     calls = []
 
-    def measure(backbone, plans, rounds):
-        calls.append((backbone, len(plans), rounds))
-        return [latency.Latency(1.0, 2.0, 1.0, rounds, 0.8, 0.2, 0.1, None, "here") for _ in plans]
+    def measure(of, rounds, gpu):
+        calls.append((of[0].backbone, len(of), rounds))
+        return [latency.Latency(1.0, 2.0, 1.0, rounds, 0.8, 0.2, 0.1, None, "here") for _ in of]
 
     monkeypatch.setattr(latency, "measure", measure)
-    store, plans = Store(str(tmp_path)), [methods.dense(2), methods.dense(4)]
-    first = latency.kept(store, "mini-sd", plans, 3)
-    assert latency.kept(store, "mini-sd", plans, 3) == first
+    store = Store(str(tmp_path))
+    of = [generate.configure("mini-sd", methods.dense(steps)) for steps in (2, 4)]
+    first = latency.kept(store, of, 3)
+    assert latency.kept(store, of, 3) == first
     assert len(calls) == 1
-    latency.kept(store, "mini-sd", plans[:1], 3)
+    latency.kept(store, of[:1], 3)
+    latency.kept(store, [replace(one, guidance=5.0) for one in of], 3)
     monkeypatch.setattr(latency, "machine", lambda: "another")
-    latency.kept(store, "mini-sd", plans, 3)
-    assert len(calls) == 3
-    assert json.loads(next((tmp_path / "latency").iterdir()).read_text())["of"][0] == "mini-sd"
+    latency.kept(store, of, 3)
+    assert len(calls) == 4
+    where, seconds = latency.measured(store)["mini-sd"]
+    assert seconds == {one.plan.id: 1.0 for one in of}
+    assert where in ("another", json.loads(next((tmp_path / "latency").iterdir()).read_text())["machine"])
+
+
+def test_the_dry_run_counts_hours_as_the_store_has_measured_them():
+    prices = {"slow": 30, "fast": 10, "other": 15}
+    assert budget.hours(prices, 3600, {"slow": 6.0, "fast": 3.0}) == 6.0 + 3.0 + 15 * 6.0 / 30
+    assert budget.hours(prices, 3600, {"unknown": 1.0}) is None
+    group = budget.Group("coco2014", 3600, tuple(exhibits.gather(["fig9"], {})))
+    plans = [run.plan.id for run in group.exhibits[0].runs]
+    text = budget.text([group], {"sd15": "mini-sd"}, False, None, {"mini-sd": ("a box", dict.fromkeys(plans, 0.5))})
+    assert "2.0 hours measured (a box)" in text
+    assert text.endswith("in all 2.0 hours of a box, as measured there (--out has its latencies), one image at a time")
