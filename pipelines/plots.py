@@ -172,7 +172,7 @@ def plane_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, str
     """Fig. 1: FID against cost of all models at once. "-PD": the model under PostDiff, joined to the model as it is."""
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
     unit, scale = _unit([paper.of(results, run).row for run in exhibit.runs])
-    for model, (colour, mark) in zip(exhibit.models, MARKS[1:], strict=False):
+    for i, (model, (colour, mark)) in enumerate(zip(exhibit.models, MARKS[1:], strict=False)):
         own = [run for run in exhibit.runs if run.model == model]
         dense = sorted((run for run in own if run.curve != "PostDiff"), key=lambda r: len(r.plan))
         ours = [run for run in own if run.curve == "PostDiff"]
@@ -183,18 +183,19 @@ def plane_plot(exhibit: Exhibit, results: paper.Results, names: Mapping[str, str
                 (ours, {"fmt": "*", "ms": 13}),
             )
         )
+        words = {"textcoords": "offset points", "ha": "center", "color": colour}
         for run, at, value in zip(dense, x, y, strict=True):
-            axes.annotate(run.label, (at, value), (0, 7), textcoords="offset points", ha="center", size=6)
+            axes.annotate(run.label, (at, value), (0, -11 if i % 2 else 7), size=6, **words)
         for at, value in zip(px, py, strict=True):
             arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
             axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
-            axes.annotate(f"{model}-PD", (at, value), (0, -13), textcoords="offset points", ha="center", size=7)
+            axes.annotate(f"{model}-PD", (at, value), (0, -15 if i % 2 else 9), size=8, **words)
     axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES["fid"])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(exhibit.models))
     return figure
 
 
