@@ -66,6 +66,7 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
                 against.append(f"{exhibit.name(lower)} below {exhibit.name(higher)}")
     if not pairs:
         return ""
-    text = f"{METRICS[metric]} tells {clear} of {len(pairs)} pairs of rows apart, {agree} of them in the paper's order"
+    text = f"{METRICS[metric]} tells {clear} of {len(pairs)} pairs of rows apart"
+    text += f", {agree} of them in the paper's order" if clear else ""
     text += f" (against it: {'; '.join(against)})" if against else ""
     return f"{text}; the order of the other {len(pairs) - clear} is not resolved."

@@ -298,7 +298,9 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
     assert [row["label"] for row in rows] == [row["model"] for row in rows] == kinds
     assert [bool(row["fid_change"]) for row in rows] == [False, True, False, True]
     assert len({row["configuration"] for row in rows}) == 4
-    assert "| 63.64 | – |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| 63.64 | – |" in out
+    assert "here 1 steps of 2 pairs of Shapes, learning rate 0.001, on mini models" in out
     folders = {file: file.stat().st_mtime_ns for file in tmp_path.glob("finetuned/*/postdiff.json")}
     assert len(folders) == 2
     reproduce.main(args)
