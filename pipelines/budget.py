@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines import reproduction
-from pipelines.exhibits import Exhibit
+from pipelines.exhibits import TUNED, Exhibit
 from postdiff import published
 from postdiff.backbones import resolve
 
@@ -77,7 +77,8 @@ def text(
                 here[where] = here.get(where, 0.0) + timed
                 took[f"measured ({where})"] = timed
             told = "".join(f"{value:9.1f} hours {gpu}" for gpu, value in took.items())
-            lines.append(f"  {name:<12}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{told}")
+            label = name + (TUNED if model.endswith(TUNED) else "")
+            lines.append(f"  {label:<25}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{told}")
     first = f"{counts[0]} cells, {counts[1]} different runs, {counts[2]} images; MACs by the paper's rule"
     last = [f"store: about {size:.1f} GB of images ({BYTES_A_PIXEL} bytes a pixel, lossless WebP)"]
     if real:
@@ -86,6 +87,8 @@ def text(
         last.append(
             "(from the paper's latencies of single images: batches take less; what is searched counts as dense)"
         )
+        if any(exhibit.key == "table7" for group in groups for exhibit in group.exhibits):
+            last.append("and Table 7's fine-tuning: about one day of an H200 for SD1.5, by App. F")
     last += [
         f"in all {value:.1f} hours of {where}, as measured there (--out has its latencies), one image at a time"
         for where, value in here.items()

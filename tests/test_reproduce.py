@@ -56,6 +56,8 @@ def test_the_dry_run_of_the_real_paper_needs_no_data(capsys, monkeypatch):
     reproduce.main(["table2", "fig9", "table7", "--models", "real", "--dry-run", "--price", "2"])
     text = capsys.readouterr().out
     assert text.startswith("27 cells, 25 different runs, 750000 images")
+    assert re.search(r"bk-sdm-tiny fine-tuned +1 runs", text)
+    assert "about one day of an H200 for SD1.5" in text
     # By hand: LCM's four plans are (3.042 + 6.084 + 3.807 + 3.686) T MACs; 6.084 T took 0.825 s.
     assert re.search(r"lcm +4 runs +498\.5\d\d P MACs", text)
     assert f"{30000 * 16.619 / (6.084 / 0.825) / 3600:.1f} hours A5000" in text
