@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> None:
     job = prepare(args, chosen, names)
     stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     first = next(iter(stores.values()))
-    tune(job)
-    chosen = [told_of_tuning(args, one) for one in exhibits.gather(args.exhibits, search(job, chosen, first))]
+    names = tune(job)
+    chosen = [told_of_tuning(args, one) for one in exhibits.gather(args.exhibits, search(job, names, chosen, first))]
     options = next(iter(job.options.values()))
     times = reproduction.time_plans(first, chosen, names, options, job.gpu) if args.rounds else {}
     sections, facts, answers = [], {}, []
@@ -134,12 +134,12 @@ def run(args: argparse.Namespace) -> None:
     publish(first, args, sections, answers, facts)
 
 
-def tune(job: Job) -> None:
-    """Table 7's fine-tuned models: of a mini model made here, if it is not there; `job.names` then has the folders."""
+def tune(job: Job) -> dict[str, str]:
+    """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made where they are missing."""
     for model, folder in job.tuned.items():
         if job.args.models == "mini" and not (folder / RUN).exists():
             finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
-        job.names[model] = str(folder)
+    return job.names | {model: str(folder) for model, folder in job.tuned.items()}
 
 
 def told_of_tuning(args: argparse.Namespace, exhibit: Exhibit) -> Exhibit:
@@ -154,13 +154,13 @@ def told_of_tuning(args: argparse.Namespace, exhibit: Exhibit) -> Exhibit:
     return replace(exhibit, note=note)
 
 
-def search(job: Job, chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
+def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
     """The plans that Tables 3 and 4 must search, {preset: plan}."""
     found: dict[str, Plan] = {}
     for exhibit in chosen:
         if exhibit.key in SEARCHED:
             options = job.options[exhibit.dataset]
-            of = evaluation.configure(options, job.names[exhibit.models[0]], methods.dense())
+            of = evaluation.configure(options, names[exhibit.models[0]], methods.dense())
             task = exhibit.key, of, store, job.captions
             found |= workers.alone(rivals.find, *task) if job.gpu else rivals.find(*task)
     return found

@@ -9,7 +9,7 @@ from pipelines.paper import Results
 LEGEND = (
     "Plans of Figures 1, 4, 5 and Table 2, each held against fewer steps of the same model at equal FLOPs, paired; the "
     "intervals of a model and metric hold together at 95 %. Here: the direction that a quarter of the plans or more "
-    "take clearly, if that is more than take the other. Comparable are plans that cannot be told apart."
+    "take clearly, if that is more than take the other."
 )
 HEADER = ("model", "metric", "FLOPs saved", "plans", "clearly better", "clearly worse", "here", "the paper", "agrees")
 RECOMMENDED = ("fig1", "fig4", "fig5", "table2")  # where the paper answers its question; the others hold ablations too
@@ -48,7 +48,7 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
 
 
 def agrees(here: str, there: str) -> str:
-    """Of verdicts: yes, no, or open. What is comparable cannot be told apart."""
+    """Of verdicts: yes, no, or open. Plans that cannot be told apart may be comparable, or too few were drawn."""
     if there == "comparable":
-        return {tables.OPEN: "yes", tables.CHEAPER: "better"}.get(here, "no")
+        return {tables.OPEN: "not contradicted", tables.CHEAPER: "better"}.get(here, "no")
     return "open" if here == tables.OPEN else "yes" if there.startswith(here) else "no"
