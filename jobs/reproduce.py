@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def tune(job: Job) -> dict[str, str]:
-    """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made where they are missing."""
+    """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made if missing."""
     for model, folder in job.tuned.items():
         if job.args.models == "mini" and not (folder / RUN).exists():
             finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
