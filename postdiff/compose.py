@@ -17,6 +17,13 @@ def compose(
     cache_attention: bool = False,
     size_condition: SizeCondition = "target",
 ) -> Plan:
+    """Every schedule of the paper's own methods, of which each is a few of these settings.
+
+    m: the step at which guidance ends, T or None for never. cache_attention: from then on the cross-attention of step
+    m - 1 is reused. beta = 1 or s = 0, and k = 1: off.
+
+    Raises: ValueError, saying what was expected and what came, for a setting out of range.
+    """
     check_steps(steps)
     low = low_steps(steps, beta, s)
     if not isinstance(k, int) or k < 1:
@@ -56,12 +63,13 @@ def check_steps(steps: int) -> None:
 def gate_of(m: int | float, steps: int, name: str = "m") -> int:
     """The step where guidance ends. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
     check_steps(steps)
-    gate = int(m * steps + 0.5) if isinstance(m, float) else m
-    if isinstance(m, float) and not 0 < m <= 1:
-        raise ValueError(f"{name} as a share of the steps must be in (0, 1], got {m}")
-    if not 1 <= gate <= steps:
-        raise ValueError(f"{name} must be a step from 1 to T={steps} (T is off) or a share of T, got {m}")
-    return gate
+    if isinstance(m, float):
+        if not 0 < m <= 1:  # not a number is neither
+            raise ValueError(f"{name} as a share of the steps must be in (0, 1], got {m}")
+        m = int(m * steps + 0.5)
+    if not isinstance(m, int) or not 1 <= m <= steps:
+        raise ValueError(f"{name} must be a step from 1 to T={steps} (T is off) or a share of T, got {m!r}")
+    return m
 
 
 def low_steps(steps: int, beta: float, s: float) -> int:

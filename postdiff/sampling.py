@@ -110,6 +110,8 @@ def _checked(
         raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
+    if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
+        raise ValueError("the pipeline is offloaded: expected all of it on one device")
     guidance, solver, size = settle(backbone.spec, guidance, solver, size)
     plan = adapt(plan, backbone.spec.family)
     caching.check(backbone.denoiser, plan)

@@ -55,6 +55,8 @@ def test_every_setting_makes_a_legal_plan(steps):
         ({"m": 21}, "m must be a step from 1 to T=20.*21"),
         ({"m": 0}, "m must be"),
         ({"m": 1.5}, "share of the steps"),
+        ({"m": float("nan")}, "share of the steps must be in .*nan"),
+        ({"m": "0.75"}, "m must be a step from 1 to T=20 .* got '0.75'"),
         ({"mode": "mean"}, "mode must be one of ave, cond, uncond, cfg.*mean"),
         ({"steps": 0}, "steps must be a whole number of 1 or more"),
         ({"branch": -1}, "branch must be 0 or more"),

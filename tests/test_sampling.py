@@ -257,3 +257,9 @@ def test_steps_ahead_are_no_larger_a_pass_than_fits(backbone, monkeypatch):
     assert [sampling._ahead(plan, i, 2 * 16 * 16) for i in (3, 5, 7)] == [2, 2, 1]
     parts = postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
     assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_an_offloaded_pipeline_is_refused(backbone, monkeypatch):
+    monkeypatch.setattr(backbone.denoiser, "_hf_hook", object(), raising=False)
+    with pytest.raises(ValueError, match="the pipeline is offloaded: expected all of it on one device"):
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(1))
