@@ -22,7 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 86rem; margin: 2rem auto
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .answer { font-size: 1.2rem; border-left: 4px solid #d62728; padding: .4rem 1rem; margin: 1.2rem 0; }
 .dim { color: var(--dim); } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plots div { flex: 1 1 28rem; background: white; border-radius: 6px; } .plots svg { width: 100%; height: auto; }
+.plots div { flex: 0 1 auto; background: white; border-radius: 6px; } .plots svg { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }

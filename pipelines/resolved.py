@@ -8,6 +8,8 @@ from pipelines.paper import Results, of
 from pipelines.tables import METRICS, Metric
 from postdiff.metrics import Interval
 
+LISTED = 15  # names in a sentence, at the most
+
 
 def sentences(exhibit: Exhibit, results: Results) -> str:
     """A sentence or two a metric: how many changes, and of a table how many orderings, are clear, and go the paper's
@@ -35,10 +37,14 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
     against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
     text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from {since} are clear"
+    if 0 < len(sure) <= LISTED:
+        text += f" ({'; '.join(exhibit.name(run) for run in sure)})"
     if any(there.values()):
         text += f", {len(alike)} of them in the paper's direction"
         text += f" (against it: {'; '.join(against)})" if against else ""
     unresolved = [exhibit.name(run) for run in known if run not in sure]
+    if len(unresolved) > LISTED:
+        return f"{text}. The other {len(unresolved)} are not resolved."
     return f"{text}. Not resolved: {'; '.join(unresolved) or 'none'}."
 
 

@@ -95,6 +95,7 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
     assert list(table.header) == [*columns, "CLIP score", "CLIP score: change", "paper", "paper's change"]
     assert table.lines[0] == ["Original", "30.420", "30.420", "2.00", "5.00 [4.00, 6.00]", "–", "18.42", "–",
                               "80.00 [79.00, 81.00]", "–", "30.80", "–"]  # fmt: skip
+    assert all(cell for line in table.lines for cell in line)  # none is empty; a dash has its footnote
     assert table.lines[1][0] == "Ours [1]"
     assert table.lines[1][5] == "-1.00 [-1.00, -1.00]"
     assert table.lines[1][7] == "-1.77"
@@ -108,11 +109,11 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         paper.CELLS["lost"],
     ]
     assert resolved.sentences(exhibit, results) == (
-        "FID: 1 of 2 changes from the model as it is are clear, 1 of them in the paper's direction. Not resolved: DC. "
-        "FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
-        "resolved. CLIP score: 1 of 2 changes from the model as it is are clear, 0 of them in the paper's direction "
-        "(against it: Ours). Not resolved: DC. CLIP score tells 2 of 3 pairs of rows apart, 0 of them in the paper's "
-        "order (against it: Original below Ours; DC below Ours); the order of the other 1 is not resolved."
+        "FID: 1 of 2 changes from the model as it is are clear (Ours), 1 of them in the paper's direction. Not resolved: "
+        "DC. FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
+        "resolved. CLIP score: 1 of 2 changes from the model as it is are clear (Ours), 0 of them in the paper's "
+        "direction (against it: Ours). Not resolved: DC. CLIP score tells 2 of 3 pairs of rows apart, 0 of them in the "
+        "paper's order (against it: Original below Ours; DC below Ours); the order of the other 1 is not resolved."
     )
     rows = list(csv.DictReader(io.StringIO(paper.to_csv(exhibit, results, "custom-1"))))
     assert [(row["label"], row["fid"], row["paper_fid"]) for row in rows][1:] == [
