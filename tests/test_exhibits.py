@@ -109,8 +109,8 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         paper.CELLS["lost"],
     ]
     assert resolved.sentences(exhibit, results) == (
-        "FID: 1 of 2 changes from the model as it is are clear (Ours), 1 of them in the paper's direction. Not resolved: "
-        "DC. FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
+        "FID: 1 of 2 changes from the model as it is are clear (Ours), 1 of them in the paper's direction. Not resolved"
+        ": DC. FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
         "resolved. CLIP score: 1 of 2 changes from the model as it is are clear (Ours), 0 of them in the paper's "
         "direction (against it: Ours). Not resolved: DC. CLIP score tells 2 of 3 pairs of rows apart, 0 of them in the "
         "paper's order (against it: Original below Ours; DC below Ours); the order of the other 1 is not resolved."
