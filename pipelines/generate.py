@@ -143,8 +143,8 @@ def generate(
             batch_size=configuration.batch_size,
             embeddings=None if text is None else text.rows(batch),
         )
-        images += [records.encode_image(image) for image in made]
         seconds += [(time.perf_counter() - began) / len(made)] * len(made)
+        images += [records.encode_image(image) for image in made]
     columns: dict[str, Sequence] = {
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.text for prompt in prompts],

@@ -75,9 +75,9 @@ def teach(stage: str, model: torch.nn.ModuleDict, draw: Callable, loss: Callable
         hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
         size = 4 * batch.x0.shape[-1]
         inputs = FAMILIES["pixart"].inputs(
-            {"text": hidden, "mask": mask}, batch.t[0], (size, size), 1.0, model["transformer"].config
+            {"text": hidden, "mask": mask}, (size, size), 1.0, model["transformer"].config
         )
-        out = model["transformer"](batch.noisy, return_dict=False, **{**inputs, "timestep": batch.t})[0]
+        out = model["transformer"](batch.noisy, timestep=batch.t, return_dict=False, **inputs)[0]
         told = known(known_ids[batch.rows]).last_hidden_state
         return loss(out.chunk(2, dim=1)[0], batch, teacher, told)
 

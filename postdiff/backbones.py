@@ -4,6 +4,7 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 (they would replace images, and so change what is measured).
 """
 
+import copy
 import json
 import re
 from dataclasses import dataclass, replace
@@ -140,10 +141,18 @@ NAMES = (*MINIS, *HUB)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded pipeline. `pipe` is the untouched diffusers pipeline."""
+    """A loaded pipeline. `pipe` is the untouched diffusers pipeline.
+
+    float32_vae: the autoencoder that decodes where the pipeline's own would overflow (SDXL's in float16).
+    """
 
     spec: Spec
     pipe: Any
+    float32_vae: Any = None
+
+    @property
+    def decoder(self) -> Any:
+        return self.float32_vae or self.pipe.vae
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -203,7 +212,8 @@ def _folder_spec(name: str, folder: Path) -> Spec:
     if family == "pixart":
         tokens = min(tokens, 120)  # T5's tokenizer allows 512, PixArt was trained with 120
     shipped = read("scheduler/scheduler_config.json").get("_class_name")
-    solver = next((name for name in FAMILIES[family].solvers if SOLVERS[name].__name__ == shipped), SOLVER[family])
+    classes = {name: {kind.__name__ for kind in SOLVERS[name].__mro__} for name in FAMILIES[family].solvers}
+    solver = next((name for name, kinds in classes.items() if shipped in kinds), SOLVER[family])
     spec = Spec(
         name, str(folder), None, family, denoiser["sample_size"] * factor, denoiser, SETTINGS[family],
         GUIDANCE[family], solver, factor, tokens,
@@ -268,7 +278,18 @@ def load(
     pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **components)
     check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
-    return Backbone(spec, pipe.to(device))
+    pipe.to(device)
+    return Backbone(spec, pipe, float32_vae(spec, pipe.vae))
+
+
+def float32_vae(spec: Spec, vae: Any) -> Any:
+    """A copy of `vae` in float32 if it is of float16 and would overflow so (SDXL's own asks for it), else None.
+
+    The pipelines cast theirs before each batch and back after it; one copy is cast once.
+    """
+    if not FAMILIES[spec.family].upcast_vae or vae is None or vae.dtype != torch.float16 or not vae.config.force_upcast:
+        return None
+    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
 
 
 # Of a denoiser's config: what its cost depends on.

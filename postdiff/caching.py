@@ -1,10 +1,11 @@
 """Store and replay module outputs as the plan says; afterwards the model is exactly what it was.
 
     with attach(unet, plan) as replay:
-        replay.begin(index, size, cache, guidance, streams)   # before every forward pass
+        replay.begin(index, size, cache, guidance, drawn)   # before every forward pass
         unet(...)
 
-The wrappers keep no state of their own: what is stored lives in a `Cache`, which belongs to one batch of images.
+The wrappers keep no state of their own: what is stored lives in a `Cache`, which belongs to one batch of images. The
+denoiser is its thread's alone until the `with` ends.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from postdiff import duca, schedules, tokens
+from postdiff.ownership import owned
 from postdiff.plan import Mode, Plan
-from postdiff.tokens import token_grid
+from postdiff.tokens import Drawn, token_grid
 
 
 @dataclass
@@ -52,20 +54,28 @@ class Replay:
         self.scheduled = schedules.Scheduled(plan)
         self.refresher: duca.TokenCache | None = None
 
+    def draw_ahead(self, index: int, size: tuple[int, int], drawn: Drawn) -> None:
+        """Draw what step `index` needs of chance, on latents (h, w) = `size`."""
+        for part in (self.reducer, self.refresher):
+            if part:
+                for name, one in part.draws(index, size):
+                    drawn(index, name, one)
+
     def begin(
-        self, index: int, size: tuple[int, int], cache: Cache, guidance: float, streams: tokens.Streams, copies: int = 1
+        self, index: int, size: tuple[int, int], cache: Cache, guidance: float, drawn: Drawn, copies: int = 1
     ) -> None:
         """Before a forward pass of step `index`: latents are (h, w) = `size`; `guidance` is w, for the mode `cfg`.
 
-        copies: of the batch, one a step, where the steps after `index` are computed with it.
+        drawn: where chance comes from. copies: of the batch, one a step, where the steps after `index` are computed
+        with it.
         """
         self.step, self.size, self.cache, self.guidance = self.plan.steps[index], size, cache, guidance
         self.copies = copies
         self.scheduled.begin(index, cache.modules)
         if self.reducer:
-            self.reducer.begin(index, size, streams, cache.matching, cache.merged)
+            self.reducer.begin(index, size, drawn, cache.matching, cache.merged)
         if self.refresher:
-            self.refresher.begin(index, size, cache.blocks, streams)
+            self.refresher.begin(index, size, cache.blocks, drawn)
 
     def wrap_deep(self, name: str, forward):
         def deep(*args, **kwargs):
@@ -110,11 +120,13 @@ class Replay:
 
 
 def repeat(features, copies: int):
-    """A tensor [B, ...], or tuples of such, `copies` times along the batch."""
-    if copies == 1:
+    """A tensor [B, ...], or tuples and dicts of such, `copies` times along the batch. None stays None."""
+    if copies == 1 or features is None:
         return features
     if isinstance(features, tuple):
         return tuple(repeat(part, copies) for part in features)
+    if isinstance(features, dict):
+        return {name: repeat(part, copies) for name, part in features.items()}
     return torch.cat([features] * copies)
 
 
@@ -220,7 +232,15 @@ def check(denoiser: torch.nn.Module, plan: Plan) -> None:
 
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
-    """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing."""
+    """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing.
+
+    Raises: RuntimeError if this thread is in the middle of another run; other threads' runs are waited for.
+    """
+    with owned(denoiser):
+        yield from _attach(denoiser, plan)
+
+
+def _attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Replay]:
     replay = Replay(plan)
     wrappers: list[tuple[str, Callable]] = []
     if plan.tokens:  # innermost: what is stored has all its tokens

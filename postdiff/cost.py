@@ -21,6 +21,7 @@ from postdiff.families import FAMILIES, adapt
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size
+from postdiff.tokens import Draw
 
 LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
 
@@ -205,17 +206,23 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
-    inputs = rules.inputs(text, torch.empty((), device="meta"), (spec.size, spec.size), spec.guidance, config)
+    inputs = rules.inputs(text, (spec.size, spec.size), spec.guidance, config)
+    t = torch.empty(1, device="meta")
     cache = caching.Cache()
     with torch.no_grad(), caching.attach(denoiser, plan) as replay:
         for i in runs:
             counter = FlopCounterMode(display=False)
-            replay.begin(i, latents, cache, spec.guidance, lambda name: [])
+            replay.begin(i, latents, cache, spec.guidance, _drawn_on_meta)
             with count_macs(denoiser) as macs, counter:
-                denoiser(x, return_dict=False, **inputs)
+                denoiser(x, timestep=t, return_dict=False, **inputs)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})
+
+
+def _drawn_on_meta(index: int, name: str, one: Draw) -> torch.Tensor:
+    """What one image draws, without its values: chance changes which tokens are chosen, not how many."""
+    return one(torch.Generator())[None].to("meta")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 compute everything, steps that refresh a few tokens, and steps that skip all transformer blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from postdiff.plan import Plan
 from postdiff.reduction import Refresh
-from postdiff.tokens import Streams, token_grid
+from postdiff.tokens import Draw, Drawn, shrink, token_grid
 
 CELL, BONUS = 4, 0.4  # the best token of each 4x4 cell of the grid gets so much of the best score besides
 
@@ -34,10 +34,19 @@ class TokenCache:
         self.refresh = plan.refresh or Refresh()
         self.blocks = blocks(denoiser)
 
-    def begin(self, index: int, size: tuple[int, int], cache: dict, streams: Streams) -> None:
+    def begin(self, index: int, size: tuple[int, int], cache: dict, drawn: Drawn) -> None:
         """Before a forward pass of step `index` on latents of `size`; `cache` belongs to the batch."""
-        self.index, self.size, self.cache, self.streams = index, size, cache, streams
+        self.index, self.size, self.cache, self.drawn = index, size, cache, drawn
         self.action, self.guided = self.plan.steps[index].blocks, self.plan.steps[index].guided
+
+    def draws(self, index: int, size: tuple[int, int]) -> Iterator[tuple[str, Draw]]:
+        """(name of a stream, what an image draws from it) of step `index` on latents of `size`: a score a token."""
+        if self.refresh.score == "random" and self.plan.steps[index].blocks == "tokens":
+            h, w = shrink(size, self.denoiser.config.patch_size)
+            for depth, name in enumerate(self.blocks):
+                for layer in ("attn2", "ff"):
+                    if self._count(index, h * w, depth, layer):
+                        yield f"tokens-{name}.{layer}", partial(_uniform, n=h * w)
 
     def wrappers(self) -> list[tuple[str, Callable]]:
         layers = [
@@ -83,8 +92,7 @@ class TokenCache:
 
     def _update(self, stored: Layer, depth: int, layer: str, name: str, forward, x, *args, **kwargs) -> None:
         """Compute the tokens that matter most, and put them where they were."""
-        n = x.shape[1]
-        count = int(n * self.refresh.share(self.index, len(self.plan), depth, len(self.blocks), layer))
+        count = self._count(self.index, x.shape[1], depth, layer)
         stored.age = stored.age + 1
         if not count:
             return
@@ -98,11 +106,14 @@ class TokenCache:
         if entropies is not None and stored.entropy is not None:
             stored.entropy = stored.entropy.scatter(1, chosen, entropies)
 
+    def _count(self, index: int, n: int, depth: int, layer: str) -> int:
+        """How many of `n` tokens a layer computes at step `index`."""
+        return int(n * self.refresh.share(index, len(self.plan), depth, len(self.blocks), layer))
+
     def _score(self, name: str, entropy: torch.Tensor | None, age: torch.Tensor) -> torch.Tensor:
         """[B, N]: what attends widely, was not computed for long, or is the best of its neighbourhood."""
         if entropy is None:
-            drawn = [torch.rand(age.shape[1], generator=stream) for stream in self.streams(f"tokens-{name}")]
-            importance = torch.stack(drawn).to(age.device) if drawn else torch.zeros_like(age)
+            importance = self.drawn(self.index, f"tokens-{name}", partial(_uniform, n=age.shape[1]))
         else:
             importance = F.normalize(1 + entropy, dim=1)
         score = importance + self.refresh.soft * age / self.refresh.interval
@@ -110,6 +121,10 @@ class TokenCache:
         _, best = F.max_pool2d(grid, CELL, ceil_mode=True, return_indices=True)
         bonus = BONUS * score.amax(dim=1, keepdim=True)
         return score.scatter_add(1, best.flatten(1), bonus.expand(-1, best[0].numel()))
+
+
+def _uniform(generator: torch.Generator, n: int) -> torch.Tensor:
+    return torch.rand(n, generator=generator, dtype=torch.float32)
 
 
 def attend(

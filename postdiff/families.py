@@ -34,7 +34,7 @@ class Family:
 
     denoiser: the pipeline's attribute; model: its class.
     encode: (pipe, prompts, guided, text_tokens) -> Text, as the pipeline itself encodes.
-    inputs: (Text, t, (height, width) in pixels, w, config) -> what the denoiser takes beside the latents.
+    inputs: (Text, (height, width) in pixels, w, config) -> what the denoiser takes beside latents and timesteps.
     text_parts: the pipeline's components that encode prompts.
     text_shapes: (config, text_tokens) -> the shape of each tensor of Text for one row, for costs without weights.
     guided: classifier-free guidance runs two halves.
@@ -86,39 +86,38 @@ def _encode_pixart(pipe, prompts: Sequence[str], guided: bool, text_tokens: int)
     return {"text": _halves(uncond, cond), "mask": _halves(uncond_mask, mask)}
 
 
-def _inputs_sd(text: Text, t: torch.Tensor, size: tuple[int, int], guidance: float, config) -> dict:
-    return {"timestep": t, "encoder_hidden_states": text["text"]}
+def _inputs_sd(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
+    return {"encoder_hidden_states": text["text"]}
 
 
-def _inputs_lcm(text: Text, t: torch.Tensor, size: tuple[int, int], guidance: float, config) -> dict:
+def _inputs_lcm(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
     """Guidance was distilled into the model: it is told w, and runs once."""
     w = guidance_embedding(guidance, config["time_cond_proj_dim"]).to(text["text"])
-    return {**_inputs_sd(text, t, size, guidance, config), "timestep_cond": w.expand(len(text["text"]), -1)}
+    return {**_inputs_sd(text, size, guidance, config), "timestep_cond": w.expand(len(text["text"]), -1)}
 
 
 def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
     """[1, width] float32 of w - 1, sinusoidal (Imagen's w, which is LCM's plus 1)."""
-    w = torch.tensor([guidance - 1]) * 1000
-    frequencies = torch.exp(torch.arange(width // 2) * -(log(10_000) / (width // 2 - 1)))
+    w = torch.tensor([guidance - 1], dtype=torch.float32) * 1000
+    frequencies = torch.exp(torch.arange(width // 2, dtype=torch.float32) * -(log(10_000) / (width // 2 - 1)))
     angles = w[:, None] * frequencies[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _inputs_sdxl(text: Text, t: torch.Tensor, size: tuple[int, int], guidance: float, config) -> dict:
+def _inputs_sdxl(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
     """Original size, crop (none) and target size go in beside the pooled text."""
     ids = torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype, device=text["text"].device)
     added = {"text_embeds": text["pooled"], "time_ids": ids.expand(len(text["text"]), -1)}
-    return {**_inputs_sd(text, t, size, guidance, config), "added_cond_kwargs": added}
+    return {**_inputs_sd(text, size, guidance, config), "added_cond_kwargs": added}
 
 
-def _inputs_pixart(text: Text, t: torch.Tensor, size: tuple[int, int], guidance: float, config) -> dict:
+def _inputs_pixart(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
     rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
     added: dict[str, torch.Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if config["sample_size"] == 128:  # the checkpoints that were trained at many sizes (1024-MS) know theirs
         added["resolution"] = torch.tensor([size], dtype=dtype, device=device).expand(rows, -1)
         added["aspect_ratio"] = torch.tensor([[size[0] / size[1]]], dtype=dtype, device=device).expand(rows, -1)
     return {
-        "timestep": t[None].expand(rows),
         "encoder_hidden_states": text["text"],
         "encoder_attention_mask": text["mask"],
         "added_cond_kwargs": added,

@@ -7,7 +7,6 @@ latents. Every draw depends on the image's own seed and on nothing else: not on 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from itertools import takewhile
 from typing import Any
@@ -31,15 +30,28 @@ class State:
     """All that a run holds between two steps: copy it, and both copies go on independently."""
 
     latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
-    solver: Any  # a diffusers scheduler
+    solver: Any  # a diffusers scheduler, whose timesteps are on the host
+    timesteps: torch.Tensor  # [T], the same beside the latents, for the denoiser
     text: Text  # 2B rows, unconditional half first, or B rows
     seeds: tuple[int, ...]
     index: int = 0
     cache: caching.Cache = field(default_factory=caching.Cache)
+    sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
 
-    def streams(self, name: str) -> list[torch.Generator]:
-        """One generator an image, of this step's draws called `name`."""
-        return [_generator(seed, f"{name}-{self.index}") for seed in self.seeds]
+    def noise(self, stream: str, grid: tuple[int, int]) -> torch.Tensor:
+        """Standard normal noise fp32 [B, C, h, w] of each image's own `stream`, beside the latents."""
+        key = "noise", stream, grid
+        if key not in self.sent:
+            self.sent[key] = draw(self.seeds, stream, self.latents.shape[1], grid).to(self.latents.device)
+        return self.sent[key]
+
+    def drawn(self, i: int, name: str, one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
+        """What `one` draws for every image at step `i` from its own stream `name`: [B, ...], beside the latents."""
+        key = "drawn", i, name
+        if key not in self.sent:
+            rows = [one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
+            self.sent[key] = torch.stack(rows).to(self.latents.device)
+        return self.sent[key]
 
     def copy(self) -> "State":
         return copy.deepcopy(self)
@@ -152,10 +164,9 @@ def begin_batch(
 def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
     """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`; it
     may have been encoded in another dtype or on another device."""
-    spec = backbone.spec
+    spec, dtype = backbone.spec, backbone.dtype
     scheduler = solvers.make_solver(solver or spec.solver, backbone.pipe.scheduler.config)
-    scheduler.set_timesteps(len(plan), device=backbone.device)
-    dtype = backbone.dtype
+    solvers.start(scheduler, len(plan))
     text = {
         name: rows.to(backbone.device, dtype if rows.is_floating_point() else rows.dtype)
         for name, rows in text.items()
@@ -163,7 +174,30 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solv
     grid = resolution.latent_size(spec.latents(size), plan.steps[0].scale, spec.patch)
     noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, grid)
     latents = noise.to(backbone.device, dtype) * scheduler.init_noise_sigma
-    return State(latents, scheduler, text, tuple(seeds))
+    return State(latents, scheduler, scheduler.timesteps.to(backbone.device), text, tuple(seeds))
+
+
+def prepare(
+    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
+) -> None:
+    """Make what the steps that are left need of the host, and send it to the device before the first of them.
+
+    A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But
+    for CA-ToMe: how many tokens an image merges is what its tokens say.)
+    """
+    spec, last = backbone.spec, len(plan) - 1
+    for i, step in enumerate(plan.steps):
+        if i < state.index:
+            continue
+        grid = resolution.latent_size(spec.latents(size), step.scale, spec.patch)
+        _conditions(backbone, state, plan, i, grid, guidance, size)
+        if i in plan.switches:
+            state.noise(f"switch-{i}", grid)
+        if solvers.draws(state.solver) and i < last:
+            state.noise(f"solver-{i}", grid)
+        if _adds_prior_noise(plan, state.solver, i):
+            state.noise("initial", grid)
+        replay.draw_ahead(i, grid, state.drawn)
 
 
 # inference_mode takes 0.96 of no_grad's time on mini-SD (40 alternating pairs). `decode` casts weights and stays out.
@@ -182,6 +216,7 @@ def denoise(
     on_x0: called with the clean latents that each step predicts.
     """
     with caching.attach(backbone.denoiser, plan) as replay:
+        prepare(backbone, state, plan, guidance, size, replay)
         while state.index < len(plan):
             output = guide(evaluate(backbone, state, plan, guidance, size, replay), state, plan, guidance)
             advance(backbone, state, plan, output, size, on_x0)
@@ -194,29 +229,40 @@ def evaluate(
     backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
 ) -> torch.Tensor:
     """What the denoiser predicts at this step: [B, C, h, w], or [2B, C, h, w] with guidance."""
-    i, spec, ahead = state.index, backbone.spec, state.cache.ahead
+    i, ahead = state.index, state.cache.ahead
     if i in ahead:
         return ahead.pop(i)
-    step, t = plan.steps[i], state.solver.timesteps[i]
-    batch, (h, w) = len(state.latents), state.latents.shape[2:]
-    copies = _ahead(plan, i, batch * h * w * (2 if step.guided else 1))
-    replay.begin(i, (h, w), state.cache, guidance, state.streams, copies)
+    step, grid = plan.steps[i], (state.latents.shape[2], state.latents.shape[3])
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
-    # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
-    one = slice(-batch, None) if plan.half == "cond" else slice(batch)
-    text = state.text if step.guided else {name: rows[one] for name, rows in state.text.items()}
-    told = (size, size) if plan.size_condition == "target" else (h * spec.vae_factor, w * spec.vae_factor)
-    x = state.solver.scale_model_input(x, t)
-    if copies > 1:
-        t = state.solver.timesteps[i : i + copies].repeat_interleave(len(x))
-        text = {name: caching.repeat(rows, copies) for name, rows in text.items()}
-    inputs = FAMILIES[spec.family].inputs(text, t, told, guidance, backbone.denoiser.config)
-    output = backbone.denoiser(caching.repeat(x, copies), return_dict=False, **inputs)[0]
+    x = state.solver.scale_model_input(x, state.solver.timesteps[i])
+    copies = _ahead(plan, i, len(x) * grid[0] * grid[1])
+    replay.begin(i, grid, state.cache, guidance, state.drawn, copies)
+    inputs = _conditions(backbone, state, plan, i, grid, guidance, size)
+    t = state.timesteps[i : i + copies].repeat_interleave(len(x))
+    output = backbone.denoiser(
+        caching.repeat(x, copies), timestep=t, return_dict=False, **caching.repeat(inputs, copies)
+    )[0]
     if output.shape[1] == 2 * x.shape[1]:  # a model that learned its variance predicts it beside the noise
         output = output.chunk(2, dim=1)[0]
     outputs = output.chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
+
+
+def _conditions(
+    backbone: Backbone, state: State, plan: Plan, i: int, grid: tuple[int, int], guidance: float, size: int
+) -> dict[str, Any]:
+    """What the denoiser is told at step `i` beside latents (of `grid`) and timestep: made once a batch."""
+    spec, guided = backbone.spec, plan.steps[i].guided
+    told = (size, size) if plan.size_condition == "target" else (grid[0] * spec.vae_factor, grid[1] * spec.vae_factor)
+    key = "conditions", guided, told, guidance
+    if key not in state.sent:
+        batch = len(state.seeds)
+        # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
+        one = slice(-batch, None) if plan.half == "cond" else slice(batch)
+        text = state.text if guided else {name: rows[one] for name, rows in state.text.items()}
+        state.sent[key] = FAMILIES[spec.family].inputs(text, told, guidance, backbone.denoiser.config)
+    return state.sent[key]
 
 
 def _ahead(plan: Plan, i: int, cells: int) -> int:
@@ -245,12 +291,13 @@ def advance(
 ) -> None:
     """One step of the solver, or the switch to the next step's resolution."""
     i, solver, spec = state.index, state.solver, backbone.spec
-    before = state.latents
-    if plan.prior_noise and solver.timesteps[i] < solver.config.num_train_timesteps / 2:
+    before, grid = state.latents, (state.latents.shape[2], state.latents.shape[3])
+    if _adds_prior_noise(plan, solver, i):
         alpha, sigma = solvers.noise_level(solver, i)
-        noise = draw(state.seeds, "initial", before.shape[1], before.shape[2:]).to(before)
+        noise = state.noise("initial", grid).to(before.dtype)
         before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
-    state.latents, clean = solvers.step(solver, output, i, before, partial(state.streams, "solver"))
+    added = state.noise(f"solver-{i}", grid) if solvers.draws(solver) and i + 1 < len(plan) else None
+    state.latents, clean = solvers.step(solver, output, i, before, added)
     switches = i + 1 in plan.switches
     if on_x0 or switches:
         level = solvers.noise_level(solver, i)
@@ -259,35 +306,40 @@ def advance(
         on_x0(x0)
     if switches:
         grid = resolution.latent_size(spec.latents(size), plan.steps[i + 1].scale, spec.patch)
-        noise = draw(state.seeds, f"switch-{i + 1}", x0.shape[1], grid).to(x0.device)
+        noise = state.noise(f"switch-{i + 1}", grid)
         level = solvers.noise_level(solver, i + 1)
         state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
-        solvers.restart(solver, len(plan), i + 1, backbone.device)
+        solvers.start(solver, len(plan), i + 1)
     state.index += 1
+
+
+def _adds_prior_noise(plan: Plan, solver: Any, i: int) -> bool:
+    """Is some of the initial noise added before step `i`? So it is in the second half of the schedule, where asked."""
+    return plan.prior_noise > 0 and bool(solver.timesteps[i] < solver.config.num_train_timesteps / 2)
 
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be
     a black image like any other."""
-    pipe, vae, scale = backbone.pipe, backbone.pipe.vae, backbone.pipe.vae.config.scaling_factor
-    upcast = FAMILIES[backbone.spec.family].upcast_vae and vae.dtype == torch.float16 and vae.config.force_upcast
-    try:
-        if upcast:  # SDXL's own autoencoder overflows in fp16
-            vae.to(dtype=torch.float32)
-            latents = latents.float()
-        images = [vae.decode(part, return_dict=False)[0] for part in (latents / scale).split(_slice(backbone, latents))]
-    finally:
-        if upcast:  # after an error too (out of memory): a worker goes on with the next batch
-            vae.to(dtype=torch.float16)
-    pixels = pipe.image_processor.postprocess(torch.cat(images), output_type="np")
-    finite = np.isfinite(pixels).all((1, 2, 3))
-    if not finite.all():
+    vae = backbone.decoder
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor
+    parts = latents.split(_slice(backbone, latents))
+    images = torch.cat([_pixels(vae.decode(part, return_dict=False)[0]) for part in parts])
+    finite = images.isfinite().flatten(1).all(1)
+    pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
+    broken = len(images) - int(finite.sum())
+    if broken:
         raise ArithmeticError(
-            f"{(~finite).sum()} of {len(pixels)} images are not finite in {latents.dtype}: "
+            f"{broken} of {len(images)} images are not finite in {backbone.dtype}: "
             f"expected a dtype that {backbone.spec.name} bears (float32, bfloat16)"
         )
-    return (pixels * 255).round().astype(np.uint8)
+    return pixels
+
+
+def _pixels(decoded: torch.Tensor) -> torch.Tensor:
+    """What an autoencoder gives, [B, 3, H, W] in about [-1, 1] -> fp32 [B, H, W, 3] in [0, 1], as the pipelines do."""
+    return (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
 
 
 def _slice(backbone: Backbone, latents: torch.Tensor) -> int:
@@ -299,7 +351,9 @@ def _slice(backbone: Backbone, latents: torch.Tensor) -> int:
 
 def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:
     """Standard normal noise, fp32 [N, channels, h, w]: a function of (seed, stream) for each image alone."""
-    return torch.stack([torch.randn(channels, *size, generator=_generator(seed, stream)) for seed in seeds])
+    shape = channels, *size
+    rows = [torch.randn(shape, generator=_generator(seed, stream), dtype=torch.float32) for seed in seeds]
+    return torch.stack(rows)
 
 
 def _generator(seed: int, stream: str) -> torch.Generator:

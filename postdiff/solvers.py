@@ -1,6 +1,8 @@
-"""The solvers offered, as diffusers schedulers, and what the sampler must know about them."""
+"""The solvers offered, as diffusers schedulers, and what the sampler must know about them.
 
-from collections.abc import Callable
+A schedule (timesteps, noise levels, coefficients) is a few numbers that the host knows: they stay there, so no step waits
+for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
+"""
 
 import torch
 from diffusers import (
@@ -11,12 +13,88 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+
+class HostUniPC(UniPCMultistepScheduler):
+    """UniPC of order 2 at most (B(h) = expm1(-h), data prediction), with its coefficients on the host.
+
+    diffusers' own moves every noise level to the latents' device and solves for the coefficients there: five copies
+    and a wait a step. The arithmetic here is the same, operation by operation, and so are the bits.
+    """
+
+    def _level(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(alpha, sigma, lambda) at step `i`, where lambda = log(alpha / sigma)."""
+        alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[i])
+        return alpha, sigma, torch.log(alpha) - torch.log(sigma)
+
+    def _base(self, x: torch.Tensor, m0: torch.Tensor, to: int) -> tuple[torch.Tensor, ...]:
+        """From step `to` - 1 to `to`: the update of first order, alpha * B(h), -h, and lambda where it starts."""
+        (alpha, sigma, end), (_, sigma_start, start) = self._level(to), self._level(to - 1)
+        hh = -(end - start)
+        b_h = torch.expm1(hh)
+        return sigma / sigma_start * x - alpha * b_h * m0, alpha * b_h, hh, start
+
+    def _slope(self, before: int, hh: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far back step `before` lies, in steps of the one that is taken, and the slope of the data from there."""
+        r = (self._level(before)[2] - start) / -hh
+        return r, (self.model_outputs[-2] - self.model_outputs[-1]) / r
+
+    def multistep_uni_p_bh_update(self, model_output: torch.Tensor, *, sample: torch.Tensor, order: int):
+        """The predictor: from `sample` at this step to the next (UniPC, Alg. 1)."""
+        first, scale, hh, start = self._base(sample, self.model_outputs[-1], self.step_index + 1)
+        if order == 1:
+            return first.to(sample.dtype)
+        _, slope = self._slope(self.step_index - 1, hh, start)
+        return (first - scale * (0.5 * slope)).to(sample.dtype)
+
+    def multistep_uni_c_bh_update(
+        self, this_model_output: torch.Tensor, *, last_sample: torch.Tensor, this_sample: torch.Tensor, order: int
+    ):
+        """The corrector: this step's sample anew, now that the model has seen the one before it (UniPC, Alg. 1)."""
+        first, scale, hh, start = self._base(last_sample, self.model_outputs[-1], self.step_index)
+        change = this_model_output - self.model_outputs[-1]
+        if order == 1:
+            return (first - scale * (0.5 * change)).to(last_sample.dtype)
+        r, slope = self._slope(self.step_index - 2, hh, start)
+        phi = torch.expm1(hh) / hh - 1
+        one = torch.ones_like(r)
+        rows = torch.stack([torch.stack([one, one]), torch.stack([r, one])])
+        sides = torch.stack([phi / torch.expm1(hh), (phi / hh - 0.5) * 2 / torch.expm1(hh)])
+        rho = torch.linalg.solve(rows, sides).to(last_sample.dtype)
+        return (first - scale * (rho[0] * slope + rho[1] * change)).to(last_sample.dtype)
+
+
+class GivenNoiseLCM(LCMScheduler):
+    """LCM's solver, which takes the noise that it adds instead of drawing it: noise is the images' own, and drawn ahead."""
+
+    def step(  # type: ignore[override]
+        self, output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents at the next noise level and the clean ones, [B, C, h, w] each. noise: None at the last step."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        alpha = self.alphas_cumprod[timestep]
+        roots = alpha.sqrt(), (1 - alpha).sqrt()
+        if self.config.prediction_type == "epsilon":
+            x0 = (sample - roots[1] * output) / roots[0]
+        elif self.config.prediction_type == "v_prediction":
+            x0 = roots[0] * sample - roots[1] * output
+        else:
+            x0 = output
+        c_skip, c_out = self.get_scalings_for_boundary_condition_discrete(timestep)
+        clean = c_out * x0 + c_skip * sample
+        self._step_index += 1
+        if noise is None:
+            return clean, clean
+        after = self.alphas_cumprod[self.timesteps[self.step_index]]
+        return after.sqrt() * clean + (1 - after).sqrt() * noise.to(clean.dtype), clean
+
+
 SOLVERS = {
     "ddim": DDIMScheduler,
     "dpm": DPMSolverMultistepScheduler,  # DPM-Solver++ (2M)
     "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "lcm": LCMScheduler,  # for consistency models alone: predicts the clean latents, and adds fresh noise at every step
+    "unipc": HostUniPC,
+    "lcm": GivenNoiseLCM,  # for consistency models alone: predicts the clean latents, adds fresh noise at every step
 }
 ODE = ("ddim", "dpm", "euler", "unipc")
 
@@ -72,22 +150,29 @@ def noise_level(solver, i: int) -> tuple[float, float]:
 
 
 def step(
-    solver, output: torch.Tensor, i: int, x: torch.Tensor, generators: Callable[[], list[torch.Generator]]
+    solver, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
 
-    A consistency model's solver draws noise: one CPU generator an image.
+    noise: what a consistency model's solver adds, [B, C, h, w]; None at its last step and for all others.
     """
-    if isinstance(solver, LCMScheduler):
-        return solver.step(output, solver.timesteps[i], x, generator=generators(), return_dict=False)
+    if isinstance(solver, GivenNoiseLCM):
+        return solver.step(output, solver.timesteps[i], x, noise)
     return solver.step(output, solver.timesteps[i], x, return_dict=False)[0], None
 
 
-def restart(solver, steps: int, at: int, device: torch.device) -> None:
-    """Forget all history and continue at step `at`: the next step is of first order.
+def draws(solver) -> bool:
+    """Does the solver add noise at every step but the last?"""
+    return isinstance(solver, GivenNoiseLCM)
 
-    A multistep solver's history holds latents of the old size. Setting the timesteps again clears it.
+
+def start(solver, steps: int, at: int = 0) -> None:
+    """Set the timesteps of `steps` steps, and begin at step `at` without history: that step is of first order.
+
+    A multistep solver's history holds latents of the old size, and setting the timesteps clears it. The index is told:
+    looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with Karras
+    noise levels, beta noise levels from 32 steps on).
     """
-    solver.set_timesteps(steps, device=device)
+    solver.set_timesteps(steps, device="cpu")
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(at)

@@ -2,7 +2,7 @@
 values of self-attention alone (ToDo). A plan's `tokens` says which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from postdiff.plan import Plan
 from postdiff.reduction import Downsample, Merge
 
-Streams = Callable[[str], list[torch.Generator]]  # a name -> one generator an image
+Draw = Callable[[torch.Generator], torch.Tensor]
+Drawn = Callable[[int, str, Draw], torch.Tensor]  # step, name -> what each image draws from its stream, [B, ...]
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,38 @@ def unmerge_tokens(y: torch.Tensor, how: Matching) -> torch.Tensor:
 class Merger:
     """Wraps blocks and layers so that layers see merged tokens; keeps nothing from one block to the next."""
 
-    def __init__(self, plan: Plan, merge: Merge):
-        self.plan, self.merge = plan, merge
+    def __init__(self, plan: Plan, merge: Merge, blocks: dict[str, int]):
+        self.plan, self.merge, self.blocks = plan, merge, blocks
         self.known = dict(plan.merged)
         self.how: list[Matching | None] = []  # of the block that runs: one for all images, or one each
 
     def begin(
-        self, index: int, size: tuple[int, int], streams: Streams, stored: dict[str, list], merged: dict[str, dict]
+        self, index: int, size: tuple[int, int], drawn: Drawn, stored: dict[str, list], merged: dict[str, dict]
     ) -> None:
         """Before a forward pass of step `index` on latents of `size` (h, w).
 
-        streams: where random partitions come from. stored: matchings, by block. merged: share of the tokens that a
+        drawn: where random partitions come from. stored: matchings, by block. merged: share of the tokens that a
         block merges, by block and step, which is written where there is a threshold.
         """
-        self.step, self.index, self.size, self.streams = self.plan.steps[index], index, size, streams
+        self.step, self.index, self.size, self.drawn = self.plan.steps[index], index, size, drawn
         self.stored, self.merged = stored, merged
-        self.runs = self.merge.runs(self.step.self_attention != "reuse", self.step.cross_attention != "reuse")
+        self.runs = self._runs(index)
+
+    def _runs(self, index: int) -> bool:
+        step = self.plan.steps[index]
+        return self.merge.runs(step.self_attention != "reuse", step.cross_attention != "reuse")
+
+    def draws(self, index: int, size: tuple[int, int]) -> Iterator[tuple[str, Draw]]:
+        """(name of a stream, what an image draws from it) of step `index` on latents of `size`: a partition a block."""
+        if self.merge.random and self._runs(index) and self.plan.steps[index].matching != "reuse":
+            for block, shrunk in self.blocks.items():
+                yield f"tokens-{block}", partial(self._draw, grid=shrink(size, shrunk))
+
+    def _draw(self, generator: torch.Generator, grid: tuple[int, int]) -> torch.Tensor:
+        """Which token of every cell is its destination: [h // sy, w // sx]."""
+        merge, (h, w) = self.merge, grid
+        shape = h // merge.sy, w // merge.sx, 1
+        return torch.randint(merge.sx * merge.sy, shape, generator=generator)[..., 0]
 
     def wrap_block(self, name: str, forward):
         def block(hidden_states, *args, **kwargs):
@@ -163,15 +180,11 @@ class Merger:
 
     def _cells(self, block: str, grid: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
         merge = self.merge
-        shape = (grid[0] // merge.sy, grid[1] // merge.sx)
         if not merge.random:
-            return torch.zeros(len(x), *shape, dtype=torch.int64, device=x.device)
+            return torch.zeros(len(x), grid[0] // merge.sy, grid[1] // merge.sx, dtype=torch.int64, device=x.device)
         # Both halves of guidance share an image's partition, which is its own, whatever else is in the batch.
-        drawn = [
-            torch.randint(merge.sx * merge.sy, (*shape, 1), generator=generator)[..., 0]
-            for generator in self.streams(f"tokens-{block}")
-        ]
-        return torch.stack(drawn * (len(x) // len(drawn))).to(x.device)
+        cells = self.drawn(self.index, f"tokens-{block}", partial(self._draw, grid=grid))
+        return cells.repeat(len(x) // len(cells), 1, 1)
 
 
 def _through(forward, x: torch.Tensor, how: Matching | None, *args, **kwargs) -> torch.Tensor:
@@ -187,6 +200,10 @@ class Thinner:
         """Before a forward pass on latents of `size` (h, w)."""
         self.size = size
 
+    def draws(self, index: int, size: tuple[int, int]) -> Iterator[tuple[str, Draw]]:
+        """Nothing is left to chance."""
+        return iter(())
+
     def wrap_attention(self, factor: int, name: str, forward):
         def attention(hidden_states, *args, **kwargs):
             grid = token_grid(self.size, hidden_states.shape[1])
@@ -200,9 +217,17 @@ def token_grid(latent: tuple[int, int], tokens: int) -> tuple[int, int]:
     """(h, w) of `tokens` tokens: a U-Net's level halves the latents' sides, rounding up, zero or more times."""
     h, w = latent
     while h * w > tokens:
-        h, w = -(-h // 2), -(-w // 2)
+        h, w = shrink((h, w), 2)
     if h * w != tokens:
         raise ValueError(f"{tokens} tokens are no level of a U-Net on latents of {latent[0]}x{latent[1]}")
+    return h, w
+
+
+def shrink(latent: tuple[int, int], times: int) -> tuple[int, int]:
+    """(h, w) of a grid that is 1, 2, 4, ... times smaller than the latents', halved so often and rounded up."""
+    h, w = latent
+    while times > 1:
+        h, w, times = -(-h // 2), -(-w // 2), times // 2
     return h, w
 
 
@@ -247,7 +272,7 @@ def wrappers(denoiser: torch.nn.Module, plan: Plan) -> tuple[Merger | Thinner, l
         return thinner, [
             (f"{name}.attn1", partial(thinner.wrap_attention, tokens.factor_at(at))) for name, at in found.items()
         ]
-    merger = Merger(plan, tokens)
+    merger = Merger(plan, tokens, found)
     layers = {"attn1": tokens.attention, "attn2": tokens.cross_attention, "ff": tokens.mlp}
     return merger, [
         *[(name, merger.wrap_block) for name in found],

@@ -9,12 +9,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from diffusers import LCMScheduler, UniPCMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
 from pipelines import mini
-from postdiff import sampling
+from postdiff import sampling, solvers
 from postdiff.backbones import MINI
 from postdiff.families import adapt
 
@@ -69,6 +70,12 @@ def backbones(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+def diffusers_solver(name, config):
+    """diffusers' own scheduler of that name, with the settings of ours."""
+    ours = solvers.make_solver(name, config)
+    return {"unipc": UniPCMultistepScheduler, "lcm": LCMScheduler}.get(name, type(ours)).from_config(ours.config)
 
 
 def latents(backbone, prompts, seeds, plan):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, PROMPTS, SEEDS
+from conftest import FAMILIES, PROMPTS, SEEDS, diffusers_solver
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from sentencepiece import SentencePieceTrainer
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +15,7 @@ from transformers import T5Tokenizer
 
 import postdiff
 from postdiff import families, methods, sampling, solvers
-from postdiff.backbones import HUB
+from postdiff.backbones import HUB, float32_vae
 from postdiff.cost import cost, count_macs
 from postdiff.resolution import upsample
 
@@ -25,7 +25,7 @@ GUIDED = ("sdxl", "pixart", "tiny")
 def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
-    pipe.scheduler = solvers.make_solver(solver, before.config)
+    pipe.scheduler = diffusers_solver(solver, before.config)
     noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
     options = {}
     if backbone.spec.family == "pixart":
@@ -133,7 +133,7 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
 
     def know(x, timestep, return_dict, **_):
         clean = x0 if x.shape == x0.shape else low
-        return ((x - alphas[timestep].sqrt() * clean) / (1 - alphas[timestep]).sqrt(),)
+        return ((x - alphas[timestep[0]].sqrt() * clean) / (1 - alphas[timestep[0]]).sqrt(),)
 
     know.config, know.parameters = backbone.denoiser.config, lambda: iter(())
     pipe = SimpleNamespace(
@@ -182,21 +182,19 @@ def test_a_t5_tokenizer_loads_from_its_sentencepiece_model_alone(tmp_path):
     assert pieces.decode(pieces("a red star").input_ids, skip_special_tokens=True) == "a red star"
 
 
-def test_sdxls_autoencoder_is_half_again_after_a_decode_that_failed(backbones, monkeypatch):
+def test_sdxls_own_autoencoder_decodes_in_float32_from_one_copy(backbones):
     whole = backbones("sdxl")
-    vae = copy.deepcopy(whole.pipe.vae).half()
-    pipe = SimpleNamespace(vae=vae, image_processor=whole.pipe.image_processor)
-    seen = []
-
-    def fail(latents, **_):
-        seen.append((latents.dtype, vae.dtype))
-        raise MemoryError
-
-    monkeypatch.setattr(vae, "decode", fail)
-    with pytest.raises(MemoryError):
-        sampling.decode(postdiff.Backbone(whole.spec, pipe), torch.zeros(1, 8, 16, 16).half())
-    assert seen == [(torch.float32, torch.float32)]
-    assert vae.dtype == torch.float16
+    half = copy.deepcopy(whole.pipe.vae).half()
+    pipe = SimpleNamespace(vae=half, unet=copy.deepcopy(whole.pipe.unet).half())
+    upcast = postdiff.Backbone(whole.spec, pipe, float32_vae(whole.spec, half))
+    latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+    wide = copy.deepcopy(half).float()
+    expected = sampling.decode(postdiff.Backbone(whole.spec, SimpleNamespace(vae=wide, unet=pipe.unet)), latents)
+    np.testing.assert_array_equal(sampling.decode(upcast, latents), expected)
+    assert half.dtype == torch.float16  # the pipeline's own is as it was
+    half.register_to_config(force_upcast=False)  # one that bears it
+    assert float32_vae(whole.spec, half) is None
+    assert float32_vae(whole.spec, wide) is None
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "pixart"])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS
+from conftest import PROMPTS, SEEDS, diffusers_solver
 from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -22,7 +22,7 @@ from postdiff.resolution import upsample
 def pipeline_images(backbone, n, solver, steps=4, guidance=None):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
-    pipe.scheduler = solvers.make_solver(solver, before.config)
+    pipe.scheduler = diffusers_solver(solver, before.config)
     noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
     guidance = backbone.spec.guidance if guidance is None else guidance
     images = pipe(
@@ -119,7 +119,7 @@ class Oracle(torch.nn.Module):
         self.seen = []
 
     def forward(self, x, timestep, encoder_hidden_states, return_dict):
-        alpha = self.alphas_cumprod[int(timestep)]
+        alpha = self.alphas_cumprod[int(timestep[0])]  # of every row the same
         x0 = self.x0 if x.shape[2:] == self.x0.shape[2:] else self.low
         x0 = torch.cat([x0] * (len(x) // len(x0)))
         self.seen.append((x - alpha.sqrt() * x0) / (1 - alpha).sqrt())
