@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 
 import numpy as np
 import torch
@@ -94,12 +95,13 @@ def _distance(name: str, before: torch.Tensor, now: torch.Tensor) -> float:
 
 @contextmanager
 def _watch(denoiser: torch.nn.Module) -> Iterator[_Watch]:
-    watch, handles = _Watch(), []
+    watch, handles, thread = _Watch(), [], get_ident()
     for name, module in denoiser.named_modules():
         if _BLOCK.fullmatch(name) or _LAYER.fullmatch(name):
 
             def hook(module, args, output, name=name):
-                watch.now[name] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+                if get_ident() == thread:  # not another's run on this model
+                    watch.now[name] = (output[0] if isinstance(output, tuple) else output).detach().clone()
 
             handles.append(module.register_forward_hook(hook))
     try:

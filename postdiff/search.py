@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import get_ident
 
 import numpy as np
 import torch
@@ -92,10 +93,12 @@ def _relative_change(before: torch.Tensor, now: torch.Tensor) -> float:
 @contextmanager
 def _contributions(denoiser: torch.nn.Module, names: list[str]):
     now: dict[str, torch.Tensor] = {}
-    handles = []
+    handles, thread = [], get_ident()
     for name in names:
 
         def hook(module, args, kwargs, output, name=name):
+            if get_ident() != thread:  # another's run on this model
+                return
             x = args[0] if args else kwargs["hidden_states"]
             now[name] = ((output[0] if isinstance(output, tuple) else output) - x).float()
 

@@ -9,6 +9,7 @@ import torch
 
 from postdiff.backbones import Backbone
 from postdiff.families import FAMILIES, Text
+from postdiff.ownership import owned
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Embeddings:
 @torch.no_grad()
 def encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
     """Encode `prompts` in batches of `batch_size` (a short one is padded), as the pipelines do."""
+    with owned(backbone.pipe.text_encoder):  # tokenizers hold a batch's padding, and refuse a second thread
+        return _encode(backbone, prompts, batch_size)
+
+
+def _encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
     rules, tokens = FAMILIES[backbone.spec.family], backbone.spec.text_tokens
     parts, uncond = [], {}
     for start in range(0, len(prompts), batch_size):

@@ -263,3 +263,46 @@ def test_an_offloaded_pipeline_is_refused(backbone, monkeypatch):
     monkeypatch.setattr(backbone.denoiser, "_hf_hook", object(), raising=False)
     with pytest.raises(ValueError, match="the pipeline is offloaded: expected all of it on one device"):
         postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(1))
+
+
+SAME_TIMESTEPS = {  # two of the steps round to one timestep
+    "cosine betas, Karras": ({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}, 30),
+    "beta noise levels": ({"use_beta_sigmas": True}, 40),
+    "exponential": ({"use_exponential_sigmas": True}, 60),
+}
+
+
+@pytest.mark.parametrize("schedule", SAME_TIMESTEPS)
+@pytest.mark.parametrize("name", ["dpm", "unipc"])  # Euler's timesteps are no whole numbers
+def test_every_step_is_taken_at_its_own_noise_level(name, schedule):
+    """Where a step is looked up by its timestep, one of two equal ones is lost, and the last has no level left."""
+    changes, steps = SAME_TIMESTEPS[schedule]
+    solver = solvers.make_solver(name, {**SCHEDULE, "num_train_timesteps": 1000, **changes})
+    solvers.start(solver, steps)
+    assert len(solver.timesteps.unique()) < steps
+    x0, noise = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = solvers.noise_level(solver, 0)
+    x = alpha * x0 + sigma * noise
+    for i in range(steps):
+        solver.scale_model_input(x, solver.timesteps[i])
+        alpha, sigma = solvers.noise_level(solver, i)
+        x, _ = solvers.step(solver, (x - alpha * x0) / sigma, i, x, None)
+        assert solver.step_index == i + 1
+    torch.testing.assert_close(x, x0, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_unipc_with_its_coefficients_on_the_host_has_diffusers_bits(dtype, prediction):
+    config = {**SCHEDULE, "num_train_timesteps": 1000, "prediction_type": prediction}
+    ours, theirs = solvers.make_solver("unipc", config), diffusers_solver("unipc", config)
+    solvers.start(ours, 9)
+    theirs.set_timesteps(9)
+    generator = torch.Generator().manual_seed(0)
+    a = b = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+    for i, t in enumerate(theirs.timesteps):
+        output = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+        a, _ = solvers.step(ours, output, i, a, None)
+        b = theirs.step(output, t, b, return_dict=False)[0]
+        assert a.dtype == dtype
+        assert torch.equal(a, b)
