@@ -31,8 +31,8 @@ def owned(model: torch.nn.Module) -> Iterator[None]:
         held = _models.setdefault(model, _Owned())
     if held.thread == get_ident():
         raise RuntimeError(
-            f"this {type(model).__name__} is in the middle of a run of this thread: expected the next run to start after "
-            "it, not in one of its callbacks"
+            f"this {type(model).__name__} is in the middle of a run of this thread: expected the next run to start "
+            "after it, not in one of its callbacks"
         )
     with held.lock:
         held.thread = get_ident()

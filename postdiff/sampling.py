@@ -177,9 +177,7 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solv
     return State(latents, scheduler, scheduler.timesteps.to(backbone.device), text, tuple(seeds))
 
 
-def prepare(
-    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
-) -> None:
+def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay) -> None:
     """Make what the steps that are left need of the host, and send it to the device before the first of them.
 
     A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But

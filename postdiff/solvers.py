@@ -1,7 +1,7 @@
 """The solvers offered, as diffusers schedulers, and what the sampler must know about them.
 
-A schedule (timesteps, noise levels, coefficients) is a few numbers that the host knows: they stay there, so no step waits
-for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
+A schedule (timesteps, noise levels, coefficients) is a few numbers that the host knows: they stay there, so no step
+waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
 """
 
 import torch
@@ -64,7 +64,7 @@ class HostUniPC(UniPCMultistepScheduler):
 
 
 class GivenNoiseLCM(LCMScheduler):
-    """LCM's solver, which takes the noise that it adds instead of drawing it: noise is the images' own, and drawn ahead."""
+    """LCM's solver, which takes the noise that it adds: noise is an image's own, and drawn before the first step."""
 
     def step(  # type: ignore[override]
         self, output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, noise: torch.Tensor | None

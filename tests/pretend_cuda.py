@@ -6,7 +6,8 @@
     gpu.events  # every copy between host and device and every wait, with the line that caused it
 
 What a real GPU would refuse is refused: an operation on tensors of two devices (but for 0-dim numbers of the host), a
-host tensor indexed by a device's, .numpy() of a device's. Values are real, and so comparable with the CPU's bit for bit.
+host tensor indexed by a device's, .numpy() of a device's. Values are real, and can be compared with the CPU's bit for
+bit.
 Run under `torch.no_grad`: tensors of a subclass break under `inference_mode`.
 """
 

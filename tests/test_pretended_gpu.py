@@ -1,5 +1,5 @@
-"""Every family, method and solver on a pretended GPU: no tensors of two devices meet, the bits are the CPU's, and inside
-the step loop the host neither waits for the device nor copies anything to or from it."""
+"""Every family, method and solver on a pretended GPU: no tensors of two devices meet, the bits are the CPU's, and the
+step loop neither waits for the device nor copies anything to or from it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +11,8 @@ from conftest import FAMILIES, PROMPTS, SEEDS
 from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
 
 import postdiff
-from postdiff import methods, sampling
 from postdiff import families as rules
+from postdiff import methods, sampling
 
 STEPS, N = 4, 2
 MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind != "tiny"}}
@@ -40,7 +40,9 @@ def plans(family):
     made["tome at two resolutions"] = postdiff.low_first(made["tome"], 0.5, 0.5)
     made["duca entropy"] = methods.duca(STEPS)
     if family == "pixart":
-        made["windows"] = replace(made["dense"], modules=tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1)))
+        made["windows"] = replace(
+            made["dense"], modules=tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1))
+        )
     return made
 
 
@@ -106,7 +108,9 @@ def test_the_cpus_bits_without_waits_or_copies_in_the_loop(pairs, monkeypatch, k
     assert isinstance(found, OnGPU)
     assert torch.equal(found.host, expected)
     if name == "ca_tome":  # how many tokens an image merges is read back, once an image, block and matching step
-        events = {key: n for key, n in events.items() if not (key[0] == "wait" and key[1].startswith("postdiff/tokens.py"))}
+        events = {
+            key: n for key, n in events.items() if not (key[0] == "wait" and key[1].startswith("postdiff/tokens.py"))
+        }
     assert not events
 
 
