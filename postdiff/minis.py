@@ -1,7 +1,7 @@
 """Where the mini models are: beside this file, in a checkout and in an installed package.
 
-A job on a Ray cluster is sent mini-SD and mini-CLIP alone (`.rayignore`), since the whole family fills Ray's 100 MiB. The
-others are read from the package that is installed on the node, and must be what the job's own SHA256SUMS says.
+A job on a Ray cluster is sent mini-SD and mini-CLIP alone (`.rayignore`): all of them nearly fill the 100 MiB that Ray
+takes. The others are read from the package that is installed on the node, and must be what the job's SHA256SUMS says.
 """
 
 import json
@@ -58,8 +58,8 @@ def folder(name: str) -> Path:
                 )
             return mini / name
     raise FileNotFoundError(
-        f"{name} is not sent with a job (.rayignore), and must be in the postdiff that is installed on the node: install "
-        "this checkout there (cluster.yaml does), or take its line out of .rayignore"
+        f"{name} is not sent with a job (.rayignore), and must be in the postdiff that is installed on the node: "
+        "install this checkout there (cluster.yaml does), or take its line out of .rayignore"
     )
 
 
