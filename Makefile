@@ -1,7 +1,9 @@
 # make sweep     environment, installation, and the main job: prompts to out/sweep/report.html
 # make reproduce the paper's tables and figures on the mini models: out/paper/report.html
 # make test      the tests that run everywhere; make test-all adds the slow ones; make check adds ruff and mypy
-PYTHON ?= python3.11
+# The first that runs and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
 
@@ -29,6 +31,7 @@ install: $(VENV)/installed
 
 # torch and torchvision first and pinned: a range takes a build that does not fit the other.
 $(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: python must be 3.11 or later, found none: make install PYTHON=FILE" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q torch==2.14.1 torchvision==0.29.1
 	$(VENV)/bin/pip install -q -e ".[pipelines,test]"

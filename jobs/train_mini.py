@@ -51,6 +51,7 @@ from pipelines.training import (
     scaling_factor,
     to_tensor,
 )
+from postdiff import minis
 from postdiff.backbones import MINI, TINY_SETTINGS, resolve, write_run
 from postdiff.encoders import ClipEncoder
 
@@ -119,6 +120,7 @@ def export(work: Path, out: Path, names: list[str]) -> None:
         mini.save(pipeline(name, work), out / name)
         write_run(resolve(out / name), out / name, **RUNS[name])
     mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+    minis.write_sums(out)
 
 
 def restore(work: Path, folder: Path) -> None:

@@ -17,10 +17,11 @@ import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 
+from postdiff import minis
 from postdiff.families import FAMILIES
 from postdiff.solvers import SOLVERS
 
-MINI = Path(__file__).parent / "mini"  # trained by jobs/train_mini.py
+MINI = minis.MINI
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ HUB = {
     )
 }
 # fmt: on
-MINIS = tuple(sorted(folder.parent.name for folder in MINI.glob("*/model_index.json")))
+MINIS = minis.NAMES
 NAMES = (*MINIS, *HUB)
 
 
@@ -182,7 +183,7 @@ def resolve(where: str | Path) -> Spec:
     if where in HUB:
         return HUB[where]
     if where in MINIS:
-        return _folder_spec(str(where), MINI / where)
+        return _folder_spec(str(where), minis.folder(str(where)))
     if Path(where).is_dir():
         return _folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))

@@ -1,17 +1,34 @@
 """What the README shows runs as it stands there."""
 
+import argparse
 import re
-import subprocess
+import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 import postdiff
+from postdiff import cli
 
 README_FILE = Path(__file__).parents[1] / "README.md"
 README = README_FILE.read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def commands(program):
+    """The words of each command of `program` in the README's shell blocks; of a Ray job, what it runs."""
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace(";", " ; "), comments=True)
+            while words:
+                end = words.index(";") if ";" in words else len(words)
+                command, words = words[:end], words[end + 1 :]
+                if command[:2] == ["ray", "job"]:
+                    command = command[command.index("--") + 1 :]
+                if command[: len(program)] == program:
+                    yield command[len(program) :]
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.split("\n")[0])
@@ -49,11 +66,53 @@ def test_prose_is_no_wider_than_a_screen():
         assert [line for line in lines if len(line) > 125] == []
 
 
+class Parsed(BaseException):
+    """Stops a program once it has read its arguments."""
+
+
+@pytest.fixture
+def stop_when_parsed(monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+
+
+@pytest.mark.parametrize("words", commands(["postdiff"]), ids=" ".join)
+def test_every_postdiff_command_is_read(words, stop_when_parsed):
+    with pytest.raises(Parsed):
+        cli.main(words)
+
+
+@pytest.fixture
+def run_job(monkeypatch):
+    def run(file, *words):
+        monkeypatch.setattr(sys, "argv", [str(file), *words])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        runpy.run_path(str(README_FILE.parent / file), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.parametrize("words", commands(["python"]), ids=" ".join)
+def test_every_job_that_is_shown_is_read(words, stop_when_parsed, run_job):
+    with pytest.raises(Parsed):
+        run_job(*words)
+
+
 @pytest.mark.parametrize("job", sorted((README_FILE.parent / "jobs").glob("*.py")), ids=lambda file: file.name)
-def test_every_job_that_is_shown_says_what_it_takes(job):
-    """Every option that the README shows is one of the job's."""
-    shown = re.findall(rf"python jobs/{job.name}((?:[^\n\\]|\\\n)*)", README)
-    options = set(re.findall(r"--[\w-]+", " ".join(shown)))
-    done = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, cwd=README_FILE.parent)
-    assert done.returncode == 0, done.stderr
-    assert options <= set(re.findall(r"--[\w-]+", done.stdout))
+def test_every_job_says_what_it_takes(job, run_job, capsys):
+    with pytest.raises(SystemExit) as done:
+        run_job(job, "--help")
+    assert not done.value.code
+    assert f"usage: {job.name}" in capsys.readouterr().out
+
+
+def test_every_make_target_that_is_shown_is_one():
+    targets = set(re.findall(r"^([\w-]+):", (README_FILE.parent / "Makefile").read_text(), re.MULTILINE))
+    shown = set(re.findall(r"\bmake ([\w-]+)", "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))))
+    assert shown == {"install", "sweep", "reproduce", "test", "test-all", "check"}
+    assert shown <= targets
