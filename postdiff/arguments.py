@@ -64,12 +64,12 @@ def number(name: str, value: Any, interval: str, note: str = "") -> float:
     """`value` as a finite float in `interval`, such as "(0, 1]" or "[1, inf)". note: what an error says besides."""
     low, high = map(float, interval[1:-1].split(","))
     found = plain(value)
-    if isinstance(found, Real) and not isinstance(found, bool):
-        # False for what is not a number. Python compares an int with a float exactly, however large it is.
-        above = low <= found if interval[0] == "[" else low < found
-        below = found <= high if interval[-1] == "]" else found < high
-        if above and below and abs(found) <= sys.float_info.max:
-            return float(found) + 0.0  # -0.0 is 0.0
+    real = isinstance(found, Real) and not isinstance(found, bool)
+    # Each is False for what is not a number. Python compares an int with a float exactly, however large it is.
+    above = real and (low <= found if interval[0] == "[" else low < found)
+    below = real and (found <= high if interval[-1] == "]" else found < high)
+    if above and below and abs(found) <= sys.float_info.max:
+        return float(found) + 0.0  # -0.0 is 0.0
     expected = f"in {interval}"
     if high == float("inf"):
         expected = f"{low:g} or more" if interval[0] == "[" else f"a number above {low:g}"
@@ -129,6 +129,11 @@ def callback(name: str, value: Any) -> Callable | None:
 def side(value: Any) -> int:
     """Side of an image in pixels."""
     return whole_number("size", value, None, LARGEST_SIDE, "; no machine holds a larger image")
+
+
+def batch_size(value: Any) -> int:
+    """Images a forward pass."""
+    return whole_number("batch_size", value, 1, LARGEST_BATCH)
 
 
 def as_dtype(value: Any):

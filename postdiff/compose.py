@@ -111,11 +111,9 @@ def _afresh(actions: list[Action], at: int) -> list[Action]:
         actions = [*actions[:since], "store", *actions[since + 1 :]]
 
     def used(i: int) -> bool:
-        return (
-            i + 1 < len(actions)
-            and i + 1 != at
-            and (actions[i + 1] in ("reuse", "tokens") or (actions[i + 1] == "compute" and used(i + 1)))
-        )
+        end = at if i < at else len(actions)
+        after = next((action for action in actions[i + 1 : end] if action != "compute"), "compute")
+        return after in ("reuse", "tokens")
 
     return ["compute" if action == "store" and not used(i) else action for i, action in enumerate(actions)]
 
