@@ -116,8 +116,9 @@ def strings(name: str, value: Any) -> list[str]:
 def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
     if isinstance(value, kind):
         return value
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
     hint = ": call it" if callable(value) else ""  # a method instead of its plan
-    raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}{hint}")
+    raise ValueError(f"{name} must be {article} {kind.__name__}, got {shown(value)}{hint}")
 
 
 def callback(name: str, value: Any) -> Callable | None:

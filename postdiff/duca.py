@@ -64,7 +64,7 @@ class TokenCache:
                 return forward(x, *args, **kwargs)
             if self.action == "store":
                 output, entropy = self._compute(name, forward, x, *args, **kwargs)
-                age = torch.zeros(len(x) // (1 + self.guided), x.shape[1], device=x.device)
+                age = torch.zeros(len(x) // (1 + self.guided), x.shape[1], dtype=torch.float32, device=x.device)
                 self.cache[name] = Layer(output, age, entropy)
                 return output
             stored: Layer = self.cache[name]
@@ -101,7 +101,10 @@ class TokenCache:
     def _score(self, name: str, entropy: torch.Tensor | None, age: torch.Tensor) -> torch.Tensor:
         """[B, N]: what attends widely, was not computed for long, or is the best of its neighbourhood."""
         if entropy is None:
-            drawn = [torch.rand(age.shape[1], generator=stream) for stream in self.streams(f"tokens-{name}")]
+            drawn = [
+                torch.rand(age.shape[1], generator=stream, dtype=torch.float32)
+                for stream in self.streams(f"tokens-{name}")
+            ]
             importance = torch.stack(drawn).to(age.device) if drawn else torch.zeros_like(age)
         else:
             importance = F.normalize(1 + entropy, dim=1)

@@ -98,8 +98,8 @@ def _inputs_lcm(text: Text, t: torch.Tensor, size: tuple[int, int], guidance: fl
 
 def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
     """[1, width] float32 of w - 1, sinusoidal (Imagen's w, which is LCM's plus 1)."""
-    w = torch.tensor([guidance - 1]) * 1000
-    frequencies = torch.exp(torch.arange(width // 2) * -(log(10_000) / (width // 2 - 1)))
+    w = torch.tensor([guidance - 1], dtype=torch.float32) * 1000
+    frequencies = torch.exp(torch.arange(width // 2, dtype=torch.float32) * -(log(10_000) / (width // 2 - 1)))
     angles = w[:, None] * frequencies[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
