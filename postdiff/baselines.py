@@ -4,10 +4,12 @@ Each takes `beta` and `s` too: mixed resolution with that method at both resolut
 work" (sec. 3.4). They are off by default.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
+from postdiff.arguments import number, shown, whole_number, whole_numbers
 from postdiff.compose import check_steps, compose, gate_of, low_first
 from postdiff.plan import Action, BlockAction, Plan, StepPlan
 from postdiff.reduction import Downsample, Merge, Refresh
@@ -28,10 +30,8 @@ def tgate(
     `warm_up` steps, it is computed at steps that `sp_interval` divides (authors: 5, with a warm-up of 2), after it at
     steps that `fi_interval` divides. After the gate its code evaluates the unconditional half, and so do we.
     """
-    whole = {"sp_interval": (sp_interval, 1), "fi_interval": (fi_interval, 1), "warm_up": (warm_up, 0)}
-    for name, (value, least) in whole.items():
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    steps, warm_up = check_steps(steps), whole_number("warm_up", warm_up, 0)
+    sp_interval, fi_interval = whole_number("sp_interval", sp_interval), whole_number("fi_interval", fi_interval)
     gate = gate_of(gate_step, steps, "gate_step")
     plan = compose("tgate", steps, m=gate, mode="ave", cache_attention=True)
 
@@ -69,8 +69,9 @@ def tome(
     The defaults are the authors'; `Merge` says what they mean; a ratio of 0 is off. It is what their package does,
     but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
     """
-    tokens = Merge(ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp) if ratio else None
-    return low_first(replace(compose("tome", steps), tokens=tokens), beta, s)
+    off = number("ratio", ratio, "[0, 1)") == 0
+    tokens = Merge(0.1 if off else ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp)
+    return low_first(replace(compose("tome", steps), tokens=None if off else tokens), beta, s)
 
 
 def ca_tome(
@@ -90,10 +91,9 @@ def ca_tome(
 
     How much is merged depends on the images: `postdiff search ca_tome` measures it, and then the plan has a cost.
     """
-    check_steps(steps)
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"threshold must be a cosine, in [-1, 1], got {threshold}")
+    steps = check_steps(steps)
     fresh = _steps_from_0("match_steps", match_steps)
+    threshold = number("threshold", threshold, "[-1, 1]", "; it is a cosine")
     tokens = Merge(0.75, random=random, max_downsample=max_downsample, threshold=threshold)
     planned = tuple(StepPlan(matching=action) for action in _stored_at(fresh, steps))
     return low_first(Plan("ca_tome", planned, tokens=tokens), beta, s)
@@ -104,9 +104,7 @@ def todo(steps: int = 20, factor: int = 2, factor_2: int = 1, beta: float = 1.0,
 
     factor: where the grid is the latents' own; factor_2: where it is half that (SDXL's and PixArt's first); 1 is off.
     """
-    for name, value in (("factor", factor), ("factor_2", factor_2)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    factor, factor_2 = whole_number("factor", factor), whole_number("factor_2", factor_2)
     tokens = None if factor == factor_2 == 1 else Downsample((factor, factor_2))
     return low_first(replace(compose("todo", steps), tokens=tokens), beta, s)
 
@@ -125,7 +123,7 @@ def faster_diffusion(
     prior_noise: share of the initial noise that is added to the latents in the second half of the schedule.
     ahead: between two key steps nothing depends on the latents, so the decoder takes those steps as one batch.
     """
-    check_steps(steps)
+    steps = check_steps(steps)
     fresh = _steps_from_0("key_steps", key_steps)
     planned = tuple(StepPlan(encoder=action) for action in _stored_at(fresh, steps))
     return low_first(Plan("faster_diffusion", planned, prior_noise=prior_noise, ahead=ahead), beta, s)
@@ -146,7 +144,7 @@ def duca(
     The defaults are the authors' programme's; their README's command says fresh_ratio=0.75. `Refresh` says what they
     mean.
     """
-    check_steps(steps)
+    steps, interval = check_steps(steps), whole_number("interval", interval)
     refresh = Refresh(fresh_ratio, score, soft, interval)
 
     def blocks(i: int) -> BlockAction:
@@ -158,13 +156,14 @@ def duca(
     return low_first(plan, beta, s)
 
 
-def _steps_from_0(name: str, steps: tuple[int, ...]) -> tuple[int, ...]:
-    if not steps or steps[0] != 0 or any(b <= a for a, b in pairwise(steps)):
-        raise ValueError(f"{name} must be rising numbers of steps from 0 on, got {steps}")
-    return steps
+def _steps_from_0(name: str, steps: Sequence[int]) -> tuple[int, ...]:
+    found = whole_numbers(name, steps)
+    if not found or found[0] != 0 or any(b <= a for a, b in pairwise(found)):
+        raise ValueError(f"{name} must be rising numbers of steps from 0 on, got {shown(found)}")
+    return found
 
 
-def _stored_at(fresh: tuple[int, ...], steps: int) -> list[Action]:
+def _stored_at(fresh: Sequence[int], steps: int) -> list[Action]:
     """What is computed at the steps `fresh`, and reused after each until the next."""
 
     def action(i: int) -> Action:

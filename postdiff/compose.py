@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from postdiff.plan import Action, Mode, Plan, SizeCondition, StepPlan
+from postdiff.arguments import instance, number, one_of, plain, shown, whole_number
+from postdiff.plan import MAX_STEPS, SIZE_CONDITIONS, Action, Mode, Plan, SizeCondition, StepPlan
 
 
 def compose(
@@ -24,10 +25,8 @@ def compose(
 
     Raises: ValueError, saying what was expected and what came, for a setting out of range.
     """
-    check_steps(steps)
+    steps, k = check_steps(steps), whole_number("k", k, note=" (1 is off)")
     low = low_steps(steps, beta, s)
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be a whole number of 1 or more (1 is off), got {k!r}")
     gate = steps if m is None else m
     cached = cache_attention and gate < steps
 
@@ -55,30 +54,24 @@ def compose(
     return Plan(name, tuple(plan), branch, mode, size_condition)
 
 
-def check_steps(steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of 1 or more, got {steps!r}")
+def check_steps(steps: int) -> int:
+    return whole_number("steps", steps, 1, MAX_STEPS)
 
 
 def gate_of(m: int | float, steps: int, name: str = "m") -> int:
     """The step where guidance ends. A float is a share of T, as in PostDiff's sec. 3.1 settings scaled to other T."""
-    check_steps(steps)
+    steps, m = check_steps(steps), plain(m)
     if isinstance(m, float):
-        if not 0 < m <= 1:  # not a number is neither
-            raise ValueError(f"{name} as a share of the steps must be in (0, 1], got {m}")
-        m = int(m * steps + 0.5)
-    if not isinstance(m, int) or not 1 <= m <= steps:
-        raise ValueError(f"{name} must be a step from 1 to T={steps} (T is off) or a share of T, got {m!r}")
-    return m
+        m = int(number(f"{name} as a share of the steps", m, "(0, 1]") * steps + 0.5)
+    if not isinstance(m, int) or isinstance(m, bool) or not 1 <= m <= steps:
+        raise ValueError(f"{name} must be a step from 1 to T={steps} (T is off) or a share of T, got {shown(m)}")
+    return int(m)
 
 
 def low_steps(steps: int, beta: float, s: float) -> int:
     """How many of the steps are at scale `beta`. Raises ValueError if `beta` or `s` is out of range."""
-    if not 0 < beta <= 1:
-        raise ValueError(f"beta must be in (0, 1], got {beta}")
-    if not 0 <= s < 1:
-        raise ValueError(f"s must be in [0, 1): the last step is at full resolution; got {s}")
-    low = int(s * steps + 0.5)
+    number("beta", beta, "(0, 1]")
+    low = int(number("s", s, "[0, 1)", "; the last step is at full resolution") * steps + 0.5)
     if low == steps:
         raise ValueError(f"s={s} of {steps} steps leaves no step at full resolution; expected round(s*T) < T")
     return low
@@ -92,7 +85,8 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
 
     Raises: ValueError if `plan` has low-resolution steps of its own, or `beta` or `s` is out of range.
     """
-    low = low_steps(len(plan), beta, s)
+    low = low_steps(len(instance("plan", plan, Plan)), beta, s)
+    size_condition = one_of("size_condition", size_condition, SIZE_CONDITIONS)
     if beta == 1 or not low:
         return plan
     if plan.steps[0].scale != 1:
@@ -117,11 +111,9 @@ def _afresh(actions: list[Action], at: int) -> list[Action]:
         actions = [*actions[:since], "store", *actions[since + 1 :]]
 
     def used(i: int) -> bool:
-        return (
-            i + 1 < len(actions)
-            and i + 1 != at
-            and (actions[i + 1] in ("reuse", "tokens") or (actions[i + 1] == "compute" and used(i + 1)))
-        )
+        end = at if i < at else len(actions)
+        after = next((action for action in actions[i + 1 : end] if action != "compute"), "compute")
+        return after in ("reuse", "tokens")
 
     return ["compute" if action == "store" and not used(i) else action for i, action in enumerate(actions)]
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from postdiff import caching, duca
+from postdiff.arguments import instance, side
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
 from postdiff.plan import Plan, StepPlan
@@ -77,10 +78,11 @@ def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
     """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
-    plans = [adapt(plan, spec.family) for plan in plans]
+    spec = instance("spec", spec, Spec)
+    plans = [adapt(instance("plan", plan, Plan), spec.family) for plan in plans]
+    full = spec.latents(side(spec.size if size is None else size))
     with torch.device("meta"):
         denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
-    full = spec.latents(spec.size if size is None else size)
     attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
     passes: dict[tuple, _Pass] = {}
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from postdiff.arguments import number, whole_number
+from postdiff.metrics import expect_finite, lengths
+
 BLOCK = 1024  # rows of a kernel matrix in memory at once
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -25,11 +28,12 @@ def cmmd(generated: np.ndarray, reference: np.ndarray, sigma: float = 10.0) -> f
     """CMMD (Jayasumana et al., 2024): 1000 times the squared MMD under exp(-|x - y|^2 / (2 sigma^2)) of CLIP embeddings
     of length 1, an image with itself included, as its authors count."""
     _check(generated, reference)
+    sigma = number("sigma", sigma, "(0, inf)")
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.exp((x @ y.T - 1) / sigma**2)  # |x - y|^2 = 2 - 2 x.y
 
-    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (generated, reference))
+    a, b = (v / lengths(v) for v in (generated, reference))
     return 1000 * _mmd(a, b, kernel, unbiased=False)
 
 
@@ -38,6 +42,7 @@ def precision_recall(generated: np.ndarray, reference: np.ndarray, k: int = 3) -
     2019): nearer to one of the others than that one's k-th neighbour among its own is. Raises ValueError if one of the
     sets has k images or fewer."""
     _check(generated, reference)
+    k = whole_number("k", k)
     if min(len(generated), len(reference)) <= k:
         raise ValueError(f"k = {k} neighbours need more images, got {len(generated)} and {len(reference)}")
     return _share_inside(generated, reference, k), _share_inside(reference, generated, k)
@@ -46,6 +51,8 @@ def precision_recall(generated: np.ndarray, reference: np.ndarray, k: int = 3) -
 def _check(a: np.ndarray, b: np.ndarray) -> int:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected features [N, D] and [M, D] of at least 2 images, got {a.shape} and {b.shape}")
+    expect_finite(a)
+    expect_finite(b)
     return a.shape[1]
 
 

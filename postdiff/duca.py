@@ -73,7 +73,7 @@ class TokenCache:
                 return forward(x, *args, **kwargs)
             if self.action == "store":
                 output, entropy = self._compute(name, forward, x, *args, **kwargs)
-                age = torch.zeros(len(x) // (1 + self.guided), x.shape[1], device=x.device)
+                age = torch.zeros(len(x) // (1 + self.guided), x.shape[1], dtype=torch.float32, device=x.device)
                 self.cache[name] = Layer(output, age, entropy)
                 return output
             stored: Layer = self.cache[name]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.linalg import eigh, eigvalsh
 
+from postdiff.arguments import whole_number
+
 GROUPS = 20  # of the jackknife
 
 
@@ -41,13 +43,29 @@ class Moments:
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Moments of features [N, D]. Raises ValueError for fewer than 2."""
+    """Moments of features [N, D]. Raises ValueError for fewer than 2, or if one is not finite."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"moments need features [N, D] with N >= 2, got shape {features.shape}")
+    expect_finite(features)
     x: np.ndarray = features.astype(np.float64)
     mean = x.mean(0)
     centred = x - mean
     return Moments(len(x), mean, centred.T @ centred / (len(x) - 1))
+
+
+def expect_finite(values: np.ndarray) -> None:
+    """Raises ValueError if a value is infinite or not a number: every number made of it would be none either."""
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"expected finite numbers, got {wrong} of {np.size(values)} that are not")
+
+
+def lengths(embeddings: np.ndarray) -> np.ndarray:
+    """Lengths [N, 1] of embeddings [N, D]. Raises ValueError if one is not finite, or 0: it has no direction."""
+    expect_finite(embeddings)
+    found = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if empty := int((found == 0).sum()):
+        raise ValueError(f"expected embeddings longer than 0, got {empty} of {len(embeddings)} that are not")
+    return found
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -159,12 +177,13 @@ def clip_scores(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """100 * max(cos, 0) of image and text embeddings [N, D], each with its own (Hessel et al., 2021) -> [N]."""
     if image.shape != text.shape:
         raise ValueError(f"one text an image: got embeddings of shape {image.shape} and {text.shape}")
-    image, text = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    image, text = (x.astype(np.float64) / lengths(x) for x in (image, text))
     return 100 * (image * text).sum(1).clip(0)
 
 
 def mean_interval(values: np.ndarray) -> Interval:
     """Mean of independent values [N >= 4] with its 95 % interval (Student's t)."""
+    expect_finite(values)
     n, left_out = len(values), tuple(float(part.mean()) for part in _without_each_group(values))
     mean, half = float(np.mean(values)), student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n, left_out)
@@ -174,4 +193,4 @@ def student_t(df: int, comparisons: int = 1) -> float:
     """97.5 % quantile of Student's t; with several comparisons, what makes all of them hold together at 95 %."""
     from scipy.stats import t  # importing it takes half a second
 
-    return float(t.ppf(1 - 0.025 / comparisons, df))
+    return float(t.ppf(1 - 0.025 / whole_number("comparisons", comparisons), whole_number("df", df)))

@@ -4,6 +4,7 @@ from math import ceil
 
 from PIL import Image, ImageDraw, ImageFont
 
+from postdiff.arguments import instance
 from postdiff.plan import Plan, parts
 from postdiff.reduction import Merge
 
@@ -12,6 +13,7 @@ COLOURS = {"compute": FULL, "store": STORE, "reuse": REUSE, "#": FULL, "S": STOR
 TITLES = {"deep": "deep part", "attn2": "cross-attention", "attn1": "self-attention"}  # else the part's own name
 THIN = 7  # height of a row of a module with a schedule of its own
 CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a point
+MAX_PIXELS = 2**28  # 805 MB
 
 
 def _notes(plan: Plan) -> str:
@@ -30,10 +32,13 @@ def _notes(plan: Plan) -> str:
 
 
 def draw_plan(plan: Plan) -> Image.Image:
-    """Column height is the step's resolution; rows below show guidance and what is stored and reused."""
-    shown = parts(plan)
+    """Column height is the step's resolution; rows below show guidance and what is stored and reused.
+
+    Raises: ValueError if the plan has so many steps and modules that the picture would not fit into memory.
+    """
+    shown = parts(instance("plan", plan, Plan))
     rows, actions = ["guidance", *(TITLES.get(name, name) for name in shown)], list(shown.values())
-    modules = sorted(plan.modules, key=lambda module: [int(p) if p.isdigit() else p for p in module[0].split(".")])
+    modules = sorted(plan.modules, key=lambda module: [(p.isdigit() and int(p), p) for p in module[0].split(".")])
     top, band = 34, 3 * CELL
     thin = len(modules) * THIN + (GAP if modules else 0)
     height = top + band + 10 + len(rows) * (CELL + GAP) + thin + 48
@@ -54,6 +59,11 @@ def draw_plan(plan: Plan) -> Image.Image:
         sum(32 + length(w) for _, w in legend),
     )
     width = 16 + max(ends)
+    if width * height * SCALE**2 > MAX_PIXELS:
+        raise ValueError(
+            f"a picture must have at most {MAX_PIXELS} pixels, got {width * SCALE}x{height * SCALE} "
+            f"of {len(plan)} steps and {len(modules)} modules"
+        )
     image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     draw = ImageDraw.Draw(image)
 

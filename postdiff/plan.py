@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+from postdiff.arguments import flag, instance, listed, number, one_of, put, shown, whole_number
 from postdiff.reduction import Downsample, Merge, Refresh
 
 Action = Literal["compute", "store", "reuse"]
@@ -20,9 +21,12 @@ Mode = Literal["ave", "cond", "uncond", "cfg"]
 Half = Literal["cond", "uncond"]
 SizeCondition = Literal["target", "current"]
 ACTIONS: tuple[Action, ...] = ("compute", "store", "reuse")
+BLOCK_ACTIONS: tuple[BlockAction, ...] = (*ACTIONS, "tokens")
+PARTS = ("deep", "cross_attention", "self_attention", "encoder", "matching")  # of a step: one of `ACTIONS` each
 MODES: tuple[Mode, ...] = ("ave", "cond", "uncond", "cfg")
 HALVES: tuple[Half, ...] = ("cond", "uncond")
 SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
+MAX_STEPS = 10_000  # ten times the training schedule of all models here; a typo must not fill the memory
 MARKS = {  # what a module with a schedule of its own does at a step
     "#": "computes",
     "S": "computes, and stores what a window leaves out of self-attention",
@@ -57,11 +61,22 @@ class StepPlan:
     blocks: BlockAction = "compute"
     matching: Action = "compute"
 
+    def __post_init__(self) -> None:
+        put(
+            self,
+            scale=number("scale", self.scale, "(0, 1]"),
+            guided=flag("guided", self.guided),
+            blocks=one_of("blocks", self.blocks, BLOCK_ACTIONS),
+            **{part: one_of(part, getattr(self, part), ACTIONS) for part in PARTS},
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
     """A tuple of steps and the few settings that they share. Illegal plans raise ValueError and say why.
 
+    name: letters, digits, spaces and _ . , + -, 100 at most: it becomes part of file names.
+    steps: 10,000 at most; a model takes no more than its training schedule has (1000).
     branch: skip connections 0..branch are run on a step that reuses the deep part (0 is the outermost).
     mode: what attention stored with guidance gives to steps without (paper, sec. 2.5): the mean of both halves, the
         conditional, the unconditional, or their guided combination.
@@ -95,24 +110,33 @@ class Plan:
     merged: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.steps:
-            raise ValueError("a plan has at least 1 step, got 0")
-        if not re.fullmatch(r"\w[\w .,+-]*", self.name):  # it becomes part of file names
-            raise ValueError(f"a plan's name is made of letters, digits, spaces and _ . , + -, got {self.name!r}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.size_condition not in SIZE_CONDITIONS:
-            raise ValueError(f"size_condition must be one of {', '.join(SIZE_CONDITIONS)}, got {self.size_condition!r}")
-        if self.half not in HALVES:
-            raise ValueError(f"half must be one of {', '.join(HALVES)}, got {self.half!r}")
-        if self.branch < 0:
-            raise ValueError(f"branch must be 0 or more, got {self.branch}")
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w .,+-]{,99}", self.name):
+            raise ValueError(
+                "a plan's name is made of 1 to 100 letters, digits, spaces and _ . , + -, the first a letter, a digit "
+                f"or _, got {shown(self.name)}"
+            )
+        steps = listed("steps", self.steps, "StepPlans")
+        if not 1 <= len(steps) <= MAX_STEPS:
+            raise ValueError(f"a plan must have from 1 to {MAX_STEPS} steps, got {len(steps)}")
+        put(
+            self,
+            steps=tuple(instance(f"steps[{i}]", step, StepPlan) for i, step in enumerate(steps)),
+            branch=whole_number("branch", self.branch, 0),
+            mode=one_of("mode", self.mode, MODES),
+            size_condition=one_of("size_condition", self.size_condition, SIZE_CONDITIONS),
+            half=one_of("half", self.half, HALVES),
+            modules=_by_module("modules", self.modules),
+            window=number("window", self.window, "(0, 1]"),
+            ahead=flag("ahead", self.ahead),
+            prior_noise=number("prior_noise", self.prior_noise, "[0, inf)"),
+            merged=_by_module("merged", self.merged),
+        )
+        if not isinstance(self.tokens, (Merge, Downsample, type(None))):
+            raise ValueError(f"tokens must be a Merge, a Downsample or None, got {shown(self.tokens)}")
+        if not isinstance(self.refresh, (Refresh, type(None))):
+            raise ValueError(f"refresh must be a Refresh or None, got {shown(self.refresh)}")
         for i, step in enumerate(self.steps):
-            if not 0 < step.scale <= 1:
-                raise ValueError(f"step {i}: scale must be in (0, 1], got {step.scale}")
-            others = {step.deep, step.cross_attention, step.self_attention, step.encoder, step.matching}
-            if others - set(ACTIONS) or step.blocks not in (*ACTIONS, "tokens"):
-                raise ValueError(f"step {i}: an action is one of {', '.join(ACTIONS)}, got {step}")
+            others = {getattr(step, part) for part in PARTS}
             if step.blocks != "compute" and (others != {"compute"} or self.modules or self.tokens):
                 raise ValueError(f"step {i}: stored blocks go with no other reuse and no fewer tokens, got {step}")
         for i, (before, after) in enumerate(pairwise(self.steps), 1):
@@ -120,13 +144,6 @@ class Plan:
                 raise ValueError(f"step {i}: scale falls from {before.scale} to {after.scale}; it may only rise")
         if self.steps[-1].scale != 1:
             raise ValueError(f"the last step must be at full resolution, got scale {self.steps[-1].scale}")
-        # A module that always computes needs no schedule; their order says nothing: one computation has one id.
-        schedules = ((name, marks) for name, marks in self.modules if set(marks) != {"#"} or len(marks) != len(self))
-        object.__setattr__(self, "modules", tuple(sorted(schedules)))
-        if not 0 < self.window <= 1:
-            raise ValueError(f"window must be a share of the tokens in (0, 1], got {self.window}")
-        if self.prior_noise < 0:
-            raise ValueError(f"prior_noise must be 0 or more, got {self.prior_noise}")
         self._check_stores()
         self._check_modules()
 
@@ -175,8 +192,10 @@ class Plan:
 
     def _check_modules(self) -> None:
         for name, marks in self.modules:
-            if len(marks) != len(self) or set(marks) - set(MARKS):
-                raise ValueError(f"{name}: expected {len(self)} marks, each one of {' '.join(MARKS)}, got {marks!r}")
+            if not isinstance(marks, str) or len(marks) != len(self) or set(marks) - set(MARKS):
+                raise ValueError(
+                    f"{name}: expected {len(self)} marks, each one of {' '.join(MARKS)}, got {shown(marks)}"
+                )
             if not name.endswith(".attn1") and set(marks) - set("#."):
                 raise ValueError(f"{name}: only self-attention (attn1) takes marks other than # and ., got {marks!r}")
             output = residual = False
@@ -189,14 +208,20 @@ class Plan:
                 if mark in "cx" and not step.guided:
                     raise ValueError(f"step {i}: {name} has one half without guidance, so {mark!r} cannot share it")
                 output, residual = True, residual or mark == "S"
-        for name, shares in self.merged:
-            if len(shares) != len(self) or not all(0 <= share < 1 for share in shares):
-                raise ValueError(f"merged, {name}: expected {len(self)} shares in [0, 1), got {shares}")
+        # A module that always computes needs no schedule; their order says nothing: one computation has one id.
+        put(self, modules=tuple(sorted((name, marks) for name, marks in self.modules if set(marks) != {"#"})))
+        merged = []
+        for name, row in self.merged:
+            shares = tuple(number(f"merged, {name}", share, "[0, 1)") for share in listed("merged", row, "shares"))
+            if len(shares) != len(self):
+                raise ValueError(f"merged, {name}: expected {len(self)} shares in [0, 1), got {len(shares)}")
+            merged.append((name, shares))
+        put(self, merged=tuple(merged))
         if self.ahead and isinstance(self.tokens, Merge) and self.tokens.threshold is not None:
             raise ValueError("steps that are computed ahead are one batch: it does not go with a merging threshold")
-        names = [f"{name}." for name, _ in self.modules]
-        if any(a != b and b.startswith(a) for a in names for b in names):
-            raise ValueError(f"a module within another has no schedule of its own, got {', '.join(names)}")
+        for outer, inner in pairwise(sorted(f"{name}." for name, _ in self.modules)):  # what is within, comes next
+            if inner.startswith(outer):
+                raise ValueError(f"a module within another has no schedule of its own, got {outer[:-1]}, {inner[:-1]}")
         others = {"reuse"} & {action for s in self.steps for action in (s.deep, s.encoder, s.self_attention)}
         if self.modules and others:
             raise ValueError("modules with schedules of their own may not be skipped by deep, encoder or attn1 actions")
@@ -252,6 +277,22 @@ class Plan:
         if self.size_condition == "target" or not self.switches:
             del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _by_module(field: str, value: Any) -> tuple[tuple[str, Any], ...]:
+    """(name of a module, its row) of each. Raises ValueError if a name is none, or is there twice."""
+    found = {}
+    for pair in listed(field, value, "(name of a module, its row)"):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"{field} must be a list of (name of a module, its row), got {shown(pair)}")
+        name, row = pair
+        # Strict, since a name from a file is printed: no escapes of terminals.
+        if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+            raise ValueError(f"a module's name is words of letters, digits and _ with dots between, got {shown(name)}")
+        if name in found:
+            raise ValueError(f"{field} must name a module once, got {name} twice")
+        found[name] = row
+    return tuple(found.items())
 
 
 def parts(plan: Plan) -> dict[str, list[str]]:

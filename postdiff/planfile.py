@@ -1,49 +1,125 @@
 """A plan as JSON: what a search found is kept, sent and replayed."""
 
 import json
-from dataclasses import asdict
+import stat
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
 
+from postdiff.arguments import instance, one_of, printable, shown
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge, Refresh
 
-TOKENS = {"merge": Merge, "downsample": Downsample}
+TOKENS: dict[str, type[Merge] | type[Downsample]] = {"merge": Merge, "downsample": Downsample}
+MAX_BYTES = 2**25  # of a file: a thousand steps, with a schedule for each of a hundred modules, are a tenth of it
+
+Kind = TypeVar("Kind")
 
 
 def to_json(plan: Plan, **notes) -> str:
-    """notes: what a reader should know, such as the backbone it was found for; they are not read back."""
-    value = asdict(plan)
+    """notes: what a reader should know, such as the backbone it was found for; they are not read back.
+
+    Raises: ValueError if they hold a number that JSON has not (infinity, not a number); TypeError if anything else.
+    """
+    value = asdict(instance("plan", plan, Plan))
     if plan.tokens:
         value["tokens"] = {"kind": type(plan.tokens).__name__.lower(), **value["tokens"]}
-    return json.dumps({"plan": value, "id": plan.id, "notes": notes}, indent=1) + "\n"
+    return json.dumps({"plan": value, "id": plan.id, "notes": notes}, indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str | bytes, where: str = "the text") -> Plan:
-    """The plan that `to_json` wrote. Raises ValueError, with what is wrong, if it is no legal plan."""
+    """The plan that `to_json` wrote, in UTF-8. Raises ValueError, with `where` and what is wrong, if it is no legal
+    plan."""
     try:
-        whole = json.loads(text)
-        value = dict(whole["plan"])
-        value["steps"] = tuple(StepPlan(**step) for step in value["steps"])
-        value["modules"] = tuple((name, marks) for name, marks in value.get("modules", ()))
-        value["merged"] = tuple((name, tuple(shares)) for name, shares in value.get("merged", ()))
-        if value.get("tokens"):
-            settings = dict(value["tokens"])
-            value["tokens"] = TOKENS[settings.pop("kind")](**settings)
-        if value.get("refresh"):
-            value["refresh"] = Refresh(**value["refresh"])
-        plan = Plan(**value)
-    except (KeyError, TypeError, ValueError) as error:  # JSON's and Unicode's errors are ValueErrors
-        raise ValueError(f"{where} must hold a plan that save_plan wrote: {type(error).__name__}: {error}") from None
-    if plan.id != whole.get("id"):
-        raise ValueError(f"{where} was written as plan {whole.get('id')}, but what it holds is {plan.id}")
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"expected {MAX_BYTES} bytes at most, got more")
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else instance("text", text, str)
+        whole = json.loads(decoded, object_pairs_hook=_once, parse_constant=_no_number)
+        _expect_keys("the file", whole, {"plan", "id"}, {"notes"})
+        plan = _plan(whole["plan"])
+        if plan.id != whole["id"]:
+            raise ValueError(f"it was written as plan {shown(whole['id'])}, but what it holds is {plan.id}")
+    except ValueError as error:  # JSON's and Unicode's errors are ValueErrors
+        raise ValueError(f"{where} must hold a plan that save_plan wrote: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where} must hold a plan that save_plan wrote: it is nested too deep") from None
     return plan
 
 
+def _plan(value: Any) -> Plan:
+    _expect_fields("the plan", value, Plan)
+    steps = value["steps"]
+    if not isinstance(steps, list):
+        raise ValueError(f"steps must be a list, got {shown(steps)}")
+    made: dict[str, Any] = {"steps": [_made(f"step {i}", step, StepPlan) for i, step in enumerate(steps)]}
+    if value.get("tokens") is not None:
+        tokens = dict(instance("tokens", value["tokens"], dict))
+        made["tokens"] = _made("tokens", tokens, TOKENS[one_of("tokens: kind", tokens.pop("kind", None), TOKENS)])
+    if value.get("refresh") is not None:
+        made["refresh"] = _made("refresh", value["refresh"], Refresh)
+    return Plan(**{**value, **made})
+
+
+def _made(name: str, value: Any, kind: type[Kind]) -> Kind:
+    _expect_fields(name, value, kind)
+    try:
+        return kind(**value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _expect_fields(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError if `value` is not a JSON object that has the fields of the dataclass `kind`, and no others."""
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    _expect_keys(name, value, needed, {field.name for field in fields(kind)} - needed)
+
+
+def _expect_keys(name: str, value: Any, needed: set[str], others: Iterable[str]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object, got {shown(value)}")
+    if missing := sorted(needed - value.keys()):
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    if extra := sorted(value.keys() - needed - set(others)):
+        raise ValueError(f"{name} has no such thing as {shown(extra[0])}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which each key is there once: else one of two values would be taken without a word."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it says {shown(key)} twice")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"expected numbers, got {name}")
+
+
 def save_plan(plan: Plan, file: str | Path, **notes) -> None:
-    """Write `plan` to `file`, with `notes` beside it."""
-    Path(file).write_text(to_json(plan, **notes))
+    """Write `plan` to `file`, with `notes` beside it: all of it, or, after an error, nothing.
+
+    Raises: ValueError if `load_plan` would not read it; OSError if it cannot be written.
+    """
+    text, file = to_json(plan, **notes), Path(file).resolve()  # through a link, which stays
+    from_json(text)
+    if file.exists() and not file.is_file():
+        raise ValueError(f"expected a file to write the plan to, got {printable(str(file))}, which is none")
+    part = file.parent / f".plan-{uuid4().hex}"
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_plan(file: str | Path) -> Plan:
     """Read what `save_plan` wrote. Raises ValueError if it is no legal plan; OSError if it is not there."""
-    return from_json(Path(file).read_bytes(), str(file))
+    name = printable(str(file))
+    if not stat.S_ISREG(Path(file).stat().st_mode):  # a pipe would never end
+        raise ValueError(f"expected the file of a plan, got {name}, which is none")
+    with open(file, "rb") as stream:
+        return from_json(stream.read(MAX_BYTES + 1), name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postdiff import methods, search
+from postdiff.arguments import shown
 from postdiff.backbones import Backbone
 from postdiff.plan import Plan
 
@@ -73,25 +74,23 @@ def find(
     seeds: Sequence[int],
     steps: int = 20,
     on_step: Callable[[int], None] | None = None,
-    **settings,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
 ) -> Plan:
-    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that.
-
-    settings: guidance, solver and size, as `sample` takes them.
-    """
-    preset = _preset(name)
+    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that."""
+    preset, given = _preset(name), {"guidance": guidance, "solver": solver, "size": size, "on_step": on_step}
     if preset.searched:
         run = getattr(search, preset.method)
-        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **settings)
+        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, **given)
     found = plan(name, steps)
-    if preset.method == "ca_tome":
-        return search.ca_tome(backbone, prompts, seeds, found, on_step=on_step, **settings)
-    return found
+    return search.ca_tome(backbone, prompts, seeds, found, **given) if preset.needs_model else found
 
 
 def _preset(name: str) -> Preset:
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"unknown preset {shown(name)}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

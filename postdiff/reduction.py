@@ -5,6 +5,8 @@ them out.
 from dataclasses import dataclass
 from typing import Literal
 
+from postdiff.arguments import flag, number, one_of, put, whole_number, whole_numbers
+
 
 @dataclass(frozen=True)
 class Merge:
@@ -30,15 +32,19 @@ class Merge:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("sx", self.sx), ("sy", self.sy)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        put(
+            self,
+            ratio=number("ratio", self.ratio, "(0, 1)"),
+            threshold=None if self.threshold is None else number("threshold", self.threshold, "[-1, 1]"),
+            **{name: whole_number(name, getattr(self, name)) for name in ("sx", "sy", "max_downsample")},
+            **{name: flag(name, getattr(self, name)) for name in ("random", "attention", "cross_attention", "mlp")},
+        )
         if self.max_downsample not in (1, 2, 4, 8):
-            raise ValueError(f"max_downsample must be 1, 2, 4 or 8, got {self.max_downsample!r}")
+            raise ValueError(f"max_downsample must be 1, 2, 4 or 8, got {self.max_downsample}")
         if self.sx * self.sy == 1:
             raise ValueError("a cell of 1x1 has nothing to merge; expected sx or sy of 2 or more")
         most = 1 - 1 / (self.sx * self.sy)
-        if not 0 < self.ratio <= most:
+        if self.ratio > most:
             raise ValueError(
                 f"ratio must be above 0 and at most {most:g} for cells of {self.sx}x{self.sy}, got {self.ratio}"
             )
@@ -67,12 +73,12 @@ class Downsample:
     factors: tuple[int, ...] = (2,)
 
     def __post_init__(self) -> None:
-        factors = tuple(self.factors)
+        factors = whole_numbers("factors", self.factors, 1)
         while factors and factors[-1] == 1:  # off, as beyond the end: one computation has one value, and so one id
             factors = factors[:-1]
-        object.__setattr__(self, "factors", factors)
-        if not all(isinstance(f, int) and f >= 1 for f in self.factors) or not self.factors:
-            raise ValueError(f"factors must be whole numbers of 1 or more, one above 1, got {self.factors}")
+        if not factors:
+            raise ValueError(f"factors must be whole numbers of 1 or more, one above 1, got {tuple(self.factors)}")
+        put(self, factors=factors)
 
     def factor_at(self, downsample: int) -> int:
         level = downsample.bit_length() - 1
@@ -97,14 +103,13 @@ class Refresh:
     interval: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio must be in [0, 1], got {self.ratio}")
-        if self.score not in ("entropy", "random"):
-            raise ValueError(f"score must be entropy or random, got {self.score!r}")
-        if self.soft < 0:
-            raise ValueError(f"soft must be 0 or more, got {self.soft}")
-        if not isinstance(self.interval, int) or self.interval < 1:
-            raise ValueError(f"interval must be a whole number of 1 or more, got {self.interval!r}")
+        put(
+            self,
+            ratio=number("ratio", self.ratio, "[0, 1]"),
+            score=one_of("score", self.score, ("entropy", "random")),
+            soft=number("soft", self.soft, "[0, inf)"),
+            interval=whole_number("interval", self.interval),
+        )
 
     def share(self, step: int, steps: int, depth: int, blocks: int, layer: str) -> float:
         """The share of the tokens that a layer (attn2 or ff) of block `depth` computes at `step`; ToCa's rule."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from postdiff import caching, resolution, solvers
+from postdiff import arguments, caching, resolution, solvers
 from postdiff.backbones import Backbone, Spec
 from postdiff.families import FAMILIES, Text, adapt
 from postdiff.plan import Plan
@@ -73,8 +73,10 @@ def sample(
     """Generate one image a prompt.
 
     Args:
-        prompts, seeds: as many of one as of the other; an image depends on its own pair.
-        guidance: w of classifier-free guidance; the backbone's own by default.
+        prompts, seeds: as many of one as of the other; an image depends on its own pair. Strings and whole numbers, in
+            a list, a tuple, an array, a Series or a range.
+        plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
+        guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
         solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
         size: side of the images in pixels; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
@@ -86,15 +88,12 @@ def sample(
     Raises: ValueError, before any work is done, if an argument is out of range; ArithmeticError if an image is not
         finite, as when float16 overflows.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    if embeddings is None and prompts and backbone.pipe.text_encoder is None:
-        raise ValueError("the backbone was loaded without its text encoder: expected `embeddings` of the prompts")
-    plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
-    batch_size = batch_size or len(prompts)
+    prompts, seeds, plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
+    batch_size = arguments.batch_size(len(prompts) if batch_size is None else batch_size)
+    arguments.callback("on_step", on_step)
+    if embeddings is not None:
+        arguments.instance("embeddings", embeddings, Embeddings).check(backbone, len(prompts))
     embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
-    if len(embeddings) != len(prompts):
-        raise ValueError(f"expected one row of embeddings a prompt ({len(prompts)}), got {len(embeddings)}")
     images = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(seeds[start : start + batch_size])
@@ -114,32 +113,39 @@ def _checked(
     guidance: float | None,
     solver: str | None,
     size: int | None,
-) -> tuple[Plan, float, str, int]:
-    """The plan as the family runs it, guidance, solver and size. Raises ValueError for what is out of range."""
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompts must be a list of strings, got {prompts!r}")
+) -> tuple[list[str], tuple[int, ...], Plan, float, str, int]:
+    """Prompts, seeds, the plan as the family runs it, guidance, solver and size. Raises ValueError for what is not
+    meant or out of range."""
+    spec = arguments.instance("backbone", backbone, Backbone).spec
+    prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
     if len(prompts) != len(seeds) or not prompts:
         raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
         raise ValueError("the pipeline is offloaded: expected all of it on one device")
-    guidance, solver, size = settle(backbone.spec, guidance, solver, size)
-    plan = adapt(plan, backbone.spec.family)
+    guidance, solver, size = settle(spec, guidance, solver, size)
+    plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
+    scheduler = solvers.make_solver(solver, backbone.pipe.scheduler.config)
+    levels = scheduler.config.num_train_timesteps
+    most = scheduler.config.original_inference_steps if solver == "lcm" else levels
+    if len(plan) > most:
+        raise ValueError(f"steps must be at most {most}, all that {spec.name} was trained with, got {len(plan)}")
+    scheduler.set_timesteps(len(plan))
+    times = [int(t) for t in scheduler.timesteps]
+    if len(times) != len(plan) or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels
+        raise ValueError(f"{solver} has no schedule of {len(plan)} of {spec.name}'s {levels} steps; expected fewer")
     caching.check(backbone.denoiser, plan)
-    return plan, guidance, solver, size
+    return prompts, seeds, plan, guidance, solver, size
 
 
 def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
     """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
-    guidance = spec.guidance if guidance is None else guidance
-    solver = spec.solver if solver is None else solver
-    size = spec.size if size is None else size
-    if guidance < 1:
-        raise ValueError(f"guidance must be 1 or more, got {guidance}; for none use a plan without it (no_cfg)")
+    instead = "; for none use a plan without it (no_cfg)"
+    guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
     offered = FAMILIES[spec.family].solvers
-    if solver not in offered:
-        raise ValueError(f"solver must be one of {', '.join(offered)} for {spec.name}, got {solver!r}")
+    solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
+    size = arguments.side(spec.size if size is None else size)
     spec.latents(size)
     return guidance, solver, size
 
@@ -155,7 +161,7 @@ def begin_batch(
 ) -> tuple[State, Plan, float, int]:
     """All prompts as one batch, for those who take the steps themselves: its state, the plan as the family runs it,
     guidance and size. Arguments and errors are those of `sample`."""
-    plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
+    prompts, seeds, plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     return begin(backbone, text, seeds, plan, solver, size), plan, guidance, size
 

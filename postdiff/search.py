@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from postdiff import caching, sampling
+from postdiff.arguments import callback, instance, number
 from postdiff.backbones import Backbone
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
@@ -29,18 +30,22 @@ def block_caching(
     plan: Plan,
     delta: float = 0.5,
     on_step: Callable[[int], None] | None = None,
-    **settings,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
 ) -> Plan:
     """Cache Me if You Can (CVPR 2024), without its learned scale and shift: `plan` with reused blocks.
 
     What a block adds to its input is reused until its relative L1 change from step to step, averaged over the prompts,
     adds up to more than `delta` since it last ran; a block runs where the resolution or the guidance changes.
 
-    settings: guidance, solver and size, as `sample` takes them.
+    Raises: ValueError, before any work is done, if `delta` is not 0 or more, or as `sample` does.
     """
-    if delta < 0:
-        raise ValueError(f"delta must be 0 or more, got {delta}")
-    changes = contribution_changes(backbone, prompts, seeds, plan, on_step, **settings)
+    delta = number("delta", delta, "[0, inf)")
+    changes = contribution_changes(
+        backbone, prompts, seeds, plan, on_step, guidance=guidance, solver=solver, size=size
+    )  # fmt: skip
     return replace(plan, name="block_caching", modules=tuple((name, marks(d, delta)) for name, d in changes.items()))
 
 
@@ -62,10 +67,16 @@ def contribution_changes(
     seeds: Sequence[int],
     plan: Plan,
     on_step: Callable[[int], None] | None = None,
-    **settings,
+    *,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: int | None = None,
 ) -> dict[str, np.ndarray]:
     """{block: [T-1] mean of |F(x_t) - F(x_t-1)|_1 / |F(x_t)|_1}, where F is what the block adds to its input."""
-    names = [name for name, _ in backbone.denoiser.named_modules() if _BLOCK.fullmatch(name)]
+    callback("on_step", on_step)
+    denoiser = instance("backbone", backbone, Backbone).denoiser
+    modules = denoiser.named_modules() if denoiser else ()  # without one, `sample` says so
+    names = [name for name, _ in modules if _BLOCK.fullmatch(name)]
     with _contributions(backbone.denoiser, names) as now:
         steps: list[dict[str, torch.Tensor]] = []
         distances: dict[str, list[float]] = {name: [] for name in names}
@@ -79,7 +90,9 @@ def contribution_changes(
             if on_step:
                 on_step(step)
 
-        sampling.sample(backbone, prompts, seeds, plan, on_step=compare, **settings)
+        sampling.sample(
+            backbone, prompts, seeds, plan, guidance=guidance, solver=solver, size=size, on_step=compare
+        )  # fmt: skip
     return {name: np.array(values) for name, values in distances.items()}
 
 
@@ -132,7 +145,12 @@ def ditfastattn(
     the first step, and where the resolution or the guidance changes. Costs up to 4 passes a block and step.
 
     threshold: the authors try 0 (nothing) to 0.15. window: a share of the tokens to either side, 1/8 there.
+
+    Raises: ValueError, before any work is done, if `threshold` is not 0 or more or `window` not in (0, 1], or as
+        `sample` does.
     """
+    threshold, window = number("threshold", threshold, "[0, inf)"), number("window", window, "(0, 1]")
+    callback("on_step", on_step)
     state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     names = [name for name, _ in backbone.denoiser.named_modules() if name.endswith(".attn1")]
     alike = [(step.scale, step.guided) for step in plan.steps]
@@ -183,7 +201,9 @@ def ca_tome(
 ) -> Plan:
     """`plan`, whose merging has a threshold (`methods.ca_tome`), with what its cost depends on: the share of the tokens
     that each block merges at each step, the mean over the prompts."""
-    if not isinstance(plan.tokens, Merge) or plan.tokens.threshold is None:
+    callback("on_step", on_step)
+    tokens = instance("plan", plan, Plan).tokens
+    if not isinstance(tokens, Merge) or tokens.threshold is None:
         raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
     state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     sampling.denoise(backbone, state, plan, guidance, size, on_step)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from postdiff import arguments
 from postdiff.backbones import Backbone
 from postdiff.families import FAMILIES, Text
 from postdiff.ownership import owned
@@ -26,6 +27,17 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.cond["text"])
 
+    def check(self, backbone: Backbone, prompts: int) -> None:
+        """Raises ValueError if these are not of so many prompts, or not what this backbone takes."""
+        spec, expected = backbone.spec, FAMILIES[backbone.spec.family].text_shapes
+        shapes = expected(backbone.denoiser.config, spec.text_tokens)
+        for part in (self.cond, *([self.uncond] if self.uncond else [])):
+            found = {name: tuple(rows.shape[1:]) for name, rows in part.items()}
+            if found != shapes:
+                raise ValueError(f"embeddings for {spec.name} must have rows of {shapes}, got {found}")
+        if len(self) != prompts:
+            raise ValueError(f"expected one row of embeddings a prompt ({prompts}), got {len(self)}")
+
     def rows(self, which: slice) -> "Embeddings":
         return Embeddings({name: rows[which] for name, rows in self.cond.items()}, self.uncond)
 
@@ -38,7 +50,7 @@ class Embeddings:
         cond = {name: rows[picked] for name, rows in self.cond.items()}
         if not guided:
             return cond
-        found = len(self.uncond["text"])
+        found = len(self.uncond.get("text", ()))
         if found != size:
             raise ValueError(f"embeddings must be made for batches of {size}, got ones for batches of {found}")
         return {name: torch.cat([self.uncond[name], rows]) for name, rows in cond.items()}
@@ -46,12 +58,20 @@ class Embeddings:
 
 @torch.no_grad()
 def encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
-    """Encode `prompts` in batches of `batch_size` (a short one is padded), as the pipelines do."""
+    """Encode `prompts` in batches of `batch_size` (a short one is padded), as the pipelines do.
+
+    Raises: ValueError if there are none, or the backbone was loaded without its text encoder.
+    """
+    if arguments.instance("backbone", backbone, Backbone).pipe.text_encoder is None:
+        raise ValueError("the backbone was loaded without its text encoder: expected `embeddings` of the prompts")
+    prompts, batch_size = arguments.strings("prompts", prompts), arguments.batch_size(batch_size)
+    if not prompts:
+        raise ValueError("expected at least one prompt, got 0")
     with owned(backbone.pipe.text_encoder):  # tokenizers hold a batch's padding, and refuse a second thread
         return _encode(backbone, prompts, batch_size)
 
 
-def _encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
+def _encode(backbone: Backbone, prompts: list[str], batch_size: int) -> Embeddings:
     rules, tokens = FAMILIES[backbone.spec.family], backbone.spec.text_tokens
     parts, uncond = [], {}
     for start in range(0, len(prompts), batch_size):

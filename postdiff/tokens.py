@@ -77,8 +77,8 @@ def match(
     back.scatter_(1, destination, torch.arange(count, n - r, device=device).expand(batch, -1))
     back.scatter_(1, merged, into + count)
     place = into + image * destination.shape[1]
-    size = torch.ones(destination.numel(), device=device)  # float32: counts stall at 256 in bfloat16
-    size.index_add_(0, place.flatten(), torch.ones(place.numel(), device=device))
+    size = torch.ones(destination.numel(), dtype=torch.float32, device=device)  # counts stall at 256 in bfloat16
+    size.index_add_(0, place.flatten(), torch.ones(place.numel(), dtype=torch.float32, device=device))
     return Matching(kept + first, merged + first, destination + first, place, size, back + image * (n - r))
 
 

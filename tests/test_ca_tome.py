@@ -85,7 +85,7 @@ def test_tome_may_reuse_its_matching_too(backbone):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: methods.ca_tome(threshold=2.0), r"threshold must be a cosine, in \[-1, 1\], got 2.0"),
+        (lambda: methods.ca_tome(threshold=2.0), r"threshold must be in \[-1, 1\], got 2.0; it is a cosine"),
         (lambda: methods.ca_tome(match_steps=(1, 2)), "match_steps must be rising numbers of steps from 0 on"),
         (lambda: Merge(0.5, threshold=0.5, cross_attention=True), "a threshold goes with self-attention and mlp"),
         (lambda: Plan("a", (StepPlan(matching="store"),)), "no tokens are merged"),

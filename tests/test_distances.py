@@ -60,6 +60,19 @@ def test_bad_features_are_told():
         distances.kernel_distance(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="k = 3 neighbours need more images, got 3 and 9"):
         distances.precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+    some = np.ones((5, 2))
+    for measure in (distances.kernel_distance, distances.cmmd, distances.precision_recall):
+        for sets in ((some * np.nan, some), (some, some * np.inf)):
+            with pytest.raises(ValueError, match="expected finite numbers, got 10 of 10 that are not"):
+                measure(*sets)
+    with pytest.raises(ValueError, match="expected embeddings longer than 0, got 5 of 5 that are not"):
+        distances.cmmd(some, 0 * some)
+    for sigma in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="sigma must be a number above 0, got"):
+            distances.cmmd(some, some, sigma)
+    for k in (0, 1.5, True, None):
+        with pytest.raises(ValueError, match="k must be a whole number of 1 or more, got"):
+            distances.precision_recall(some, some, k)
 
 
 @pytest.mark.parametrize(("width", "n"), [(4, 200), (8, 400), (16, 400)])

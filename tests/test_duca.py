@@ -113,7 +113,7 @@ def test_flops_of_a_real_run_equal_the_cost_model(pixart, plan):
     ("settings", "message"),
     [
         ({"fresh_ratio": 1.5}, r"ratio must be in \[0, 1\], got 1.5"),
-        ({"score": "loud"}, "score must be entropy or random, got 'loud'"),
+        ({"score": "loud"}, "score must be one of entropy, random, got 'loud'"),
         ({"interval": 0}, "interval must be a whole number of 1 or more, got 0"),
         ({"soft": -1.0}, "soft must be 0 or more"),
     ],

@@ -111,3 +111,34 @@ def test_moments_without_a_group_are_those_of_the_rest():
         assert fast.n == slow.n
         np.testing.assert_allclose(fast.mean, slow.mean, rtol=1e-12)
         np.testing.assert_allclose(fast.covariance, slow.covariance, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused_and_become_no_answer(wrong):
+    features = np.ones((8, 3), np.float32)
+    features[4, 1] = wrong
+    rest = np.random.default_rng(0).normal(size=(8, 3))
+    for measure in (
+        lambda: metrics.moments(features),
+        lambda: metrics.frechet_interval(features, metrics.moments(rest)),
+        lambda: metrics.clip_scores(features, rest),
+        lambda: metrics.mean_interval(features[:, 1]),
+    ):
+        with pytest.raises(ValueError, match=r"expected finite numbers, got 1 of (8|24) that are not"):
+            measure()
+
+
+def test_an_embedding_of_no_length_has_no_score():
+    image = np.eye(3)
+    image[1] = 0
+    with pytest.raises(ValueError, match="expected embeddings longer than 0, got 1 of 3 that are not"):
+        metrics.clip_scores(np.eye(3), image)
+
+
+@pytest.mark.parametrize("comparisons", [0, -1, 1.5, float("nan"), True, None])
+def test_intervals_are_of_one_comparison_or_more(comparisons):
+    of = metrics.mean_interval(np.arange(9.0))
+    with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
+        metrics.difference(of, [(1.0, of)], comparisons)
+    with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
+        metrics.extrapolated(of, comparisons)

@@ -58,8 +58,8 @@ def test_every_setting_makes_a_legal_plan(steps):
         ({"m": float("nan")}, "share of the steps must be in .*nan"),
         ({"m": "0.75"}, "m must be a step from 1 to T=20 .* got '0.75'"),
         ({"mode": "mean"}, "mode must be one of ave, cond, uncond, cfg.*mean"),
-        ({"steps": 0}, "steps must be a whole number of 1 or more"),
-        ({"branch": -1}, "branch must be 0 or more"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 10000, got 0"),
+        ({"branch": -1}, "branch must be a whole number of 0 or more, got -1"),
     ],
 )
 def test_bad_settings_say_what_was_expected_and_what_came(settings, message):
@@ -70,7 +70,7 @@ def test_bad_settings_say_what_was_expected_and_what_came(settings, message):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((), "at least 1 step"),
+        ((), "must have from 1 to 10000 steps, got 0"),
         ((StepPlan(scale=0.5),), "last step must be at full resolution"),
         ((StepPlan(), StepPlan(scale=0.5), StepPlan()), "may only rise"),
         ((StepPlan(deep="reuse"),), "nothing deep is stored"),

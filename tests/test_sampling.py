@@ -193,7 +193,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
         ({"guidance": 0.5}, "guidance must be 1 or more"),
         ({"size": 63}, "multiple of 4"),
         ({"solver": "pndm"}, "solver must be one of"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 16384, got 0"),
         ({"plan": methods.deepcache(4, branch=11)}, "branch must be from 0 to 10"),
     ],
 )

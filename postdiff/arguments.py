@@ -1,0 +1,145 @@
+"""Checks of arguments by kind: each gives the plain Python value that was meant, or raises ValueError and says what was
+expected and what came.
+
+What numpy and torch hold is what it says (np.int64(3), a tensor without dimensions), and a list, an array, a pandas
+Series is its values. Nothing else is guessed: True and 2.0 are no whole numbers, "20" is no number, 1 is no flag, and
+neither infinity nor what is not a number is a number. Equal values come out alike, so that equal plans have one id.
+"""
+
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from numbers import Real
+from typing import Any, TypeVar
+
+DTYPES = ("float32", "float16", "bfloat16")
+LARGEST_SIDE = 2**15  # of an image, in pixels: of SD1.5 each activation at the latents' own grid would be 21 GB
+LARGEST_BATCH = 2**14  # images a forward pass
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+Choice = TypeVar("Choice", bound=str)
+Kind = TypeVar("Kind")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for what would change the terminal that it is printed to."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: short, and on one line."""
+    return printable(" ".join(_SHORT.repr(value).split()))
+
+
+def put(of: Any, **values: object) -> None:
+    """Set fields of a frozen dataclass, in its `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(of, name, value)
+
+
+def plain(value: Any) -> Any:
+    """A number or truth value of numpy or torch as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def whole_number(name: str, value: Any, least: int | None = 1, most: int | None = None, note: str = "") -> int:
+    """`value` as an int, from `least` to `most`; None is no bound. note: what an error says besides."""
+    found = plain(value)
+    whole = isinstance(found, int) and not isinstance(found, bool)
+    if whole and (least is None or found >= least) and (most is None or found <= most):
+        return int(found)
+    bounds = {
+        (False, False): "",
+        (True, False): f" of {least} or more",
+        (False, True): f" of at most {most}",
+        (True, True): f" from {least} to {most}",
+    }[least is not None, most is not None]
+    raise ValueError(f"{name} must be a whole number{bounds}, got {shown(found)}{note}")
+
+
+def number(name: str, value: Any, interval: str, note: str = "") -> float:
+    """`value` as a finite float in `interval`, such as "(0, 1]" or "[1, inf)". note: what an error says besides."""
+    low, high = map(float, interval[1:-1].split(","))
+    found = plain(value)
+    real = isinstance(found, Real) and not isinstance(found, bool)
+    # Each is False for what is not a number. Python compares an int with a float exactly, however large it is.
+    above = real and (low <= found if interval[0] == "[" else low < found)
+    below = real and (found <= high if interval[-1] == "]" else found < high)
+    if above and below and abs(found) <= sys.float_info.max:
+        return float(found) + 0.0  # -0.0 is 0.0
+    expected = f"in {interval}"
+    if high == float("inf"):
+        expected = f"{low:g} or more" if interval[0] == "[" else f"a number above {low:g}"
+    raise ValueError(f"{name} must be {expected}, got {shown(found)}{note}")
+
+
+def flag(name: str, value: Any) -> bool:
+    found = plain(value)
+    if isinstance(found, bool):
+        return found
+    raise ValueError(f"{name} must be True or False, got {shown(found)}")
+
+
+def one_of(name: str, value: Any, choices: Iterable[Choice]) -> Choice:
+    for choice in choices:
+        if isinstance(value, str) and value == choice:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
+
+
+def listed(name: str, value: Any, of: str) -> list:
+    """The values of a list, tuple, range, array or Series. A text, a mapping and a set are none: they have no order, or
+    are one value."""
+    one = isinstance(value, (str, bytes, bytearray, Mapping, Set)) or getattr(value, "ndim", 1) != 1
+    if one or not isinstance(value, Collection):
+        raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
+    return list(value)
+
+
+def whole_numbers(name: str, value: Any, least: int | None = None) -> tuple[int, ...]:
+    values = listed(name, value, "whole numbers")
+    return tuple(whole_number(f"{name}[{i}]", each, least) for i, each in enumerate(values))
+
+
+def strings(name: str, value: Any) -> list[str]:
+    """A list of plain strings. A lone surrogate is half a character, which no tokenizer takes."""
+    found = listed(name, value, "strings")
+    for i, each in enumerate(found):
+        if not isinstance(each, str) or _SURROGATE.search(each):
+            raise ValueError(f"{name} must be a list of strings of whole characters, got {shown(each)} at {i}")
+    return [str.__str__(each) for each in found]  # numpy's are a kind of their own
+
+
+def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    hint = ": call it" if callable(value) else ""  # a method instead of its plan
+    raise ValueError(f"{name} must be {article} {kind.__name__}, got {shown(value)}{hint}")
+
+
+def callback(name: str, value: Any) -> Callable | None:
+    if value is None or callable(value):
+        return value
+    raise ValueError(f"{name} must be a function or None, got {shown(value)}")
+
+
+def side(value: Any) -> int:
+    """Side of an image in pixels."""
+    return whole_number("size", value, None, LARGEST_SIDE, "; no machine holds a larger image")
+
+
+def batch_size(value: Any) -> int:
+    """Images a forward pass."""
+    return whole_number("batch_size", value, 1, LARGEST_BATCH)
+
+
+def as_dtype(value: Any):
+    """torch.float32, torch.float16 or torch.bfloat16, from itself or its name."""
+    import torch  # takes seconds, and no other check needs it
+
+    name = str(value).removeprefix("torch.") if isinstance(value, (str, torch.dtype)) else value
+    return getattr(torch, one_of("dtype", name, DTYPES))
