@@ -166,6 +166,7 @@ def _generate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from postdiff.families import adapt
+    from postdiff.loading import load
     from postdiff.sampling import sample, settle
 
     for flag in ("n", "batch_size"):
@@ -179,7 +180,7 @@ def _generate(args: argparse.Namespace) -> None:
     settled = settle(spec, args.guidance, args.solver, args.size)
     plan = adapt(plan, spec.family)
     args.out.mkdir(parents=True, exist_ok=True)
-    backbone = backbones.load(args.backbone)
+    backbone = load(args.backbone)
     batches = ceil(len(prompts) / args.batch_size)
     with tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
         images = sample(
@@ -201,6 +202,7 @@ def _search(args: argparse.Namespace) -> None:
 
     from postdiff import search
     from postdiff.cost import costs
+    from postdiff.loading import load
     from postdiff.planfile import save_plan
 
     own = SEARCHES[args.search]
@@ -215,7 +217,7 @@ def _search(args: argparse.Namespace) -> None:
     plan = _plan(args)
     if not args.out.parent.is_dir():
         raise ValueError(f"--out must be in a folder that is there, got {args.out}")
-    backbone = backbones.load(args.backbone)
+    backbone = load(args.backbone)
     seeds = [args.seed + i for i in range(len(args.prompt))]
     with tqdm(total=len(plan), desc=args.search, unit="step") as bar:
         found = getattr(search, args.search)(

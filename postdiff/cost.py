@@ -7,20 +7,21 @@ Two units, never mixed (1 MAC is 2 FLOPs):
 Only the denoiser counts (no text encoder, no autoencoder), for one image.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from postdiff import caching, duca
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
-from postdiff.resolution import latent_size
+
+if TYPE_CHECKING:
+    import torch
 
 LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
 
@@ -76,9 +77,12 @@ def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
     """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
+    from postdiff import caching
+    from postdiff.loading import outline
+    from postdiff.resolution import latent_size
+
     plans = [adapt(plan, spec.family) for plan in plans]
-    with torch.device("meta"):
-        denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
+    denoiser = outline(spec)
     full = spec.latents(spec.size if size is None else size)
     attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
     passes: dict[tuple, _Pass] = {}
@@ -142,6 +146,8 @@ _KIND = {"#": "#", "c": "#", ".": "#", "S": "S", "w": "w", "x": "w"}
 
 def _skipped(denoiser: torch.nn.Module, plan: Plan, step: StepPlan) -> list[str]:
     """Modules that `step` does not run."""
+    from postdiff import caching, duca
+
     if step.deep == "reuse":
         return caching.deep_modules(denoiser, plan.branch)
     if step.blocks == "reuse":
@@ -201,6 +207,11 @@ def layer_of(name: str) -> str:
 
 def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan: Plan, runs: tuple[int, ...]) -> _Pass:
     """The last of these steps of `plan`, after the others."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from postdiff import caching
+
     rules, config = FAMILIES[spec.family], denoiser.config
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
@@ -221,6 +232,8 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan
 @contextmanager
 def count_macs(denoiser: torch.nn.Module) -> Iterator[Counter]:
     """Count `macs_paper` by module of whatever runs inside the `with`: a Counter that fills as it runs."""
+    import torch
+
     macs: Counter[str] = Counter()
     handles = []
     for name, module in denoiser.named_modules():
@@ -239,6 +252,8 @@ def count_macs(denoiser: torch.nn.Module) -> Iterator[Counter]:
 
 def module_macs(module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor) -> int:
     """`macs_paper` of one call. A linear layer's bias counts once an image, not once a token, as in the paper."""
+    import torch
+
     if isinstance(module, torch.nn.Conv2d):
         per_output = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
         return output.numel() * (per_output + (module.bias is not None))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postdiff import methods, search
-from postdiff.backbones import Backbone
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
 
 

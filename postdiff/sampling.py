@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from postdiff import caching, resolution, solvers
-from postdiff.backbones import Backbone, Spec
+from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, Text, adapt
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
 from postdiff.text import Embeddings, encode
 

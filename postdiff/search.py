@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from postdiff import caching, sampling
-from postdiff.backbones import Backbone
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 

@@ -2,51 +2,13 @@
 
 from collections.abc import Callable
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
-SOLVERS = {
-    "ddim": DDIMScheduler,
-    "dpm": DPMSolverMultistepScheduler,  # DPM-Solver++ (2M)
-    "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "lcm": LCMScheduler,  # for consistency models alone: predicts the clean latents, and adds fresh noise at every step
-}
-ODE = ("ddim", "dpm", "euler", "unipc")
+from postdiff.schedulers import ODE, PINNED, SCHEDULERS
 
-# What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
-# is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
-PINNED: dict[str, dict] = {
-    "ddim": {"clip_sample": False, "thresholding": False},
-    "dpm": {
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "thresholding": False,
-        "variance_type": None,
-    },
-    "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
-    "unipc": {
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "predict_x0": True,
-        "disable_corrector": [],
-        "lower_order_final": True,
-        "final_sigmas_type": "zero",
-        "thresholding": False,
-    },
-    "lcm": {"clip_sample": False, "thresholding": False},
-}
+SOLVERS = {name: getattr(diffusers, SCHEDULERS[name]) for name in (*ODE, "lcm")}
 
 
 def make_solver(name: str, config: dict):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from postdiff.backbones import Backbone
 from postdiff.families import FAMILIES, Text
+from postdiff.loading import Backbone
 
 
 @dataclass(frozen=True)
