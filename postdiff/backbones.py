@@ -12,7 +12,6 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import file_digest, sha256
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from postdiff.configs import (
     check_vae,
     read_json,
     regular_files,
+    shown,
     text_tokens,
 )
 from postdiff.families import FAMILIES, adapt
@@ -195,7 +195,9 @@ def folder_spec(name: str, folder: Path) -> Spec:
     family = next((name for name, rules in FAMILIES.items() if rules.pipeline == kind), None)
     if family is None:
         known = ", ".join(rules.pipeline for rules in FAMILIES.values())
-        raise ValueError(f"{folder} must hold one of {known} (model_index.json), got {kind}")
+        raise ValueError(
+            f"{folder} must hold one of {known} (model_index.json), got {kind if kind is None else repr(kind)}"
+        )
     rules = FAMILIES[family]
     regular_files(folder)
     check_components(folder, index, family)
@@ -224,7 +226,7 @@ def folder_spec(name: str, folder: Path) -> Spec:
         certain = kind in ("LCMScheduler", "TCDScheduler")
         if rules.guided and (certain or "solver" not in run) and (reason := distilled(kind, scheduler)):
             says = "" if certain else f'; if it is not, say the solver in {folder / RUN}: {{"solver": "euler"}}'
-            raise ValueError(f"{name} must be a model that runs guided, as {rules.pipeline} do here: {reason}{says}")
+            raise ValueError(f"{name} must run guided, as models of {rules.pipeline} do here: {reason}{says}")
     if "solver" not in run and (told := replaced(name, shipped, scheduler, spec.solver)):
         warnings.warn(f"{told}; choose with solver={'|'.join(rules.solvers)}", stacklevel=3)
     return spec
@@ -233,18 +235,21 @@ def folder_spec(name: str, folder: Path) -> Spec:
 def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     """`spec` as `run`, what the folder's postdiff.json says, has it."""
     if extra := run.keys() - set(RUN_KEYS):
-        raise ValueError(f"{file} may say {', '.join(RUN_KEYS)}, got {', '.join(sorted(extra))}")
+        raise ValueError(f"{file} may say {', '.join(RUN_KEYS)}, got {shown(', '.join(sorted(extra)))}")
     settings = run.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"settings in {file} must be an object, got {settings!r}")
     spec = replace(spec, **{**run, "settings": {**spec.settings, **settings}})
     guidance, offered = spec.guidance, FAMILIES[spec.family].solvers
-    if type(guidance) not in (int, float) or not isfinite(guidance) or guidance < 1:
+    if type(guidance) not in (int, float) or not 1 <= guidance < 1e38:  # NaN is neither
         raise ValueError(f"guidance in {file} must be a number of 1 or more, got {guidance!r}")
     if spec.solver not in offered:
         raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
     if type(spec.size) is not int:
         raise ValueError(f"size in {file} must be a whole number of pixels, got {spec.size!r}")
+    steps = spec.settings["steps"]
+    if type(steps) is not int or not 1 <= steps <= spec.train_steps:
+        raise ValueError(f"steps in {file} must be from 1 to {spec.train_steps}, as in training, got {steps!r}")
     try:
         spec.latents(spec.size)
         adapt(METHODS["postdiff"](**spec.settings), spec.family)

@@ -3,6 +3,9 @@
 import argparse
 import inspect
 import json
+import sys
+import warnings
+from collections.abc import Callable
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -60,10 +63,24 @@ SEARCHES = {
 
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, OSError, ArithmeticError) as error:
-        raise SystemExit(f"error: {error}") from None
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_once()
+        try:
+            args.run(args)
+        except (ValueError, OSError, ArithmeticError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+def _say_once() -> Callable[..., None]:
+    """What prints a warning as one line on stderr, each once: Python's own takes two, and a line of our source."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    return say
 
 
 def _parser() -> argparse.ArgumentParser:

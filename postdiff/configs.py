@@ -86,6 +86,11 @@ BLOCKS = {
 }
 
 
+def shown(text: str) -> str:
+    """`text` of a checkpoint as it may reach a terminal: escaped where it holds control characters."""
+    return text if text.isprintable() else ascii(text)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object that a JSON file of a checkpoint holds.
 
@@ -116,7 +121,7 @@ def regular_files(folder: Path) -> list[Path]:
             files.append(file)
         elif not file.is_dir() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
             kind = _KINDS.get(stat.S_IFMT(file.stat().st_mode), "another kind") if file.exists() else "a broken link"
-            raise ValueError(f"{folder} must hold regular files alone, got {kind}: {file}")
+            raise ValueError(f"{folder} must hold regular files alone, got {kind}: {shown(str(file))}")
     return files
 
 
@@ -240,8 +245,8 @@ def check_vae(config: Mapping[str, Any], channels: int, name: str = "the model")
             "not passed on"
         )
     blocks, factor = config.get("block_out_channels"), config.get("scaling_factor", 0.18215)
-    if not isinstance(blocks, list | tuple) or not blocks:
-        raise ValueError(f"block_out_channels of {where} must be a list of numbers, got {blocks!r}")
+    if not isinstance(blocks, list | tuple) or not 1 <= len(blocks) <= 8:
+        raise ValueError(f"block_out_channels of {where} must be a list of 1 to 8 numbers, got {blocks!r}")
     if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
         raise ValueError(f"scaling_factor of {where} must be a number above 0, got {factor!r}")
 
@@ -283,7 +288,7 @@ def _check_known(model: str, config: Mapping[str, Any], where: str) -> None:
     known = BUILT_FROM[model] | ASKS_FOR[model].keys() | CHECKED[model] | LEFT_OVER
     for key, value in config.items():
         if key not in known and not key.startswith("_") and value not in (None, False, "", [], {}, ()):
-            raise ValueError(f"{key} of {where} is a setting that {model} does not have, got {value!r}")
+            raise ValueError(f"{shown(key)} of {where} is a setting that {model} does not have, got {value!r}")
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int | None, where: str) -> int:

@@ -153,7 +153,9 @@ def _shapes_pixart(config: dict, tokens: int) -> dict[str, tuple[int, ...]]:
     return {"text": (tokens, config["caption_channels"]), "mask": (tokens,)}
 
 
-_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# An image encoder is of IP-Adapter alone, which is refused.
+_NO_IMAGES = {"image_encoder": None, "feature_extractor": None}
+_UNCHECKED = {**_NO_IMAGES, "safety_checker": None, "requires_safety_checker": False}
 _UNET = ("unet", "UNet2DConditionModel")
 
 FAMILIES = {
@@ -171,7 +173,7 @@ FAMILIES = {
     ),
     "sdxl": Family(
         "StableDiffusionXLPipeline",
-        {"add_watermarker": False},
+        {**_NO_IMAGES, "add_watermarker": False},
         *_UNET,
         _encode_sdxl,
         _inputs_sdxl,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from postdiff.backbones import Spec, resolve
-from postdiff.configs import check_denoiser, check_vae
+from postdiff.configs import check_denoiser, check_vae, shown
 from postdiff.families import FAMILIES, class_of
 from postdiff.schedulers import check_noise_schedule
 
@@ -75,20 +75,41 @@ def load(
             options = {"dtype": dtype, "use_safetensors": True}
             of = class_of("AutoencoderKL")
             components["vae"] = of.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
-        folder = Path(spec.source)
-        if spec.revision:  # what is among the components, or left out, is not fetched
-            folder = Path(pipeline.download(spec.source, revision=spec.revision, use_safetensors=True, **components))
+        folder = _fetch(spec, components) if spec.revision else Path(spec.source)
         for part, kind in wanted[parts].items():
             if part not in components:
                 components[part] = _component(folder / part, kind, dtype)
-        if spec.scheduler:
-            # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
-            components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
-        pipe = pipeline.from_pretrained(folder, **components)
+        with _told(f"{spec.name} cannot be loaded as {rules.pipeline}"):
+            if spec.scheduler:
+                # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
+                components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
+            pipe = pipeline.from_pretrained(folder, use_safetensors=True, **components)
     check(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     spec = replace(spec, scheduler={"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
     return Backbone(spec, pipe.to(device))
+
+
+def _fetch(spec: Spec, components: dict[str, Any]) -> Path:
+    """The folder into which a hub's pipeline is fetched, without what is among `components` (None: left out).
+
+    Raises: ValueError if its weights are not there as safetensors; OSError if the hub cannot be reached.
+    """
+    for variant in (None, "fp16"):
+        try:
+            fetched = class_of(FAMILIES[spec.family].pipeline).download(
+                spec.source, revision=spec.revision, variant=variant, use_safetensors=True, **components
+            )
+            return Path(fetched)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+    raise ValueError(f"{spec.source} must hold its weights as safetensors: {_convert(spec.source)}")
+
+
+def _convert(source: str) -> str:
+    load = f"diffusers.DiffusionPipeline.from_pretrained({source!r})"
+    return f"convert them with `{load}.save_pretrained(FOLDER, safe_serialization=True)`"
 
 
 def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -105,26 +126,28 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
     of = class_of(kind, library)
     if variant := _variant(folder):
         options["variant"] = variant
-    try:
+    with _told(f"{folder} cannot be loaded as {kind}"):
         model, info = of.from_pretrained(folder, **options)
-    except OSError as error:  # of torn files too
-        raise ValueError(f"the weights in {folder} cannot be read: {_line(error)}") from error
-    except Exception as error:  # whatever a library makes of settings that do not go together
-        raise ValueError(f"{folder} cannot be loaded as {kind}: {type(error).__name__}: {_line(error)}") from error
     for what, keys in (
         ("lack", info["missing_keys"]),
         ("have, beside what its config tells,", info["unexpected_keys"]),
         ("have, in another shape than its config tells,", [key for key, *_ in info["mismatched_keys"]]),
     ):
         if keys:
-            some = ", ".join(sorted(keys)[:3])
+            some = ", ".join(map(shown, sorted(keys)[:3]))
             raise ValueError(f"the weights in {folder} {what} {len(keys)} tensors: {some}{', ...' * (len(keys) > 3)}")
     return model
 
 
-def _line(error: Exception) -> str:
-    """The first sentence of a library's error, on one line."""
-    return " ".join(str(error).split()).split(". ")[0]
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raise ValueError, `what` and the first sentence of the cause, for whatever a library raises: settings that do not
+    go together and torn files end as errors of every kind."""
+    try:
+        yield
+    except Exception as error:
+        cause = shown(" ".join(str(error).split()).split(". ")[0])
+        raise ValueError(f"{what}: {type(error).__name__}: {cause}") from error
 
 
 def _variant(folder: Path) -> str | None:
@@ -142,10 +165,8 @@ def _variant(folder: Path) -> str | None:
     others = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
     if not others:
         raise ValueError(f"{folder} must hold weights (.safetensors), got none")
-    raise ValueError(
-        f"{folder} must hold its weights as safetensors, got {', '.join(others)}: convert with `diffusers."
-        f"DiffusionPipeline.from_pretrained({str(folder.parent)!r}).save_pretrained(FOLDER, safe_serialization=True)`"
-    )
+    got = shown(", ".join(others))
+    raise ValueError(f"{folder} must hold its weights as safetensors, got {got}: {_convert(str(folder.parent))}")
 
 
 @contextmanager
@@ -171,11 +192,8 @@ def outline(spec: Spec) -> torch.nn.Module:
     """
     rules = FAMILIES[spec.family]
     check_denoiser(spec.family, spec.denoiser, spec.name)
-    try:
-        with torch.device("meta"):
-            return class_of(rules.model).from_config(spec.denoiser).eval()
-    except Exception as error:  # whatever diffusers makes of settings that do not go together
-        raise ValueError(f"{rules.denoiser} of {spec.name} cannot be built from its config: {_line(error)}") from error
+    with _told(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
+        return class_of(rules.model).from_config(spec.denoiser).eval()
 
 
 # Of a denoiser's config: what its cost depends on.

@@ -82,7 +82,7 @@ def check_noise_schedule(name: str, kind: str, config: Mapping[str, Any]) -> Non
     known = (*SCHEDULERS.values(), *KIN)
     if kind not in known:
         raise ValueError(
-            f"{name} must have a noise schedule of betas; {kind} has none that is known here ({', '.join(known)})"
+            f"{name} must have a noise schedule of betas; {kind} has none that is known here (of {', '.join(known)})"
         )
     for key, allowed in (
         ("prediction_type", PREDICTIONS),
@@ -112,10 +112,10 @@ def check_noise_schedule(name: str, kind: str, config: Mapping[str, Any]) -> Non
 
 
 def train_steps(name: str, config: Mapping[str, Any]) -> int:
-    """Steps of the noise schedule that the model was trained with. Raises ValueError if it is no positive integer."""
+    """Steps of the noise schedule that the model was trained with. Raises ValueError if it is no such number."""
     steps = config.get("num_train_timesteps", 1000)
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"num_train_timesteps of {name}'s scheduler must be 1 or more, got {steps!r}")
+    if type(steps) is not int or not 1 <= steps <= 10_000:
+        raise ValueError(f"num_train_timesteps of {name}'s scheduler must be from 1 to 10000, got {steps!r}")
     return steps
 
 
