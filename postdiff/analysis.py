@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from postdiff import sampling
-from postdiff.backbones import Backbone
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
 
 # Modules whose output is a feature map, in the order they run.

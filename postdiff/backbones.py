@@ -4,22 +4,31 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 (they would replace images, and so change what is measured).
 """
 
-import copy
+from __future__ import annotations
+
 import json
 import re
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from diffusers import AutoencoderKL
-from huggingface_hub import snapshot_download
+from typing import Any
 
 from postdiff import minis
-from postdiff.families import FAMILIES
-from postdiff.solvers import SOLVERS
+from postdiff.configs import (
+    check_components,
+    check_denoiser,
+    check_text,
+    check_vae,
+    read_json,
+    regular_files,
+    shown,
+    text_tokens,
+)
+from postdiff.families import FAMILIES, adapt
+from postdiff.methods import METHODS
+from postdiff.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
 
 MINI = minis.MINI
 
@@ -35,6 +44,9 @@ class Spec:
     denoiser: the denoiser's config, where it is needed before (or without) the weights.
     settings: the paper's for its method (sec. 3.1, App. F), arguments of `methods.postdiff`.
     vae: another autoencoder's hub id and commit, or None for the checkpoint's own.
+    train_steps: of the noise schedule that the model was trained with; a plan has no more.
+    scheduler: the config of the scheduler that a folder ships, with its class as `_class_name`; of a hub's row it is
+        there once it is loaded.
     """
 
     name: str
@@ -49,6 +61,8 @@ class Spec:
     vae_factor: int = 8
     text_tokens: int = 77
     vae: tuple[str, str] | None = None
+    train_steps: int = 1000
+    scheduler: dict = field(default_factory=dict)
 
     @property
     def patch(self) -> int:
@@ -140,89 +154,109 @@ MINIS = minis.NAMES
 NAMES = (*MINIS, *HUB)
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A loaded pipeline. `pipe` is the untouched diffusers pipeline.
-
-    float32_vae: the autoencoder that decodes where the pipeline's own would overflow (SDXL's in float16).
-    """
-
-    spec: Spec
-    pipe: Any
-    float32_vae: Any = None
-
-    @property
-    def decoder(self) -> Any:
-        return self.float32_vae or self.pipe.vae
-
-    @property
-    def denoiser(self) -> torch.nn.Module:
-        return getattr(self.pipe, FAMILIES[self.spec.family].denoiser)
-
-    @property
-    def device(self) -> torch.device:
-        # The pipeline's own looks through all modules: 1.5 ms.
-        return self.pipe.device if self._weight is None else self._weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipe.dtype if self._weight is None else self._weight.dtype
-
-    @property
-    def _weight(self) -> torch.nn.Parameter | None:
-        return None if self.denoiser is None else next(self.denoiser.parameters(), None)
-
-
 def resolve(where: str | Path) -> Spec:
     """The spec of a name, a folder, or `ORG/REPOSITORY@COMMIT`, without loading weights.
 
-    Of a repository that has no name here, the configs (a few kB) are fetched.
+    Of a repository that has no name here, the configs (a few kB) are fetched. Warns (UserWarning) if a folder ships a
+    scheduler that is not offered and does not say which solver is meant.
 
-    Raises: ValueError if it is none of these, or holds no pipeline of a known family; OSError if the hub has it not.
+    Raises: ValueError if it is none of these, holds no pipeline of a known family, or one that would not be run as it
+        was made to (`postdiff.configs`, `postdiff.schedulers`); OSError if the hub has it not.
     """
+    if not isinstance(where, str | Path):
+        raise ValueError(f"a model must be a name or a path, got {type(where).__name__}")
     if where in HUB:
         return HUB[where]
     if where in MINIS:
-        return _folder_spec(str(where), minis.folder(str(where)))
+        return folder_spec(str(where), minis.folder(str(where)))
     if Path(where).is_dir():
-        return _folder_spec(str(where), Path(where))
+        return folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
     if hub:
+        from huggingface_hub import snapshot_download
+
         folder = snapshot_download(hub[1], revision=hub[2], allow_patterns=["*.json", "*/*.json"])
-        return replace(_folder_spec(str(where), Path(folder)), source=hub[1], revision=hub[2])
+        return replace(folder_spec(str(where), Path(folder)), source=hub[1], revision=hub[2])
+    if Path(where).is_file():
+        raise ValueError(
+            f"a model must be a folder in diffusers' format, got the file {str(where)!r}: convert it with "
+            f"`diffusers.StableDiffusionPipeline.from_single_file({str(where)!r}).save_pretrained(FOLDER)`, or "
+            "StableDiffusionXLPipeline"
+        )
     raise ValueError(
         f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
         "(40 hex digits)"
     )
 
 
-def _folder_spec(name: str, folder: Path) -> Spec:
-    def read(part: str) -> dict:
-        return json.loads((folder / part).read_text()) if (folder / part).is_file() else {}
-
-    kind = read("model_index.json").get("_class_name")
-    family = next((name for name, rules in FAMILIES.items() if rules.pipeline.__name__ == kind), None)
+def folder_spec(name: str, folder: Path) -> Spec:
+    """The spec of a pipeline's folder, from its configs. Raises and warns as `resolve` does."""
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    family = next((name for name, rules in FAMILIES.items() if rules.pipeline == kind), None)
     if family is None:
-        known = ", ".join(rules.pipeline.__name__ for rules in FAMILIES.values())
-        raise ValueError(f"{folder} must hold one of {known} (model_index.json), got {kind}")
-    denoiser, vae = read(f"{FAMILIES[family].denoiser}/config.json"), read("vae/config.json")
-    if "sample_size" not in denoiser or "block_out_channels" not in vae:
-        raise ValueError(f"{folder} must hold the configs of {FAMILIES[family].denoiser} and vae; it lacks one")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    tokens = read("tokenizer/tokenizer_config.json").get("model_max_length", 77)
-    if family == "pixart":
-        tokens = min(tokens, 120)  # T5's tokenizer allows 512, PixArt was trained with 120
-    shipped = read("scheduler/scheduler_config.json").get("_class_name")
-    classes = {name: {kind.__name__ for kind in SOLVERS[name].__mro__} for name in FAMILIES[family].solvers}
-    solver = next((name for name, kinds in classes.items() if shipped in kinds), SOLVER[family])
+        known = ", ".join(rules.pipeline for rules in FAMILIES.values())
+        raise ValueError(
+            f"{folder} must hold one of {known} (model_index.json), got {kind if kind is None else repr(kind)}"
+        )
+    rules = FAMILIES[family]
+    regular_files(folder)
+    check_components(folder, index, family)
+    missing = [part for part in (rules.denoiser, "vae") if not (folder / part / "config.json").is_file()]
+    if missing:
+        raise ValueError(f"{folder} must hold the configs of {rules.denoiser} and vae; it lacks {missing[0]}'s")
+    denoiser, vae = (read_json(folder / part / "config.json") for part in (rules.denoiser, "vae"))
+    check_denoiser(family, denoiser, name)
+    check_vae(vae, denoiser.get("in_channels", 4), name)
+    encoders = {part: read_json(folder / part / "config.json") for part in rules.text_encoders}
+    check_text(family, denoiser, encoders, name)
+    side, factor = denoiser.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
+    if type(side) is not int or side < 1:
+        raise ValueError(f"sample_size of {rules.denoiser} of {name} must be a whole number of 1 or more, got {side!r}")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    shipped = scheduler.setdefault("_class_name", index["scheduler"][1])
+    check_noise_schedule(name, shipped, scheduler)
     spec = Spec(
-        name, str(folder), None, family, denoiser["sample_size"] * factor, denoiser, SETTINGS[family],
-        GUIDANCE[family], solver, factor, tokens,
+        name, str(folder), None, family, side * factor, denoiser, SETTINGS[family], GUIDANCE[family],
+        solver_of(shipped, rules.solvers) or SOLVER[family], factor, text_tokens(folder, family, encoders),
+        train_steps=train_steps(name, scheduler), scheduler=scheduler,
     )  # fmt: skip
-    run = read(RUN)
+    run = read_json(folder / RUN) if (folder / RUN).exists() else {}
+    spec = _as_it_says(spec, folder / RUN, run)
+    for kind in (shipped, index["scheduler"][1]):
+        certain = kind in ("LCMScheduler", "TCDScheduler")
+        if rules.guided and (certain or "solver" not in run) and (reason := distilled(kind, scheduler)):
+            says = "" if certain else f'; if it is not, say the solver in {folder / RUN}: {{"solver": "euler"}}'
+            raise ValueError(f"{name} must run guided, as models of {rules.pipeline} do here: {reason}{says}")
+    if "solver" not in run and (told := replaced(name, shipped, scheduler, spec.solver)):
+        warnings.warn(f"{told}; choose with solver={'|'.join(rules.solvers)}", stacklevel=3)
+    return spec
+
+
+def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
+    """`spec` as `run`, what the folder's postdiff.json says, has it."""
     if extra := run.keys() - set(RUN_KEYS):
-        raise ValueError(f"{folder / RUN} may say {', '.join(RUN_KEYS)}, got {', '.join(sorted(extra))}")
-    return replace(spec, **{**run, "settings": {**spec.settings, **run.get("settings", {})}})
+        raise ValueError(f"{file} may say {', '.join(RUN_KEYS)}, got {shown(', '.join(sorted(extra)))}")
+    settings = run.get("settings", {})
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings in {file} must be an object, got {settings!r}")
+    spec = replace(spec, **{**run, "settings": {**spec.settings, **settings}})
+    guidance, offered = spec.guidance, FAMILIES[spec.family].solvers
+    if type(guidance) not in (int, float) or not 1 <= guidance < 1e38:  # NaN is neither
+        raise ValueError(f"guidance in {file} must be a number of 1 or more, got {guidance!r}")
+    if spec.solver not in offered:
+        raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
+    if type(spec.size) is not int:
+        raise ValueError(f"size in {file} must be a whole number of pixels, got {spec.size!r}")
+    steps = spec.settings["steps"]
+    if type(steps) is not int or not 1 <= steps <= spec.train_steps:
+        raise ValueError(f"steps in {file} must be from 1 to {spec.train_steps}, as in training, got {steps!r}")
+    try:
+        spec.latents(spec.size)
+        adapt(METHODS["postdiff"](**spec.settings), spec.family)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} must say settings that postdiff takes: {error}") from None
+    return spec
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:
@@ -236,10 +270,10 @@ def fingerprint(spec: Spec) -> str:
     if spec.revision:
         return spec.revision if spec.vae is None else f"{spec.revision}+{spec.vae[1]}"
     digest = sha256()
-    for file in sorted(Path(spec.source).rglob("*")):
+    for file in regular_files(Path(spec.source)):
         if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != RUN:
-            stat = file.stat()
-            digest.update(file.name.encode() + digest_of(file, stat.st_size, stat.st_mtime_ns))
+            is_now = file.stat()
+            digest.update(file.name.encode() + digest_of(file, is_now.st_size, is_now.st_mtime_ns))
     return digest.hexdigest()[:12]
 
 
@@ -248,78 +282,3 @@ def digest_of(file: Path, size: int, changed: int) -> bytes:
     """SHA-256 of a file, read once while its size and time of change stay."""
     with open(file, "rb") as opened:
         return file_digest(opened, "sha256").digest()
-
-
-def load(
-    where: str | Path,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    parts: Literal["all", "text", "denoiser"] = "all",
-) -> Backbone:
-    """Load a backbone by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
-
-    Args:
-        device: a torch device; the GPU if there is one.
-        dtype: float16 on a GPU, float32 on a CPU.
-        parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
-            `sample` with `embeddings`): the two need never be in memory together.
-
-    Raises: ValueError if `where` is none of these, or the checkpoint is not what its row promises.
-    """
-    spec = resolve(where)
-    rules = FAMILIES[spec.family]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
-    options = {"dtype": dtype, "use_safetensors": True}
-    components = dict(rules.options)
-    if spec.vae and parts != "text":
-        components["vae"] = AutoencoderKL.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
-    left_out = {"all": (), "text": (rules.denoiser, "vae"), "denoiser": rules.text_parts}[parts]
-    components |= dict.fromkeys(left_out)
-    pipe = rules.pipeline.from_pretrained(spec.source, revision=spec.revision, **options, **components)
-    check(spec, pipe)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
-    return Backbone(spec, pipe, float32_vae(spec, pipe.vae))
-
-
-def float32_vae(spec: Spec, vae: Any) -> Any:
-    """A copy of `vae` in float32 if it is of float16 and would overflow so (SDXL's own asks for it), else None.
-
-    The pipelines cast theirs before each batch and back after it; one copy is cast once.
-    """
-    if not FAMILIES[spec.family].upcast_vae or vae is None or vae.dtype != torch.float16 or not vae.config.force_upcast:
-        return None
-    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
-
-
-# Of a denoiser's config: what its cost depends on.
-_SIZES = (
-    "in_channels", "out_channels", "block_out_channels", "down_block_types", "mid_block_type", "layers_per_block",
-    "cross_attention_dim", "attention_head_dim", "transformer_layers_per_block", "time_cond_proj_dim",
-    "projection_class_embeddings_input_dim", "num_layers", "num_attention_heads", "caption_channels", "patch_size",
-)  # fmt: skip
-
-
-def check(spec: Spec, pipe) -> None:
-    """Raise ValueError if what is loaded of `pipe` is not what `spec` says (costs are computed from the spec alone), or
-    is of a kind that would run, and give wrong images."""
-    rules = FAMILIES[spec.family]
-    denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
-    if denoiser is not None:
-        with torch.device("meta"):
-            expected = rules.model.from_config(spec.denoiser).config
-        pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
-    if vae is not None:
-        pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
-        if vae.config.get("latents_mean") is not None:
-            raise ValueError(f"{spec.name} has latents with a mean of their own (latents_mean), which is not written")
-    if pipe.tokenizer and spec.family != "pixart":  # PixArt's pipeline pads to the length it is told
-        pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
-    if "beta_schedule" not in pipe.scheduler.config:
-        kind = type(pipe.scheduler).__name__
-        raise ValueError(f"{spec.name} must have a noise schedule of betas; {kind} has none")
-    alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
-    wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
-    if wrong:
-        raise ValueError(f"{spec.name} is not the kind of model that is expected here: {'; '.join(wrong)}")

@@ -3,6 +3,9 @@
 import argparse
 import inspect
 import json
+import sys
+import warnings
+from collections.abc import Callable
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -60,10 +63,24 @@ SEARCHES = {
 
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, OSError, ArithmeticError) as error:
-        raise SystemExit(f"error: {error}") from None
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_once()
+        try:
+            args.run(args)
+        except (ValueError, OSError, ArithmeticError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+def _say_once() -> Callable[..., None]:
+    """What prints a warning as one line on stderr, each once: Python's own takes two, and a line of our source."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    return say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +183,7 @@ def _generate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from postdiff.families import adapt
+    from postdiff.loading import load
     from postdiff.sampling import sample, settle
 
     for flag in ("n", "batch_size"):
@@ -179,7 +197,7 @@ def _generate(args: argparse.Namespace) -> None:
     settled = settle(spec, args.guidance, args.solver, args.size)
     plan = adapt(plan, spec.family)
     args.out.mkdir(parents=True, exist_ok=True)
-    backbone = backbones.load(args.backbone)
+    backbone = load(args.backbone)
     batches = ceil(len(prompts) / args.batch_size)
     with tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
         images = sample(
@@ -201,6 +219,7 @@ def _search(args: argparse.Namespace) -> None:
 
     from postdiff import search
     from postdiff.cost import costs
+    from postdiff.loading import load
     from postdiff.planfile import save_plan
 
     own = SEARCHES[args.search]
@@ -215,7 +234,7 @@ def _search(args: argparse.Namespace) -> None:
     plan = _plan(args)
     if not args.out.parent.is_dir():
         raise ValueError(f"--out must be in a folder that is there, got {args.out}")
-    backbone = backbones.load(args.backbone)
+    backbone = load(args.backbone)
     seeds = [args.seed + i for i in range(len(args.prompt))]
     with tqdm(total=len(plan), desc=args.search, unit="step") as bar:
         found = getattr(search, args.search)(

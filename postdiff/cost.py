@@ -19,6 +19,7 @@ from postdiff import caching, duca
 from postdiff.arguments import instance, side
 from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, adapt
+from postdiff.loading import outline
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size
@@ -81,8 +82,7 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     spec = instance("spec", spec, Spec)
     plans = [adapt(instance("plan", plan, Plan), spec.family) for plan in plans]
     full = spec.latents(side(spec.size if size is None else size))
-    with torch.device("meta"):
-        denoiser = FAMILIES[spec.family].model.from_config(spec.denoiser).eval()
+    denoiser = outline(spec)
     attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
     passes: dict[tuple, _Pass] = {}
 

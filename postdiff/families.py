@@ -7,57 +7,65 @@ Text is a dict of tensors, one row an image (unconditional half first, then the 
     mask    [B, L]     PixArt: 1 where a token is, 0 where padding is
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import log
-from typing import Any
+from __future__ import annotations
 
-import torch
-from diffusers import (
-    LatentConsistencyModelPipeline,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import log
+from typing import TYPE_CHECKING, Any
 
 from postdiff.plan import Plan
-from postdiff.solvers import ODE
+from postdiff.schedulers import ODE
 
-Text = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Text = dict[str, "torch.Tensor"]
+CLIP = {"text_encoder": "CLIPTextModel"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """One family. Classes are named, so that neither torch nor diffusers is imported before one is needed.
 
-    denoiser: the pipeline's attribute; model: its class.
+    pipeline: diffusers' class; denoiser: the pipeline's attribute; model: the denoiser's class, diffusers' too.
     encode: (pipe, prompts, guided, text_tokens) -> Text, as the pipeline itself encodes.
     inputs: (Text, (height, width) in pixels, w, config) -> what the denoiser takes beside latents and timesteps.
-    text_parts: the pipeline's components that encode prompts.
     text_shapes: (config, text_tokens) -> the shape of each tensor of Text for one row, for costs without weights.
+    text_encoders: the pipeline's components that encode prompts, with their classes, of transformers.
     guided: classifier-free guidance runs two halves.
     no_deep: why deep features cannot be cached, or "".
     told_size: the denoiser is told the size of the image.
     """
 
-    pipeline: Any
+    pipeline: str
     options: dict[str, Any]  # of from_pretrained
     denoiser: str
-    model: Any
+    model: str
     encode: Callable[..., Text]
     inputs: Callable[..., dict[str, Any]]
     text_shapes: Callable[[dict, int], dict[str, tuple[int, ...]]]
-    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    text_encoders: dict[str, str] = field(default_factory=lambda: CLIP)
     solvers: tuple[str, ...] = ODE
     guided: bool = True
     no_deep: str = ""
     told_size: bool = False
     upcast_vae: bool = False  # decode in fp32 if the autoencoder's config asks for it
 
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        return tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoders)
+
+
+def class_of(name: str, library: str = "diffusers") -> Any:
+    """The class called `name` of diffusers or transformers, which are imported here: seconds, the first time."""
+    return getattr(importlib.import_module(library), name)
+
 
 def _halves(uncond: torch.Tensor | None, cond: torch.Tensor) -> torch.Tensor:
+    import torch
+
     return cond if uncond is None else torch.cat([uncond, cond])
 
 
@@ -98,6 +106,8 @@ def _inputs_lcm(text: Text, size: tuple[int, int], guidance: float, config) -> d
 
 def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
     """[1, width] float32 of w - 1, sinusoidal (Imagen's w, which is LCM's plus 1)."""
+    import torch
+
     w = torch.tensor([guidance - 1], dtype=torch.float32) * 1000
     frequencies = torch.exp(torch.arange(width // 2, dtype=torch.float32) * -(log(10_000) / (width // 2 - 1)))
     angles = w[:, None] * frequencies[None]
@@ -106,12 +116,16 @@ def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
 
 def _inputs_sdxl(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
     """Original size, crop (none) and target size go in beside the pooled text."""
+    import torch
+
     ids = torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype, device=text["text"].device)
     added = {"text_embeds": text["pooled"], "time_ids": ids.expand(len(text["text"]), -1)}
     return {**_inputs_sd(text, size, guidance, config), "added_cond_kwargs": added}
 
 
 def _inputs_pixart(text: Text, size: tuple[int, int], guidance: float, config) -> dict:
+    import torch
+
     rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
     added: dict[str, torch.Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if config["sample_size"] == 128:  # the checkpoints that were trained at many sizes (1024-MS) know theirs
@@ -138,13 +152,15 @@ def _shapes_pixart(config: dict, tokens: int) -> dict[str, tuple[int, ...]]:
     return {"text": (tokens, config["caption_channels"]), "mask": (tokens,)}
 
 
-_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-_UNET = ("unet", UNet2DConditionModel)
+# An image encoder is of IP-Adapter alone, which is refused.
+_NO_IMAGES = {"image_encoder": None, "feature_extractor": None}
+_UNCHECKED = {**_NO_IMAGES, "safety_checker": None, "requires_safety_checker": False}
+_UNET = ("unet", "UNet2DConditionModel")
 
 FAMILIES = {
-    "sd": Family(StableDiffusionPipeline, _UNCHECKED, *_UNET, _encode_sd, _inputs_sd, _shapes_sd),
+    "sd": Family("StableDiffusionPipeline", _UNCHECKED, *_UNET, _encode_sd, _inputs_sd, _shapes_sd),
     "lcm": Family(
-        LatentConsistencyModelPipeline,
+        "LatentConsistencyModelPipeline",
         _UNCHECKED,
         *_UNET,
         _encode_sd,
@@ -155,24 +171,25 @@ FAMILIES = {
         no_deep="a consistency model's few steps are too far apart for features to be alike (paper, sec. 3.1)",
     ),
     "sdxl": Family(
-        StableDiffusionXLPipeline,
-        {"add_watermarker": False},
+        "StableDiffusionXLPipeline",
+        {**_NO_IMAGES, "add_watermarker": False},
         *_UNET,
         _encode_sdxl,
         _inputs_sdxl,
         _shapes_sdxl,
-        text_parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+        text_encoders={**CLIP, "text_encoder_2": "CLIPTextModelWithProjection"},
         told_size=True,
         upcast_vae=True,
     ),
     "pixart": Family(
-        PixArtAlphaPipeline,
+        "PixArtAlphaPipeline",
         {},
         "transformer",
-        PixArtTransformer2DModel,
+        "PixArtTransformer2DModel",
         _encode_pixart,
         _inputs_pixart,
         _shapes_pixart,
+        text_encoders={"text_encoder": "T5EncoderModel"},
         no_deep="a transformer has no skip connections between shallow and deep blocks",
         told_size=True,
     ),

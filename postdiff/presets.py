@@ -6,7 +6,7 @@ from typing import Any
 
 from postdiff import methods, search
 from postdiff.arguments import shown
-from postdiff.backbones import Backbone
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
 
 

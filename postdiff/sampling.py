@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from postdiff import arguments, caching, resolution, solvers
-from postdiff.backbones import Backbone, Spec
+from postdiff.backbones import Spec
 from postdiff.families import FAMILIES, Text, adapt
+from postdiff.loading import Backbone
 from postdiff.plan import Plan
+from postdiff.schedulers import check_scheduler
 from postdiff.text import Embeddings, encode
 
 VERSION = 2  # counts changes of this package that change pixels
@@ -124,6 +126,7 @@ def _checked(
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
         raise ValueError("the pipeline is offloaded: expected all of it on one device")
+    check_scheduler(spec, backbone.pipe.scheduler, solver)
     guidance, solver, size = settle(spec, guidance, solver, size)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     scheduler = solvers.make_solver(solver, backbone.pipe.scheduler.config)

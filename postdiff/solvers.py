@@ -4,14 +4,11 @@ A schedule (timesteps, noise levels, coefficients) is a few numbers that the hos
 waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
 """
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
+
+from postdiff.schedulers import PINNED, SCHEDULERS
 
 
 class HostUniPC(UniPCMultistepScheduler):
@@ -89,42 +86,9 @@ class GivenNoiseLCM(LCMScheduler):
         return after.sqrt() * clean + (1 - after).sqrt() * noise.to(clean.dtype), clean
 
 
-SOLVERS = {
-    "ddim": DDIMScheduler,
-    "dpm": DPMSolverMultistepScheduler,  # DPM-Solver++ (2M)
-    "euler": EulerDiscreteScheduler,
-    "unipc": HostUniPC,
-    "lcm": GivenNoiseLCM,  # for consistency models alone: predicts the clean latents, adds fresh noise at every step
-}
-ODE = ("ddim", "dpm", "euler", "unipc")
-
-# What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
-# is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
-PINNED: dict[str, dict] = {
-    "ddim": {"clip_sample": False, "thresholding": False},
-    "dpm": {
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "thresholding": False,
-        "variance_type": None,
-    },
-    "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
-    "unipc": {
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "predict_x0": True,
-        "disable_corrector": [],
-        "lower_order_final": True,
-        "final_sigmas_type": "zero",
-        "thresholding": False,
-    },
-    "lcm": {"clip_sample": False, "thresholding": False},
-}
+# Where the class of diffusers is not the one that runs.
+OWN = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
+SOLVERS = {name: OWN.get(name) or getattr(diffusers, kind) for name, kind in SCHEDULERS.items()}
 
 
 def make_solver(name: str, config: dict):

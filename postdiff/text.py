@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from postdiff import arguments
-from postdiff.backbones import Backbone
 from postdiff.families import FAMILIES, Text
+from postdiff.loading import Backbone
 from postdiff.ownership import owned
 
 

@@ -374,13 +374,12 @@ def test_steps_are_at_most_those_of_the_training_schedule(backbone, backbones, m
 
     lcm = backbones("lcm")
     assert refused(lcm, 51) == f"steps must be at most 50, all that {lcm.spec.name} was trained with, got 51"
-    short = {**backbone.pipe.scheduler.config, "num_train_timesteps": 8}
-    of = SimpleNamespace(
-        **{**vars(backbone.pipe), "unet": backbone.denoiser, "scheduler": SimpleNamespace(config=short)}
-    )
+    shipped = backbone.pipe.scheduler
+    of = SimpleNamespace(**{**vars(backbone.pipe), "unet": backbone.denoiser})
+    of.scheduler = type(shipped).from_config(shipped.config, num_train_timesteps=8)
     assert "at most 8, all that mini-sd was trained with, got 9" in refused(postdiff.Backbone(backbone.spec, of), 9)
-    leading = {**backbone.pipe.scheduler.config, "timestep_spacing": "leading", "steps_offset": 1}
-    of.scheduler = SimpleNamespace(config=leading)  # SD1.5's: diffusers' DDIM would begin at level 1000 of 0 to 999
+    # SD1.5's: diffusers' DDIM would begin at level 1000 of 0 to 999.
+    of.scheduler = type(shipped).from_config(shipped.config, timestep_spacing="leading", steps_offset=1)
     message = refused(postdiff.Backbone(backbone.spec, of), 1000, solver="ddim")
     assert message == "ddim has no schedule of 1000 of mini-sd's 1000 steps; expected fewer"
 

@@ -12,7 +12,7 @@ from diffusers import EDMEulerScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 
 import postdiff
-from postdiff import backbones
+from postdiff import backbones, loading
 from postdiff.cli import SETTINGS, main
 from postdiff.picture import draw_plan
 
@@ -138,13 +138,13 @@ def test_sd15s_own_config_is_what_its_row_says():
         unet=unet, vae=None, tokenizer=SimpleNamespace(model_max_length=77), scheduler=PNDMScheduler()
     )
     for name in ("sd15", "sd15-original"):
-        backbones.check(backbones.resolve(name), pipe)
+        loading.check(backbones.resolve(name), pipe)
 
 
 def test_a_checkpoint_that_is_not_what_its_row_says_is_refused(backbone):
     with pytest.raises(ValueError, match=r"sd15 is not the kind of model.*cross_attention_dim 768, got 96"):
-        backbones.check(backbones.HUB["sd15"], backbone.pipe)
-    backbones.check(backbone.spec, backbone.pipe)
+        loading.check(backbones.HUB["sd15"], backbone.pipe)
+    loading.check(backbone.spec, backbone.pipe)
 
 
 def test_a_folder_says_how_it_is_run(tmp_path):
@@ -175,13 +175,13 @@ def test_models_that_would_run_and_draw_wrong_images_are_refused(backbone):
 
     odd = SimpleNamespace(**{key: getattr(backbone.pipe, key) for key in ("unet", "vae", "tokenizer", "scheduler")})
     odd.vae_scale_factor = 4
-    backbones.check(backbone.spec, odd)
+    loading.check(backbone.spec, odd)
     odd.vae = SimpleNamespace(config=Config(latents_mean=[0.1]))
     with pytest.raises(ValueError, match="latents_mean"):
-        backbones.check(backbone.spec, odd)
+        loading.check(backbone.spec, odd)
     odd.vae, odd.scheduler = backbone.pipe.vae, EDMEulerScheduler()
     with pytest.raises(ValueError, match="noise schedule of betas; EDMEulerScheduler has none"):
-        backbones.check(backbone.spec, odd)
+        loading.check(backbone.spec, odd)
 
 
 def test_a_searched_plan_is_written_priced_and_replayed(capsys, tmp_path):

@@ -13,7 +13,7 @@ import postdiff
 import postdiff.families
 from postdiff import methods, sampling
 from postdiff.backbones import HUB
-from postdiff.families import FAMILIES
+from postdiff.families import FAMILIES, class_of
 
 
 def random_backbone(name: str, size: int) -> postdiff.Backbone:
@@ -21,7 +21,7 @@ def random_backbone(name: str, size: int) -> postdiff.Backbone:
     spec = replace(HUB[name], size=size)
     rules = FAMILIES[spec.family]
     with init_empty_weights(include_buffers=False):  # positions are computed, not learned
-        model = rules.model.from_config(spec.denoiser)
+        model = class_of(rules.model).from_config(spec.denoiser)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         for key, empty in module._parameters.items():

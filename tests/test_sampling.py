@@ -17,6 +17,7 @@ from diffusers import (
 import postdiff
 from postdiff import methods, sampling, solvers
 from postdiff.resolution import upsample
+from postdiff.schedulers import ODE, PINNED
 
 
 def pipeline_images(backbone, n, solver, steps=4, guidance=None):
@@ -32,7 +33,7 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=None):
     return (images * 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("solver", solvers.ODE)
+@pytest.mark.parametrize("solver", ODE)
 @pytest.mark.parametrize("n", [1, 3])
 def test_dense_equals_the_diffusers_pipeline_bit_for_bit(backbone, solver, n):
     ours = postdiff.sample(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(4), solver=solver)
@@ -42,7 +43,7 @@ def test_dense_equals_the_diffusers_pipeline_bit_for_bit(backbone, solver, n):
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-@pytest.mark.parametrize("solver", solvers.ODE)
+@pytest.mark.parametrize("solver", ODE)
 @pytest.mark.parametrize(
     "shipped",
     [
@@ -67,10 +68,10 @@ def test_every_solver_runs_deterministically_whatever_scheduler_a_checkpoint_shi
     np.testing.assert_array_equal(*images)
     assert images[0].std() > 10
     assert type(own) is solvers.SOLVERS[solver]
-    assert {key: own.config[key] for key in solvers.PINNED[solver]} == solvers.PINNED[solver]
+    assert {key: own.config[key] for key in PINNED[solver]} == PINNED[solver]
 
 
-@pytest.mark.parametrize("solver", solvers.ODE)
+@pytest.mark.parametrize("solver", ODE)
 def test_no_cfg_equals_the_pipeline_at_guidance_1(backbone, solver):
     ours = postdiff.sample(backbone, PROMPTS, SEEDS, methods.no_cfg(4), solver=solver)
     np.testing.assert_array_equal(ours, pipeline_images(backbone, 3, solver, guidance=1.0))
@@ -126,7 +127,7 @@ class Oracle(torch.nn.Module):
         return (self.seen[-1],)
 
 
-@pytest.mark.parametrize("solver", solvers.ODE)
+@pytest.mark.parametrize("solver", ODE)
 @pytest.mark.parametrize("s", [0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("beta", [0.5, 0.75])
 def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
