@@ -3,16 +3,25 @@
 backbone = postdiff.load("mini-sd")
 plan = postdiff.methods.postdiff(steps=20)
 images = postdiff.sample(backbone, ["a big red star on snow"], seeds=[0], plan=plan)  # uint8 [1, 64, 64, 3]
+
+Importing this package imports neither torch nor diffusers (5 s): what needs them is imported when it is first used.
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from postdiff import methods
-from postdiff.backbones import Backbone, load
 from postdiff.compose import low_first
-from postdiff.cost import cost, costs
 from postdiff.plan import Plan, StepPlan
 from postdiff.planfile import load_plan, save_plan
-from postdiff.sampling import sample
-from postdiff.text import encode
+
+if TYPE_CHECKING:
+    from postdiff.backbones import Backbone, load
+    from postdiff.cost import cost, costs
+    from postdiff.sampling import sample
+    from postdiff.text import encode
 
 __all__ = [
     "Backbone",
@@ -28,3 +37,41 @@ __all__ = [
     "sample",
     "save_plan",
 ]
+
+_LATER = {  # name: its module
+    "Backbone": "backbones",
+    "cost": "cost",
+    "costs": "cost",
+    "encode": "text",
+    "load": "backbones",
+    "sample": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first used: the names above, and every module of the package (PEP 562)."""
+    if name in _LATER:
+        value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":  # it is there, and what it needs is not
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An import of the module `postdiff.cost`, anywhere, sets it here, in the place of the function.
+        if not (name in _LATER and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
