@@ -15,10 +15,10 @@ from pipelines import prompts as prompting
 from pipelines.records import DTYPES, Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
-from postdiff.backbones import fingerprint, resolve
+from postdiff.backbones import fingerprint, resolve, settle
 from postdiff.families import adapt
 from postdiff.plan import Plan
-from postdiff.sampling import VERSION, settle
+from postdiff.sampling import VERSION
 from postdiff.text import Embeddings
 
 

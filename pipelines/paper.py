@@ -10,8 +10,8 @@ from pipelines import tables
 from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.tables import METRICS, Metric, Row
-from postdiff.cost import Cost
 from postdiff.metrics import Interval
+from postdiff.pricing import Cost
 
 TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
 # Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on

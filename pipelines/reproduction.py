@@ -11,7 +11,7 @@ from pipelines.latency import Latency
 from pipelines.store import Store
 from postdiff import costs
 from postdiff.backbones import resolve
-from postdiff.cost import Cost
+from postdiff.pricing import Cost
 
 Key = tuple[str, str]  # the paper's model, plan id
 

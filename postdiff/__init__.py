@@ -3,6 +3,8 @@
 backbone = postdiff.load("mini-sd")
 plan = postdiff.methods.postdiff(steps=20)
 images = postdiff.sample(backbone, ["a big red star on snow"], seeds=[0], plan=plan)  # uint8 [1, 64, 64, 3]
+
+Importing this package imports neither torch nor diffusers (5 s): what needs them is imported when it is first used.
 """
 
 from importlib import import_module
@@ -10,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from postdiff import methods
 from postdiff.compose import low_first
-from postdiff.cost import cost, costs
 from postdiff.plan import Plan, StepPlan
 from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
     from postdiff.loading import Backbone, load
+    from postdiff.pricing import cost, costs
     from postdiff.sampling import sample
     from postdiff.text import encode
 
@@ -34,12 +36,29 @@ __all__ = [
     "save_plan",
 ]
 
-# What needs torch is imported when it is first used: `postdiff --help` and a refusal need not wait for it.
-_LATE = {"Backbone": "loading", "encode": "text", "load": "loading", "sample": "sampling"}
+_LATER = {  # name: its module
+    "Backbone": "loading",
+    "cost": "pricing",
+    "costs": "pricing",
+    "encode": "text",
+    "load": "loading",
+    "sample": "sampling",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-    return value
+    """What is imported when it is first used: the names above, and every module of the package (PEP 562)."""
+    if name in _LATER:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        return value
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":  # it is there, and what it needs is not
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from postdiff import minis
+from postdiff import arguments, minis
 from postdiff.configs import (
     check_components,
     check_denoiser,
@@ -257,6 +257,17 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} must say settings that postdiff takes: {error}") from None
     return spec
+
+
+def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
+    """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
+    instead = "; for none use a plan without it (no_cfg)"
+    guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
+    offered = FAMILIES[spec.family].solvers
+    solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
+    size = arguments.side(spec.size if size is None else size)
+    spec.latents(size)
+    return guidance, solver, size
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from postdiff import arguments, caching, resolution, solvers
-from postdiff.backbones import Spec
+from postdiff.backbones import settle
 from postdiff.families import FAMILIES, Text, adapt
 from postdiff.loading import Backbone
 from postdiff.plan import Plan
@@ -140,17 +140,6 @@ def _checked(
         raise ValueError(f"{solver} has no schedule of {len(plan)} of {spec.name}'s {levels} steps; expected fewer")
     caching.check(backbone.denoiser, plan)
     return prompts, seeds, plan, guidance, solver, size
-
-
-def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
-    """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
-    instead = "; for none use a plan without it (no_cfg)"
-    guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
-    offered = FAMILIES[spec.family].solvers
-    solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
-    size = arguments.side(spec.size if size is None else size)
-    spec.latents(size)
-    return guidance, solver, size
 
 
 def begin_batch(

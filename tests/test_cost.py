@@ -8,7 +8,7 @@ from conftest import PROMPTS, SEEDS, flops_of_run
 import postdiff
 from postdiff import Plan, StepPlan, methods
 from postdiff.backbones import HUB
-from postdiff.cost import cost, count_macs
+from postdiff.pricing import cost, count_macs
 from postdiff.reduction import Downsample, Merge
 
 SD15 = HUB["sd15"]

@@ -20,8 +20,8 @@ from pipelines.exhibits import Run
 from pipelines.tables import Row
 from postdiff import costs, methods, published
 from postdiff.backbones import HUB
-from postdiff.cost import Cost, StepCost
 from postdiff.metrics import Interval
+from postdiff.pricing import Cost, StepCost
 
 # Counted costs that are not the printed ones: of Table 1, whose m = 10 cannot be read, and of SD1.5's row of Table 2,
 # which leaves out cached cross-attention and dropped guidance: 2 (5 x .191251 + 5 x .032298) at low resolution,

@@ -17,8 +17,8 @@ from transformers import T5Tokenizer
 import postdiff
 from postdiff import families, methods, sampling
 from postdiff.backbones import HUB
-from postdiff.cost import cost, count_macs
 from postdiff.loading import float32_vae
+from postdiff.pricing import cost, count_macs
 from postdiff.resolution import upsample
 from postdiff.schedulers import SCHEDULERS
 

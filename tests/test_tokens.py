@@ -10,7 +10,7 @@ from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
 from postdiff import methods, sampling, tokens
-from postdiff.cost import count_macs
+from postdiff.pricing import count_macs
 from postdiff.reduction import Downsample, Merge
 
 STEPS = 4

@@ -1,0 +1,273 @@
+"""What each command of the console script does. All that can be wrong with it is told before weights are read, and
+nothing is written until then.
+
+Of this package only what needs neither torch nor diffusers is imported here: `--help` and most refusals need neither.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from threading import Timer
+from typing import TYPE_CHECKING, Any
+
+import postdiff
+from postdiff.methods import METHODS, settings_for, settings_of
+from postdiff.plan import Plan, strip
+from postdiff.planfile import load_plan, save_plan
+from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
+from postdiff.terminal import doing, quiet_libraries, warn
+
+if TYPE_CHECKING:
+    from postdiff.backbones import Spec
+
+SLOW = 3  # seconds after which loading says that it is going on
+
+
+def generate(args: argparse.Namespace) -> None:
+    plan = _plan(args.plan, args.method, args.backbone, _given(args))
+    from PIL import Image
+    from tqdm import tqdm
+
+    from postdiff import backbones, outputs
+
+    spec = backbones.resolve(args.backbone)
+    settled = backbones.settle(spec, args.guidance, args.solver, args.size)
+    images = len(args.prompt) * args.n
+    batches = ceil(images / args.batch_size)
+    batch_size = ceil(images / batches)
+    _check_memory(spec, images, batch_size, settled[-1])
+    prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
+    seeds = [args.seed + i for i in range(images)]
+    outputs.check_folder("--out", args.out, _image_name(plan, "", seeds[-1]))
+    plan = _runnable(plan, spec)
+    _draw(plan, args.plan_picture)
+    backbone = _load(args.backbone)
+    _warn_of_cut(args.prompt, backbone)
+    with doing("generating"), tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
+        made = postdiff.sample(
+            backbone, prompts, seeds, plan,
+            guidance=args.guidance, solver=args.solver, size=args.size,
+            batch_size=batch_size, on_step=lambda i: bar.update(),
+        )  # fmt: skip
+    # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
+    others = [backbones.fingerprint(spec), plan.id, *settled]
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for prompt, seed, image in zip(prompts, seeds, made, strict=True):
+        files.append(args.out / _image_name(plan, json.dumps([*others, prompt]), seed))
+        with outputs.whole(files[-1]) as part:
+            Image.fromarray(image).save(part, "PNG")
+    print(*files, sep="\n")  # when all are there: whoever reads may stop
+
+
+def search(args: argparse.Namespace) -> None:
+    """Search a schedule, and write the plan that has it."""
+    own = SEARCHES[args.search]
+    settings = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    others = {name for takes in SEARCHES.values() for name in takes} - {*own, *SETTINGS}
+    check_taken(args.search, [name for name in sorted(others) if getattr(args, name) is not None], own)
+    method = args.method or ("ca_tome" if args.search == "ca_tome" else "dense")
+    plan = _plan(None, method, args.backbone, {k: v for k, v in _given(args).items() if k not in own})
+    _check_searchable(args.search, plan)
+    from tqdm import tqdm
+
+    from postdiff import backbones, outputs
+
+    spec = backbones.resolve(args.backbone)
+    outputs.check_file("--out", args.out)
+    plan = _runnable(plan, spec)
+    _draw(plan, args.plan_picture)
+    backbone = _load(args.backbone)
+    _warn_of_cut(args.prompt, backbone)
+    seeds = [args.seed + i for i in range(len(args.prompt))]
+    run = getattr(postdiff.search, args.search)
+    with doing("searching"), tqdm(total=len(plan), desc=args.search, unit="step") as bar:
+        found = run(backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **settings)
+    notes = {"backbone": args.backbone, "search": args.search, "prompts": len(args.prompt), **settings}
+    with outputs.whole(args.out) as part:
+        save_plan(found, part, **notes)
+    before, after = postdiff.costs([METHODS["dense"](len(plan)), found], spec)
+    print(strip(found))
+    print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {len(plan)} dense steps")
+
+
+def cost(args: argparse.Namespace) -> None:
+    """What a plan costs, as text or JSON."""
+    plan = _plan(None, args.method, args.backbone, _given(args))
+    from postdiff import backbones
+
+    spec = backbones.resolve(args.backbone)
+    with doing("counting"):
+        price = postdiff.cost(plan, spec, args.size)
+    _draw(plan, args.plan_picture)
+    if args.json:
+        total = {name: getattr(price, name) for name in ("macs_paper", "macs_printed", "flops")}
+        steps = [{"step": i, **vars(step)} for i, step in enumerate(price.steps)]
+        print(json.dumps({**total, "steps": steps} if args.per_step else total))
+        return
+    print(f"{args.backbone}, {plan.name}, {len(plan)} steps, one image")
+    print(strip(plan))
+    if args.per_step:
+        print(f"\n  {'step':>4}{'scale':>7}{'halves':>8}{'G MACs (paper)':>16}{'GFLOPs':>12}")
+        for i, (step, of) in enumerate(zip(price.steps, plan.steps, strict=True)):
+            halves = 2 if of.guided else 1
+            print(f"  {i:>4}{of.scale:>7.2f}{halves:>8}{step.macs_paper / 1e9:>16.3f}{step.flops / 1e9:>12.3f}")
+    unit, letter = (1e12, "T") if price.macs_paper >= 1e11 else (1e9, "G")
+    print(
+        f"\n  macs_paper    {price.macs_paper / unit:10.4f} {letter}   linear, convolution, norm: the paper's 'FLOPs'"
+    )
+    if price.macs_printed != price.macs_paper:
+        note = "as the paper's tables subtract cross-attention"
+        print(f"  macs_printed  {price.macs_printed / unit:10.4f} {letter}   {note}")
+    print(f"  flops         {price.flops / unit:10.4f} {letter}   2 x MAC, attention included")
+
+
+def methods(args: argparse.Namespace) -> None:
+    """Every method in a sentence or two, with the defaults of its settings, and the searches."""
+    told = {}
+    for name, method in METHODS.items():
+        says = (inspect.getdoc(method) or "").split("\n\n")[0]
+        told[name] = says, [written(key, default(name, key)) for key in settings_of(name)]
+    print("METHODS  for generate, cost and search; their flags with defaults\n")
+    _print_told(told)
+    print("\nSEARCHES  for `postdiff search`: what a method does at each step and block is found on a few prompts\n")
+    said = {
+        "block_caching": "Cache Me if You Can (CVPR 2024): blocks whose contribution changes little are reused.",
+        "ca_tome": "What ca_tome merges is measured, so that its plan has a cost.",
+        "ditfastattn": "DiTFastAttn (NeurIPS 2024): each self-attention reused, in a window, or one half for both.",
+    }
+    _print_told({name: (said[name], [written(key, own[key][1]) for key in own]) for name, own in SEARCHES.items()})
+    print("\nWhat each flag means: postdiff generate --help, postdiff search --help")
+
+
+def _print_told(told: dict[str, tuple[str, list[str]]]) -> None:
+    indent = max(map(len, METHODS)) + 2
+    for name, (says, flags) in told.items():
+        unbroken = "  ".join(flag.replace(" ", "\0") for flag in flags)  # a flag and its value stay together
+        lines = [
+            line.replace("\0", " ")
+            for text in (" ".join(says.split()), unbroken)
+            for line in textwrap.wrap(text, 119 - indent, break_on_hyphens=False)
+        ]
+        print(f"{name:<{indent}}{lines[0]}", *(" " * indent + line for line in lines[1:]), sep="\n")
+
+
+def models(args: argparse.Namespace) -> None:
+    """The backbones that have a name here, with the settings that the paper runs them at."""
+    from postdiff import backbones
+
+    rows = []
+    for name in backbones.NAMES:
+        spec = backbones.resolve(name)
+        where = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
+        settings = [f"{key}={value:g}" for key, value in spec.settings.items()]
+        rows.append([name, f"{spec.size}px".rjust(6), f"w={spec.guidance:g}", spec.solver, *settings, where])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+
+
+def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) -> Plan:
+    """The plan of a file (`method` may name one too), or the method with what was given, else the paper's settings
+    for this backbone, else its own."""
+    if file is None and method not in METHODS and (method.endswith(".json") or Path(method).is_file()):
+        file = Path(method)
+    if file is None:
+        check_taken(method, given, settings_of(method))
+        settings = settings_for(method, postdiff.backbones.resolve(backbone).settings)
+        return METHODS[method](**{**settings, **given})
+    check_taken(str(file), given, ())
+    if file.exists() and not file.is_file():  # a pipe or a device may never end
+        raise ValueError(f"a plan must be a file, got {str(file)!r}, which is none")
+    return load_plan(file)
+
+
+def _runnable(plan: Plan, spec: "Spec") -> Plan:
+    """`plan` as the family of `spec` runs it. Raises ValueError, before weights are read, if its denoiser cannot."""
+    from postdiff import caching, loading
+    from postdiff.families import adapt
+
+    plan = adapt(plan, spec.family)
+    with doing(f"building {spec.name}"):
+        denoiser = loading.outline(spec)
+    caching.check(denoiser, plan)
+    return plan
+
+
+def _check_memory(spec: "Spec", images: int, batch: int, size: int) -> None:
+    """Raise ValueError if a part of what must be held at once is more than this machine's memory: for what no machine
+    holds. A GPU's own limit is told when it is met."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    h, w = spec.latents(size)
+    channels = spec.denoiser.get("block_out_channels", (320,))[0]
+    parts = {
+        f"--n: {images} images": 2 * images * size**2 * 3,  # one by one, and as one array
+        f"--batch-size: a batch of {batch} images": batch * h * w * channels * 2,  # one feature map of the denoiser
+        "--size: an image": size**2 * 32 * 4,  # one feature map of the decoder
+    }
+    for what, needed in parts.items():
+        if needed > memory:
+            need = f"{needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB"
+            raise ValueError(f"{what} of {size} px would need at least {need}")
+
+
+def _check_searchable(name: str, plan: Plan) -> None:
+    """Raise ValueError if `plan` does not go with the schedules that a search adds: told now, not when it ends."""
+    if name == "ca_tome":
+        return
+    first, then = ("S", "w") if name == "ditfastattn" else ("#", ".")
+    kinds = [(step.scale, step.guided) for step in plan.steps]
+    marks = (then if i and kinds[i] == kinds[i - 1] else first for i in range(len(plan)))
+    replace(plan, modules=(("attentions.attn1", "".join(marks)),))
+
+
+def _draw(plan: Plan, file: Path | None) -> None:
+    """The picture of a plan, where one was asked for."""
+    if file is None:
+        return
+    from postdiff.outputs import check_file, whole
+    from postdiff.picture import draw_plan
+
+    check_file("--plan-picture", file, ".png")
+    with whole(file) as part:
+        draw_plan(plan).save(part, "PNG")
+
+
+def _image_name(plan: Plan, identity: str, seed: int) -> str:
+    return f"{plan.name}-{sha256(identity.encode()).hexdigest()[:6]}-seed{seed}.png"
+
+
+def _load(where: str) -> "postdiff.Backbone":
+    """A backbone, without bars; where it takes long, a line says that it is going on."""
+    quiet_libraries()
+    late = Timer(SLOW, lambda: print(f"loading {where} ...", file=sys.stderr))
+    late.daemon = True
+    late.start()
+    try:
+        with doing(f"loading {where}"):
+            return postdiff.load(where)
+    finally:
+        late.cancel()
+
+
+def _warn_of_cut(prompts: Sequence[str], backbone: "postdiff.Backbone") -> None:
+    """Models read a fixed number of tokens; the libraries' own words for it hold the whole prompt."""
+    reads = backbone.spec.text_tokens
+    for i, tokens in enumerate(backbone.pipe.tokenizer(list(prompts)).input_ids, 1):
+        if len(tokens) > reads:
+            which = f"prompt {i} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+            warn(f"{which} has {len(tokens)} tokens, {backbone.spec.name} reads {reads}: the rest is not drawn")
