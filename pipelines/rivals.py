@@ -4,6 +4,7 @@ a few calibration prompts that no table is made of, and kept in the store."""
 import json
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
 
 def find(table: str, of: Configuration, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
     """{preset: plan} of a table's presets that need the model, under `of`'s model, guidance, solver, size and dtype."""
-    settings = {"guidance": of.guidance, "solver": of.solver, "size": of.size}
+    settings: dict[str, Any] = {"guidance": of.guidance, "solver": of.solver, "size": of.size}
     key = sha256(json.dumps([of.weights, of.dtype, settings, *captions]).encode()).hexdigest()[:12]
     found: dict[str, Plan] = {}
     backbone = None

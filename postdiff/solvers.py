@@ -4,6 +4,8 @@ A schedule (timesteps, noise levels, coefficients) is a few numbers that the hos
 waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
 """
 
+from typing import Any
+
 import diffusers
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
@@ -87,8 +89,8 @@ class GivenNoiseLCM(LCMScheduler):
 
 
 # Where the class of diffusers is not the one that runs.
-OWN = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
-SOLVERS = {name: OWN.get(name) or getattr(diffusers, kind) for name, kind in SCHEDULERS.items()}
+OWN: dict[str, Any] = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
+SOLVERS: dict[str, Any] = {name: OWN.get(name) or getattr(diffusers, kind) for name, kind in SCHEDULERS.items()}
 
 
 def make_solver(name: str, config: dict):
