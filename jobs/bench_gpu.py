@@ -49,7 +49,7 @@ PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
     "half": gpu_checks.half,
     "compile": gpu_speed.compiled,
 }
-ROUNDS, THIN_ROUNDS = 7, 2
+ROUNDS, THIN_ROUNDS = 7, 1
 SHOWN = 8  # of what failed, in the last line
 
 

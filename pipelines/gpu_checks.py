@@ -53,14 +53,14 @@ class Case:
         return "choosing" if self.merges or self.plan.refresh else "plain"
 
 
-def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, str], every: bool = True) -> list[Case]:
-    """Every method; with `every` each at both resolutions too, and with the solvers that are offered.
+def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, str]) -> list[Case]:
+    """Every method, each at both resolutions too, with the solvers that are offered; in a thin rehearsal each once.
 
     refused: gets what the family cannot run, and why.
     """
     family, found = backbone.spec.family, []
     plans = _plans(backbone, THIN_STEPS if settings.thin else STEPS)
-    if every:
+    if not settings.thin:
         plans |= _at_both_resolutions(backbone.spec.name, plans, refused)
     for name, plan in plans.items():
         try:
@@ -69,9 +69,15 @@ def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, st
         except ValueError as error:
             refused[f"{backbone.spec.name} {name}"] = str(error)
             continue
-        solvers = FAMILIES[family].solvers if every and name in SOLVED_BY_ALL else (backbone.spec.solver,)
+        all_solvers = name == "dense" or (name in SOLVED_BY_ALL and not settings.thin)
+        solvers = FAMILIES[family].solvers if all_solvers else (backbone.spec.solver,)
         found += [Case(f"{name} {solver}", plan, solver) for solver in solvers]
     return found
+
+
+def _bearable(all_cases: list[Case], dtype: torch.dtype, settings: Settings) -> list[Case]:
+    """Float16 takes a CPU ten times as long as float32: there it rehearses one case."""
+    return all_cases[:1] if dtype == torch.float16 and settings.device == "cpu" else all_cases
 
 
 def _plans(backbone: postdiff.Backbone, steps: int) -> dict[str, Plan]:
@@ -176,10 +182,10 @@ def _agreement(
     got = latents(here, both, case.plan, case.solver, SEEDS, count_waits(device, waits)).cpu()
     again = latents(here, both, case.plan, case.solver, SEEDS).cpu()
     first = latents(here, alone, case.plan, case.solver, SEEDS[:1]).cpu()
-    largest = expected.abs().max()
+    largest = _finite(expected).abs().max()
     return {
-        "off": float((got - expected).abs().max() / largest),
-        "alone": float((first - got[:1]).abs().max() / largest),
+        "off": float((_finite(got) - expected).abs().max() / largest),
+        "alone": float((_finite(first) - got[:1]).abs().max() / largest),
         "repeats": bool(torch.equal(got, again)),
         "merges": case.merges,
         "kind": case.kind,
@@ -188,12 +194,12 @@ def _agreement(
 
 
 def _disagreement(told: dict[str, Any]) -> str:
-    """Why numbers of `_agreement` are wrong, or "". What is not a number is."""
+    """Why numbers of `_agreement` are wrong, or ""."""
     tolerance = OFF[told["kind"]]
     why = [
         f"{told[key]:.1e} {of}, more than {tolerance:g}"
         for key, of in (("off", "off the CPU"), ("alone", "between an image alone and in a batch"))
-        if not told[key] <= tolerance
+        if told[key] > tolerance
     ]
     if not told["repeats"] and not told["merges"]:
         why.append("another result the second time")
@@ -216,14 +222,17 @@ def half(settings: Settings, budget: Budget) -> Found:
     found = Found()
     for name, share in budget.shares(settings.minis):
         full = postdiff.load(name, settings.device, torch.float32)
-        low = {_short(dtype): postdiff.load(name, settings.device, dtype) for dtype in HALF}
+        low = {dtype: postdiff.load(name, settings.device, dtype) for dtype in HALF}
         text = postdiff.encode(full, PROMPTS, len(PROMPTS))
-        work: dict[str, Callable[[], dict[str, Any]]] = {}
-        for case in cases(full, settings, found.refused, every=not settings.thin):
-            expected = cache(partial(latents, full, text, case.plan, case.solver, SEEDS))
-            work |= {f"{case.label} {kind}": partial(_distance, b, text, case, expected) for kind, b in low.items()}
+        every = cases(full, settings, found.refused)
+        expected = {case.label: cache(partial(latents, full, text, case.plan, case.solver, SEEDS)) for case in every}
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            f"{case.label} {_short(dtype)}": partial(_distance, b, text, case, expected[case.label])
+            for dtype, b in low.items()
+            for case in _bearable(every, dtype, settings)
+        }
         found.run(name, work, share, _too_far)
-        found.run(name, {f"decoded {kind}": partial(_decoded, b, text) for kind, b in low.items()}, share)
+        found.run(name, {f"decoded {_short(dtype)}": partial(_decodes, b, text) for dtype, b in low.items()}, share)
     shares = {key: told["off"] for key, told in found.numbers.items() if isinstance(told, dict)}
     far = sorted(shares.items(), key=lambda item: -item[1])[:4]
     found.notes.append("farthest from float32: " + (", ".join(f"{key} {share:.3f}" for key, share in far) or "none"))
@@ -233,13 +242,13 @@ def half(settings: Settings, budget: Budget) -> Found:
 def _distance(
     backbone: postdiff.Backbone, text: Embeddings, case: Case, expected: Callable[[], torch.Tensor]
 ) -> dict[str, Any]:
-    got = latents(backbone, text, case.plan, case.solver, SEEDS).float()
+    got = _finite(latents(backbone, text, case.plan, case.solver, SEEDS)).float()
     return {"off": float((got - expected()).abs().mean() / expected().abs().mean()), "kind": case.kind}
 
 
 def _too_far(told: dict[str, Any]) -> str:
     far = FAR[told["kind"]]
-    return "" if told["off"] <= far else f"{told['off']:.2f} of the latents off float32 in the mean, more than {far:g}"
+    return f"{told['off']:.2f} of the latents off float32 in the mean, more than {far:g}" if told["off"] > far else ""
 
 
 def full(settings: Settings, budget: Budget) -> Found:
@@ -250,29 +259,35 @@ def full(settings: Settings, budget: Budget) -> Found:
         backbone = settings.backbone(name, dtype)
         text = random_text(backbone, 1)
         work: dict[str, Callable[[], str]] = {
-            case.label: partial(_state, backbone, text, case, dtype)
-            for case in cases(backbone, settings, found.refused, every=not settings.thin)
+            case.label: partial(_runs, backbone, text, case, dtype)
+            for case in _bearable(cases(backbone, settings, found.refused), dtype, settings)
         }
-        work["decoded"] = partial(_decoded, backbone, text, 1)
-        found.run(f"{name} {_short(dtype)}", work, share, lambda state: "" if state == FINITE else state)
+        work["decoded"] = partial(_decodes, backbone, text, 1)
+        found.run(f"{name} {_short(dtype)}", work, share)
         del backbone, work
         free(settings.device)
     return found
 
 
-def _state(backbone: postdiff.Backbone, text: Embeddings, case: Case, dtype: torch.dtype) -> str:
-    clean = latents(backbone, text, case.plan, case.solver, SEEDS[:1])
+def _runs(backbone: postdiff.Backbone, text: Embeddings, case: Case, dtype: torch.dtype) -> str:
+    clean = _finite(latents(backbone, text, case.plan, case.solver, SEEDS[:1]))
     if clean.dtype != dtype:
-        return f"latents must be {dtype}, got {clean.dtype}"
-    broken = int((~clean.isfinite()).sum())
-    return f"{broken} of {clean.numel()} latents are not finite" if broken else FINITE
+        raise TypeError(f"latents must be {dtype}, got {clean.dtype}")
+    return FINITE
 
 
-def _decoded(backbone: postdiff.Backbone, text: Embeddings, n: int = len(SEEDS)) -> str:
-    """Decoded by the autoencoder: `decode` raises for what is not finite."""
+def _decodes(backbone: postdiff.Backbone, text: Embeddings, n: int = len(SEEDS)) -> str:
+    """Dense latents of `n` images become pixels: `decode` raises for what is not finite."""
     plan = adapt(methods.dense(THIN_STEPS), backbone.spec.family)
     sampling.decode(backbone, latents(backbone, text, plan, None, SEEDS[:n]))
     return FINITE
+
+
+def _finite(clean: torch.Tensor) -> torch.Tensor:
+    broken = int((~clean.isfinite()).sum())
+    if broken:
+        raise ArithmeticError(f"{broken} of {clean.numel()} latents are not finite in {_short(clean.dtype)}")
+    return clean
 
 
 def _short(dtype: torch.dtype) -> str:

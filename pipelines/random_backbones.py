@@ -63,7 +63,7 @@ def random_backbone(spec: Spec, device: str, dtype: torch.dtype, vae: dict[str, 
             **vae, scaling_factor=SCALING.get(spec.family, 0.18215), force_upcast=spec.vae is None
         )
     for module in (denoiser, autoencoder):
-        module.eval().requires_grad_(False).to(dtype=dtype)
+        module.eval().requires_grad_(False).to(device, dtype)  # what numpy computed (PixArt's positions) is on the host
     pipe = SimpleNamespace(
         device=torch.device(device),
         dtype=dtype,
