@@ -3,13 +3,10 @@
 import json
 import multiprocessing
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from tqdm import tqdm
 import postdiff
 from pipelines import workers
 from pipelines.generate import Configuration
+from pipelines.provenance import machine
 from pipelines.records import DTYPES
 from pipelines.store import Store
 from postdiff import sampling
@@ -91,15 +89,6 @@ def _alone(gpu: bool, function: Callable, *args):
         return workers.alone(function, *args)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
-
-
-def machine() -> str:
-    """What `measure` runs on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, torch {torch.__version__}"
-    cpus = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}, torch {torch.__version__}"
 
 
 def check_rounds(rounds: int) -> None:

@@ -2,15 +2,13 @@
 
 import base64
 import io
-import subprocess
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
-from pathlib import Path
 
 from PIL import Image
 
 from pipelines import plots, tables
+from pipelines.provenance import commit as commit
 from pipelines.store import Store
 from pipelines.tables import Row
 
@@ -111,17 +109,3 @@ interval decides: what an image does to both cancels, and it is wide enough that
 {table(tables.HEADER, tables.cells(rows), bold)}
 <h2>The same prompts and noise</h2>
 {images}"""
-
-
-def commit() -> str:
-    """The commit that this code is, `-dirty` if it was changed since. Without git (Ray leaves .git out of a working
-    directory) a checksum of its sources."""
-    folder = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        files = sorted(
-            file for part in ("postdiff", "pipelines", "jobs") for file in folder.parent.glob(f"{part}/*.py")
-        )
-        return f"sources {sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]} (no git checkout)"

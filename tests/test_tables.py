@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines import records, report, tables
+from pipelines import provenance, records, report, tables
 from pipelines.tables import Row
 from postdiff.metrics import Interval, mean_interval, student_t
 
@@ -105,8 +105,8 @@ def test_code_without_git_is_named_by_its_sources(monkeypatch):
     def no_git(*args, **kwargs):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(report.subprocess, "run", no_git)
-    first = report.commit()
+    monkeypatch.setattr(provenance.subprocess, "run", no_git)
+    first = provenance.commit()
     assert first.startswith("sources ")
-    monkeypatch.setattr(report.Path, "read_bytes", lambda self: b"other")
-    assert report.commit() != first
+    monkeypatch.setattr(provenance.Path, "read_bytes", lambda self: b"other")
+    assert provenance.commit() != first

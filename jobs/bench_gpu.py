@@ -1,0 +1,174 @@
+"""One GPU, ten minutes, no network: does everything here run on it, is it right, and how fast is it? (docs/gpu.md)
+
+python jobs/bench_gpu.py                                  all parts but compile, in this order
+python jobs/bench_gpu.py agree latency batch              some of them
+python jobs/bench_gpu.py --device cpu --thin              a rehearsal without a GPU, on thin models
+
+agree    the mini models, every method and solver: float32 beside the CPU's, the same bits twice, an image alone and in
+         a batch, and what makes the host wait for the GPU, by line
+latency  the plans of the paper's Tables 2 to 6 on the real architectures: seconds of one image, by stage, and memory
+batch    images a second and memory at 1 to 32 images
+full     the real architectures in float16 and bfloat16: all that comes out is finite
+half     the mini models in float16 and bfloat16 beside float32
+compile  SD1.5's denoiser compiled: minutes
+
+Weights of the real architectures are random: none need be there. A part ends when its share of --minutes is over, and
+says what it left out. OUT gets a JSON file a part, and the tables as Markdown. The exit status is 1 if anything failed.
+Imports neither ray, open_clip nor pyarrow: torch, diffusers and transformers are enough.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare machine has it not installed
+
+import diffusers
+import torch
+import transformers
+
+from pipelines import gpu_checks, gpu_speed, gpu_tables, provenance
+from pipelines.gpu_runs import Budget, Found, Settings, reason
+from postdiff.backbones import MINIS
+
+PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
+    "agree": gpu_checks.agree,
+    "latency": gpu_speed.latency,
+    "batch": gpu_speed.batch,
+    "full": gpu_checks.full,
+    "half": gpu_checks.half,
+    "compile": gpu_speed.compiled,
+}
+ROUNDS, THIN_ROUNDS = 7, 1
+SHOWN = 8  # of what failed, in the last line
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but compile)")
+    add("--device", choices=["cuda", "cpu"], default="cuda")
+    add("--thin", action="store_true", help="thin models, few steps, small batches: a rehearsal")
+    add("--minis", nargs="+", default=list(MINIS), help="of agree and half (default: those that are here)")
+    add("--minutes", type=float, default=9.0, help="for all parts together (default: 9)")
+    add("--rounds", type=int, help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")
+    add("--out", type=Path, default=Path("out/gpu"), help="a folder (default: out/gpu)")
+    args = parser.parse_args(argv)
+    args.parts = list(dict.fromkeys(args.parts)) or [part for part in PARTS if part != "compile"]
+    args.rounds = args.rounds if args.rounds is not None else THIN_ROUNDS if args.thin else ROUNDS
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done before any of it is. Raises ValueError."""
+    for what, given, known in (("part", args.parts, list(PARTS)), ("mini model", args.minis, MINIS)):
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"unknown {what} {name!r}: expected one of {', '.join(known) or 'none (none is here)'}"
+                )
+    if not args.minis and {"agree", "half"} & set(args.parts):
+        raise ValueError("agree and half need a mini model: expected a folder below postdiff/mini, got none")
+    if not (math.isfinite(args.minutes) and args.minutes > 0):
+        raise ValueError(f"--minutes must be a number above 0, got {args.minutes:g}")
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be 1 or more, got {args.rounds}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here; --device cpu --thin rehearses without one")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {args.out} must be a folder that can be written to: {error.strerror}") from None
+
+
+def about(settings: Settings, minutes: float) -> dict[str, Any]:
+    """What the numbers are of: every JSON file says it."""
+    return {
+        "rehearsal": settings.rehearsal,
+        "machine": provenance.machine(settings.device == "cuda"),
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        "commit": provenance.commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {**asdict(settings), "minutes": minutes},
+    }
+
+
+def attempt(part: Callable[[Settings, Budget], Found], settings: Settings, budget: Budget) -> Found:
+    """Run a part. One that raises has failed, and says where."""
+    try:
+        return part(settings, budget)
+    except Exception as error:  # the other parts are still worth their minutes
+        return Found(failed={"all of it": reason(error)}, notes=[traceback.format_exc()])
+
+
+def write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f"{file.name}.tmp")
+    part.write_text(text, "utf-8")
+    os.replace(part, file)
+
+
+def report(part: str, told: dict[str, Any], out: Path) -> None:
+    """Print what a part found; its table goes to a file too."""
+    rehearsal = "REHEARSAL, " if told["rehearsal"] else ""
+    counts = ", ".join(f"{len(told[key])} {key.replace('_', ' ')}" for key in ("failed", "refused", "left_out"))
+    print(f"\n{part}: {rehearsal}{len(told['numbers'])} measured, {counts}, {told['seconds']:.0f} s")
+    for note in told["notes"]:
+        print(f"  {note}")
+    if part in gpu_tables.TABLES:
+        table = gpu_tables.TABLES[part](told)
+        write(out / f"{part}.md", table)
+        print(f"\n{table}", flush=True)
+
+
+def listed(items: list[str]) -> str:
+    """The first few."""
+    return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def run(args: argparse.Namespace) -> int:
+    """All parts, each with its share of the minutes that are left. Returns the exit status."""
+    settings = Settings(args.device, args.thin, tuple(args.minis), args.rounds)
+    budget, failed, left_out = Budget(60 * args.minutes), [], []
+    for part, share in budget.shares(args.parts):
+        began = time.monotonic()
+        found = attempt(PARTS[part], settings, share)
+        told = {**about(settings, args.minutes), "part": part, "seconds": round(time.monotonic() - began, 1)}
+        told |= asdict(found)
+        write(args.out / f"{part}.json", json.dumps(told, indent=1))
+        report(part, told, args.out)
+        failed += [f"{part}: {key}: {why}" for key, why in found.failed.items()]
+        left_out += [f"{part}: {key}" for key in found.left_out]
+    if left_out:
+        print(f"no time was left for {len(left_out)}: {listed(left_out)}")
+    print(f"{len(failed)} failed: {listed(failed)}" if failed else f"nothing failed: {args.out}")
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        check(args)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    for library in (diffusers, transformers):  # a bar and a warning for every model and cast would hide what is found
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    raise SystemExit(run(args))
+
+
+if __name__ == "__main__":
+    main()
