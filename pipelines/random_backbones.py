@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
-from diffusers.image_processor import VaeImageProcessor
 
 import postdiff
 from postdiff.backbones import Spec
-from postdiff.families import FAMILIES, Text
+from postdiff.families import FAMILIES, Text, class_of
+from postdiff.loading import float32_vae
 from postdiff.text import Embeddings
 
 # The autoencoder of all checkpoints of `backbones.HUB`; only its scaling and its dtype differ.
@@ -57,7 +57,7 @@ def random_backbone(spec: Spec, device: str, dtype: torch.dtype, vae: dict[str, 
     rules = FAMILIES[spec.family]
     torch.manual_seed(0)
     with torch.device(device):
-        denoiser = rules.model.from_config(spec.denoiser)
+        denoiser = class_of(rules.model).from_config(spec.denoiser)
         # Of SDXL's two autoencoders, its own must decode in float32.
         autoencoder = AutoencoderKL(
             **vae, scaling_factor=SCALING.get(spec.family, 0.18215), force_upcast=spec.vae is None
@@ -71,10 +71,9 @@ def random_backbone(spec: Spec, device: str, dtype: torch.dtype, vae: dict[str, 
         text_encoder=None,
         tokenizer=None,
         scheduler=DPMSolverMultistepScheduler(**NOISE.get(spec.family, NOISE["sd"])),
-        image_processor=VaeImageProcessor(vae_scale_factor=spec.vae_factor),
         **{rules.denoiser: denoiser},
     )
-    return postdiff.Backbone(spec, pipe)
+    return postdiff.Backbone(spec, pipe, float32_vae(spec, autoencoder))
 
 
 def random_text(backbone: postdiff.Backbone, n: int) -> Embeddings:
