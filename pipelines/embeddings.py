@@ -14,6 +14,7 @@ from pipelines.records import Prompt
 from pipelines.store import shard_name
 from pipelines.workers import Unit
 from postdiff.families import Text
+from postdiff.plan import PIXELS
 from postdiff.text import Embeddings, encode
 
 
@@ -28,7 +29,7 @@ class Task:
 
 def name(weights: str, dtype: str, batch_size: int, shard: int, shards: int) -> str:
     """Where the embeddings of a shard are kept: named by all that changes their bits."""
-    key = sha256(json.dumps([weights, dtype, batch_size, postdiff.sampling.VERSION]).encode()).hexdigest()[:12]
+    key = sha256(json.dumps([weights, dtype, batch_size, PIXELS]).encode()).hexdigest()[:12]
     return shard_name(f"text/{key}", shard, shards)
 
 

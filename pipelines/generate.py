@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import postdiff
 from pipelines import embeddings, records
@@ -17,9 +17,10 @@ from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
 from postdiff.backbones import fingerprint, resolve, settle
 from postdiff.families import adapt
-from postdiff.plan import Plan
-from postdiff.sampling import VERSION
-from postdiff.text import Embeddings
+from postdiff.plan import PIXELS, Plan
+
+if TYPE_CHECKING:
+    from postdiff.text import Embeddings
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Configuration:
     size: int
     batch_size: int
     dtype: str = "float32"
-    sampler: int = VERSION
+    sampler: int = PIXELS
 
     @cached_property
     def id(self) -> str:
@@ -124,7 +125,7 @@ def generate(
     backbone: postdiff.Backbone,
     configuration: Configuration,
     prompts: Sequence[Prompt],
-    text: Embeddings | None = None,
+    text: "Embeddings | None" = None,
 ) -> bytes:
     """The images of `prompts` as a Parquet file (records.IMAGES). Without `text` the prompts are encoded here."""
     seeds = [prompting.seed(prompt) for prompt in prompts]

@@ -26,6 +26,7 @@ PARTS = ("deep", "cross_attention", "self_attention", "encoder", "matching")  # 
 MODES: tuple[Mode, ...] = ("ave", "cond", "uncond", "cfg")
 HALVES: tuple[Half, ...] = ("cond", "uncond")
 SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
+PIXELS = 2  # counts changes of this package that change the pixels of a plan
 MAX_STEPS = 10_000  # ten times the training schedule of all models here; a typo must not fill the memory
 MARKS = {  # what a module with a schedule of its own does at a step
     "#": "computes",

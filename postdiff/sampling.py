@@ -22,7 +22,6 @@ from postdiff.plan import Plan
 from postdiff.schedulers import check_scheduler
 from postdiff.text import Embeddings, encode
 
-VERSION = 2  # counts changes of this package that change pixels
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
 DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 
