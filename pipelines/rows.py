@@ -77,7 +77,8 @@ def table(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, dict[s
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            what = f"{str(error)!r:.80}: a cell that begins with a quote must end with one, and hold others doubled"
+            stray = str(error).replace("\t", r"\t")
+            what = f"{stray}: a cell that begins with a quote must end with one, and hold others doubled"
             raise fault(path, f"line {line}", what) from None
         if cells is None:
             return header, rows
