@@ -6,12 +6,16 @@ rows whose ids' hashes come first. So the draw is the same for everybody, and on
 """
 
 import hashlib
+import http.client
 import io
 import json
 import os
+import re
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +24,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
-from pipelines import coco
+from pipelines import coco, images, prompts, rows
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 METADATA = "metadata.jsonl"
@@ -60,6 +63,7 @@ def fetch_coco(out: Path) -> None:
 
     Raises: ValueError for a zip of another checksum; OSError if it cannot be had.
     """
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     for url, (md5, wanted) in COCO2014.items():
         file = out / url.rpartition("/")[2]
@@ -78,47 +82,78 @@ def fetch_coco(out: Path) -> None:
 
 def _download(url: str, file: Path) -> None:
     part = file.with_name(file.name + ".part")
-    with urllib.request.urlopen(url, timeout=60) as answer, open(part, "wb") as written:
-        size = int(answer.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=file.name, unit="B", unit_scale=True) as bar:
-            while chunk := answer.read(2**20):
-                bar.update(written.write(chunk))
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, open(part, "wb") as written:
+            size = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, desc=file.name, unit="B", unit_scale=True) as bar:
+                while chunk := answer.read(2**20):
+                    bar.update(written.write(chunk))
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"cannot download {url} to {str(part)!r}: {_told(error)}") from error
     if size and part.stat().st_size != size:
         raise OSError(f"{url}: {part.stat().st_size} of {size} bytes came; run again")
     os.replace(part, file)
 
 
-def draw(source: Source, out: Path) -> int:
-    """Draw `source` into the folder `out`; returns how many pairs. What cannot be decoded, or has no caption, is left
-    out. Run it again after a failure, and it goes on after the last whole file.
+def draw(source: Source, out: Path) -> tuple[int, Counter[str]]:
+    """Draw `source` into the folder `out`; returns how many pairs, and how many rows were left out for which reason.
 
-    Raises: ValueError if the files have no such columns, or `out` is of another draw; OSError if they cannot be had.
+    Left out is what has no image that can be read, or no caption that can be a prompt. Run it again after a failure,
+    and it goes on after the last whole file.
+
+    Raises: ValueError if the files have no such columns, or `out` is of another draw, before anything is written
+        there; OSError if they cannot be had.
     """
-    spec = json.dumps({"files": source.files, "text": source.text, "n": source.n, "per_file": source.per_file})
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    spec = json.dumps({"files": _shown(source.files), "text": source.text, "n": source.n, "per_file": source.per_file})
     claim = out / "source.json"
-    if claim.is_file() and claim.read_text() != spec:
-        raise ValueError(f"{out} holds another draw ({claim.read_text()}); choose another --out")
-    claim.write_text(spec)
+    check_folder(out)
+    if claim.is_file() and claim.read_text("utf-8") != spec:
+        raise ValueError(f"{out} holds another draw ({claim.read_text('utf-8')}); choose another --out")
     system, names = _listed(source.files)
-    lines: list[str] = []
+    with _parquet(system, names[0], source):  # what cannot be read claims no folder
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+    claim.write_text(spec, "utf-8")
+    drawn: list[dict] = []
+    left_out: Counter[str] = Counter()
     with tqdm(total=source.n or len(names), desc=out.name, unit="pair" if source.n else "file") as bar:
         for name in names:
-            left = source.n - len(lines) if source.n else None
-            if left == 0:
+            if source.n and len(drawn) >= source.n:
                 break
             part = out / "parts" / f"{_hash(name)[:16]}.jsonl"
             if not part.is_file():
-                rows = _rows(system, name, source, out)
-                part.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+                found = _rows(system, name, source, out, {row["id"] for row in drawn})
+                part.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
                 os.replace(part.with_suffix(".tmp"), part)
-            new = part.read_text("utf-8").splitlines()[:left]
-            lines += new
-            bar.update(len(new) if source.n else 1)
-    if source.n and len(lines) < source.n:
-        raise ValueError(f"{source.files} gave {len(lines)} pairs at {source.per_file} a file, expected {source.n}")
-    (out / METADATA).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return len(lines)
+            read = [json.loads(line) for line in part.read_text("utf-8").splitlines()]
+            left_out.update(row["left_out"] for row in read if "left_out" in row)
+            new = [row for row in read if "left_out" not in row]
+            bar.update(min(len(new), source.n - len(drawn)) if source.n else 1)
+            drawn += new
+    if source.n and len(drawn) < source.n:
+        raise ValueError(
+            f"{_shown(source.files)} gave {len(drawn)} pairs at {source.per_file} a file, expected {source.n}"
+        )
+    chosen = drawn[: source.n]
+    for row in drawn[len(chosen) :]:  # as references, all images of the folder are used
+        (out / row["file_name"]).unlink(missing_ok=True)
+    (out / METADATA).write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    return len(chosen), left_out
+
+
+def check_folder(out: Path) -> None:
+    """Raises ValueError if something else than a folder is at `out`."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got {str(out)!r}, which is none")
+
+
+def _shown(text: str) -> str:
+    """An address, or what was said of one, without the credentials in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, on one line: of the hub's client that tells more below."""
+    return _shown(next(iter(str(error).splitlines()), "") or repr(error))
 
 
 def _listed(files: str) -> tuple[Any, list[str]]:
@@ -126,11 +161,9 @@ def _listed(files: str) -> tuple[Any, list[str]]:
         system, pattern = fsspec.core.url_to_fs(files)
         names = system.glob(pattern)
     except Exception as error:  # of the hub's client, which are many
-        raise OSError(
-            f"cannot list {files}: {error!r}. Download its files, and give them as 'FOLDER/*.parquet'"
-        ) from error
+        raise OSError(f"cannot list {_shown(files)}: {type(error).__name__}: {_told(error)}") from error
     if not names:
-        raise ValueError(f"no file matches {files}")
+        raise ValueError(f"no file matches {_shown(files)}")
     return system, sorted(names, key=lambda name: _hash(Path(name).name))
 
 
@@ -138,19 +171,43 @@ def _hash(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def _rows(system, name: str, source: Source, out: Path) -> list[dict]:
-    """The chosen rows of one file: their images written, what metadata.jsonl says of them returned."""
-    with system.open(name, "rb") as opened:
-        try:
+@contextmanager
+def _parquet(system: Any, name: str, source: Source) -> Iterator[pq.ParquetFile]:
+    """A file of captions and images, open. Raises: ValueError if it is none; OSError if it cannot be read."""
+    try:
+        with system.open(name, "rb") as opened:
             parquet = pq.ParquetFile(opened)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{name} is no Parquet file: {error}") from error
-        columns = parquet.schema_arrow.names
-        if missing := [column for column in (source.text, "image") if column not in columns]:
-            raise ValueError(f"{name} has no column {' or '.join(missing)}: it has {', '.join(columns)}")
+            kinds = {field.name: field.type for field in parquet.schema_arrow}
+            if missing := [column for column in (source.text, "image") if column not in kinds]:
+                raise ValueError(f"{name} has no column {' or '.join(missing)}: it has {rows.listed(kinds)}")
+            image, text = kinds["image"], kinds[source.text]
+            if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+                raise ValueError(f"{name}: the column image must hold the bytes of images, as a struct, got {image}")
+            if not _is_text(text) and not (pa.types.is_list(text) and _is_text(text.value_type)):
+                raise ValueError(f"{name}: the column {source.text} must hold text, or lists of it, got {text}")
+            yield parquet
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{name} is no Parquet file: {_told(error)}") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of the hub's client
+        raise OSError(f"cannot read {name}: {type(error).__name__}: {_told(error)}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _rows(system: Any, name: str, source: Source, out: Path, before: Collection[str]) -> list[dict]:
+    """The chosen rows of one file: their images written, what metadata.jsonl says of them returned, or why they are
+    left out. `before`: ids of other files, which none here may have."""
+    with _parquet(system, name, source) as parquet:
         ids = [f"{Path(name).name}/{i}" for i in range(parquet.metadata.num_rows)]
-        if "id" in columns:
+        if "id" in parquet.schema_arrow.names:
             ids = [str(id) for id in parquet.read(["id"])["id"].to_pylist()]
+        twice = next((id for id, times in Counter(ids).items() if times > 1 or id in before), None)
+        if twice is not None:
+            raise ValueError(f"{name}: ids must differ, in all files, got {twice!r} twice")
         chosen = sorted(range(len(ids)), key=lambda i: _hash(ids[i]))[: source.per_file]
         found: dict[int, dict] = {}
         start = 0
@@ -161,27 +218,24 @@ def _rows(system, name: str, source: Source, out: Path) -> list[dict]:
                 table = parquet.read_row_group(group, [source.text, "image"])
                 for i in here:
                     text, image = (table[column][i - start].as_py() for column in (source.text, "image"))
-                    row = _written(ids[i], text, (image or {}).get("bytes"), out)
-                    found |= {i: row} if row else {}
+                    found[i] = _written(ids[i], text, (image or {}).get("bytes"), out)
             start = end
-    return [found[i] for i in chosen if i in found]
+    return [found[i] for i in chosen]
 
 
-def _written(id: str, text: str | Sequence[str] | None, data: bytes | None, out: Path) -> dict | None:
-    text = text if isinstance(text, str) else (list(text or []) or [""])[0]  # some have lists of captions
-    if not text.strip() or not data:
-        return None
+def _written(id: str, text: str | list[str] | None, data: bytes | None, out: Path) -> dict:
+    text = text if isinstance(text, str) else (text or [""])[0]  # some have lists of captions
+    if prompts.unfit(text):
+        return {"id": id, "left_out": "without a caption"}
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except OSError:
-        return None
-    if image.format not in SUFFIXES:
+        picture = images.open_picture(data or b"", id)
+    except ValueError:
+        return {"id": id, "left_out": "without an image that can be read"}
+    suffix = SUFFIXES.get(picture.format, ".png")
+    if picture.format not in SUFFIXES:
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "PNG")
-        data, suffix = buffer.getvalue(), ".png"
-    else:
-        suffix = SUFFIXES[image.format]
+        picture.rgb.save(buffer, "PNG")
+        data = buffer.getvalue()
     name = _hash(id)[:16] + suffix  # an id is data, and never part of a path
     (out / name).write_bytes(data)
     return {"file_name": name, "text": text.strip(), "id": id, "sha256": sha256(data).hexdigest()}

@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -140,23 +141,22 @@ def protocol(args: argparse.Namespace) -> Protocol:
 
 
 def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:
-    """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID."""
-    if args.matched:
-        if not args.reference or not args.prompts.endswith(".json"):
-            raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
-        return coco.images(Path(args.prompts), Path(args.reference), listed)
+    """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID.
+
+    Every file is read before anything is generated, and what is used of the folder is printed.
+    """
+    if args.matched and (not args.reference or not args.prompts.lower().endswith(".json")):
+        raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
     if args.n_reference < 2:
         raise ValueError(f"--n-reference must be 2 or more, got {args.n_reference}")
-    if args.reference:
-        files = sorted(
-            str(f.absolute())
-            for f in Path(args.reference).glob("*")
-            if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
-        )
-        if len(files) < 2:
-            raise ValueError(f"--reference must be a folder of at least 2 images, got {args.reference!r}")
-        return files
-    return [f"val/{i}" for i in range(args.n_reference)] if args.prompts in prompts.SHAPES else []
+    if not args.reference:
+        return [f"val/{i}" for i in range(args.n_reference)] if args.prompts in prompts.SHAPES else []
+    folder = Path(args.reference)
+    files, told = features.reference_files(
+        folder, coco.images(Path(args.prompts), folder, listed) if args.matched else None
+    )
+    print(f"reference: {told}", file=sys.stderr)
+    return files
 
 
 def open_store(url: str, of: Protocol) -> Store:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipelines import records, shapes
+from pipelines import images, records, shapes
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
+from postdiff.backbones import digest_of
 from postdiff.encoders import ClipEncoder, InceptionEncoder, fingerprint
 
 BATCH = 50
@@ -55,21 +55,49 @@ def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Uni
 
 
 def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> list[Unit]:
-    """`keys`: `val/INDEX` of Shapes, or paths of image files that every worker can read."""
+    """`keys`: all `val/INDEX` of Shapes, or all paths of image files that every worker can read."""
     shards = [tuple(keys[i : i + per_shard]) for i in range(0, len(keys), per_shard)]
     return _numbered(encoder, folder(encoder, reference_name(keys)), shards)
 
 
-def reference_name(keys: Sequence[str]) -> str:
-    """Names a reference set by what is in it, so that two of them never mix in one store.
+def reference_files(folder: Path, chosen: Sequence[Path] | None = None) -> tuple[list[str], str]:
+    """The absolute paths of all images of a folder, or of those `chosen` from it, and one line that says what is used.
 
-    Files count by name and size, which are the same on every machine, and all by the first picture, which of Shapes
-    changes when the drawing does.
+    Each is read whole, since a broken one would be met hours from now.
+
+    Raises: ValueError if there are fewer than 2, or naming the first that cannot be read.
     """
-    sizes = [Path(key).stat().st_size for key in keys if not _SHAPES.fullmatch(key)]
-    facts = [(Path(key).name, size) for key, size in zip(keys, sizes, strict=True)] if sizes else keys
-    first = reference_image(keys[0]).tobytes()
-    return f"reference-{sha256(json.dumps(list(facts)).encode() + first).hexdigest()[:12]}"
+    if not folder.is_dir():
+        raise ValueError(f"--reference must be a folder of at least 2 images, got {str(folder)!r}, which is no folder")
+    found, left_out = images.find(folder)
+    files = [file.absolute() for file in (found if chosen is None else chosen)]
+    if len(files) < len(found):
+        left_out["images that no prompt is of"] = len(found) - len(files)
+    if len(files) < 2:
+        told = images.counted(left_out) or "nothing"
+        raise ValueError(
+            f"--reference must be a folder of at least 2 images, got {len(files)} in {str(folder)!r}, left out: {told}"
+        )
+    return list(map(str, files)), images.describe(str(folder), images.examine(files, "reference images"), left_out)
+
+
+def reference_name(keys: Sequence[str]) -> str:
+    """Names a reference set by all that its features depend on, so that two of them never mix in one store.
+
+    Files count by their bytes and the version of their reader, wherever they are and however they are called; scenes
+    of Shapes by their numbers, the program that draws them, and the first picture.
+
+    Raises: ValueError if a file cannot be read as an image.
+    """
+    if _SHAPES.fullmatch(keys[0]):
+        source = Path(shapes.__file__)
+        stat = source.stat()
+        facts = [json.dumps(list(keys)).encode(), digest_of(source, stat.st_size, stat.st_mtime_ns)]
+        facts.append(reference_image(keys[0]).tobytes())
+    else:
+        found = images.examine([Path(key) for key in keys], "reference images")
+        facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in found)]
+    return f"reference-{sha256(b''.join(facts)).hexdigest()[:12]}"
 
 
 def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
@@ -81,7 +109,7 @@ def reference_image(key: str) -> np.ndarray:
     """uint8 [H, W, 3] of `val/INDEX` (Shapes) or of an image file."""
     if _SHAPES.fullmatch(key):
         return shapes.render(shapes.scene("val", int(key[4:])))
-    return np.asarray(Image.open(key).convert("RGB"))
+    return np.asarray(images.open_file(Path(key)).rgb)
 
 
 class Extractor:
@@ -98,8 +126,8 @@ class Extractor:
         if isinstance(task.of, str):
             table = records.from_parquet(self.store.get(task.of), ["prompt_id", "image"])
             ids = table["prompt_id"].to_pylist()
-            images = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
-            features = _batched(encoder.images, images)
+            pictures = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
+            features = _batched(encoder.images, pictures)
         elif isinstance(task.of[0], Prompt):
             if not isinstance(encoder, ClipEncoder):
                 raise ValueError(f"{task.encoder} encodes images only, not prompts")

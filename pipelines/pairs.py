@@ -1,7 +1,6 @@
 """Pairs of image and caption to train on: Shapes, a local folder, or a parquet of URLs such as LAION-Art's."""
 
-import io
-import json
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -11,12 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines import shapes
+from pipelines import images, prompts, rows, shapes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_BYTES = 50 * 2**20  # of a download
 TIMEOUT = 10  # seconds, of a whole download
 TRIES = 50  # pairs in a row that cannot be read before it is called an error
@@ -68,11 +65,11 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def fit(image: Image.Image, pixels: int) -> np.ndarray:
-    """uint8 [pixels, pixels, 3]: the middle square, resized with antialiasing."""
+    """uint8 [pixels, pixels, 3] of an RGB image: the middle square, resized with antialiasing."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return np.asarray(image.convert("RGB").resize((pixels, pixels), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(image.resize((pixels, pixels), Image.Resampling.LANCZOS, box=box))
 
 
 def open_pairs(where: str, n: int | None = None) -> Pairs:
@@ -80,14 +77,15 @@ def open_pairs(where: str, n: int | None = None) -> Pairs:
 
     n: use the first n only; 40,000 of Shapes by default.
 
-    Raises: ValueError if there is nothing to train on there.
+    Raises: ValueError if there is nothing to train on there, or a caption is none, naming its file and line. What has
+        no caption beside it is left out, and that is printed.
     """
     if n is not None and n < 1:
         raise ValueError(f"the limit of pairs must be 1 or more, got {n}")
     if where == "shapes":
         return Pairs(where, _read_shapes, n or 40_000)
     path = Path(where)
-    if path.suffix == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and path.is_file():
         return _table(path, n)
     if path.is_dir():
         return _folder(path, n)
@@ -102,32 +100,56 @@ def _read_shapes(i: int) -> tuple[Image.Image, str]:
 def _folder(path: Path, n: int | None) -> Pairs:
     listed = path / "metadata.jsonl"
     if listed.is_file():
-        rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not all({"file_name", "text"} <= row.keys() for row in rows):
-            raise ValueError(f"every line of {str(listed)!r} needs file_name and text")
-        captions = {path / row["file_name"]: row["text"] for row in rows}
+        found = [_listed(path, listed, line, row) for line, row in rows.objects(listed)]
     else:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        captions = {
-            f: f.with_suffix(".txt").read_text("utf-8").strip() for f in files if f.with_suffix(".txt").exists()
-        }
-    pairs = list(captions.items())[:n]
+        files, left_out = images.find(path)
+        found = [(file, _caption(file.with_suffix(".txt"))) for file in files if file.with_suffix(".txt").exists()]
+        left_out["images without a caption"] = len(files) - len(found)
+        left_out[".txt"] -= len({file.with_suffix(".txt") for file, _ in found})
+        if left_out := +left_out:
+            print(
+                f"training pairs: {len(found)} of {str(path)!r}; left out: {images.counted(left_out)}", file=sys.stderr
+            )
+    pairs = found[:n]
     if not pairs:
         raise ValueError(f"{str(path)!r} holds no image with a caption (x.jpg beside x.txt, or metadata.jsonl)")
-    return Pairs(str(path), lambda i: (_opened(Image.open(pairs[i][0])), pairs[i][1]), len(pairs))
+    return Pairs(str(path), lambda i: (_large(images.open_file(pairs[i][0]).rgb), pairs[i][1]), len(pairs))
+
+
+def _listed(folder: Path, listed: Path, line: int, row: dict) -> tuple[Path, str]:
+    where = f"line {line}"
+    if not {"file_name", "text"} <= row.keys():
+        raise rows.fault(listed, where, f"every line needs file_name and text, this one has {rows.listed(row)}")
+    if reason := prompts.unfit(row["text"]):
+        raise rows.fault(listed, where, reason)
+    return rows.inside(folder, row["file_name"], listed, where), row["text"]
+
+
+def _caption(file: Path) -> str:
+    found = rows.text(file).strip()
+    if reason := prompts.unfit(found):
+        raise ValueError(f"{str(file)!r}: {reason}")
+    return found
 
 
 def _table(path: Path, n: int | None) -> Pairs:
-    names = pq.read_schema(path).names
+    names = rows.columns(path)
     url = next((name for name in ("URL", "url") if name in names), None)
     text = next((name for name in ("TEXT", "text", "caption") if name in names), None)
     if url is None or text is None:
-        raise ValueError(f"{str(path)!r} needs columns URL and TEXT; it has {', '.join(names)}")
-    table = pq.read_table(path, columns=[url, text]).slice(0, n)
+        raise ValueError(f"{str(path)!r} needs columns URL and TEXT; it has {rows.listed(names)}")
+    table = rows.parquet(path, [url, text]).slice(0, n)
     if not len(table):
         raise ValueError(f"{str(path)!r} holds no rows")
     urls, texts = table[url], table[text]
-    return Pairs(str(path), lambda i: (fetch(urls[i].as_py()), str(texts[i].as_py() or "")), len(table))
+
+    def read(i: int) -> tuple[Image.Image, str]:
+        caption = texts[i].as_py()
+        if reason := prompts.unfit(caption):
+            raise ValueError(f"row {i} of {str(path)!r}: {reason}")
+        return fetch(urls[i].as_py()), caption
+
+    return Pairs(str(path), read, len(table))
 
 
 def fetch(url: str) -> Image.Image:
@@ -141,11 +163,10 @@ def fetch(url: str) -> Image.Image:
             data += chunk
             if len(data) > MAX_BYTES or time.monotonic() > deadline:  # a host may drip bytes for ever
                 raise ValueError(f"{url} is over {MAX_BYTES} bytes or {TIMEOUT} s")
-    return _opened(Image.open(io.BytesIO(data)))
+    return _large(images.open_picture(bytes(data), url).rgb)
 
 
-def _opened(image: Image.Image) -> Image.Image:
+def _large(image: Image.Image) -> Image.Image:
     if min(image.size) < 16:
         raise ValueError(f"too small to train on: {image.size}")
-    image.load()
     return image

@@ -1,15 +1,13 @@
 """Prompts from Shapes or from files, and their shards. Prompts are data: never part of a path or a command."""
 
-import csv
 import json
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines import coco, shapes
+from pipelines import coco, rows, shapes
 from pipelines.records import Prompt
 from postdiff.backbones import Spec
 
@@ -17,19 +15,24 @@ from postdiff.backbones import Spec
 SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
 TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id", "file_name")
+# Control characters that are no white space, a byte order mark inside a text, and halves of a character (surrogates).
+_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff\ud800-\udfff]")
+_SHOWN = 60  # characters of a prompt in `describe`
 
 
 def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) -> list[Prompt]:
     """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
 
-    .txt: one a line, the line's number is the id. .csv, .tsv, .parquet: a column caption, prompt or text; ids from a
-    column id, prompt_id, caption_id or file_name, else the row's number. .jsonl: the same names in an object a line,
-    as the metadata.jsonl of a folder of images (jobs/fetch.py). .json: COCO's annotations (coco.py): one caption an
-    image in a fixed order, of which the first 5,000, 10,000 and 30,000 are the lists to use.
+    .txt: one a line, the line's number is the id; blank lines are layout. .csv, .tsv, .parquet: a column caption,
+    prompt or text; ids from a column id, prompt_id, caption_id or file_name, else the row's number, both counted from
+    0. .jsonl: the same names in an object a line, as the metadata.jsonl of a folder of images (jobs/fetch.py). .json:
+    COCO's annotations (coco.py): one caption an image in a fixed order, of which the first 5,000, 10,000 and 30,000
+    are the lists to use. White space around a prompt is no part of it.
 
     shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
 
-    Raises: ValueError naming the file and what was expected, if it is missing, unreadable, or holds no prompt.
+    Raises: ValueError naming the file, the line (or row, or annotation), and what was expected, if any of the file is
+        not what a person would read there: nothing is cut, left out or guessed. OSError if it cannot be opened.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
@@ -39,82 +42,104 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
     path = Path(source)
     readers = {
         ".txt": _lines,
-        ".csv": _table,
-        ".tsv": _table,
+        ".csv": lambda path: _table(path, ","),
+        ".tsv": lambda path: _table(path, "\t"),
         ".parquet": _parquet,
         ".jsonl": _objects,
         ".json": coco.captions,
     }
-    if path.suffix not in readers:
+    read = readers.get(path.suffix.lower())
+    if read is None:
         raise ValueError(
             f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"no prompt file at {source!r} (jobs/fetch.py gets the paper's; COCO's captions are in {coco.SOURCE})"
         )
-    try:
-        found = [(str(id), "" if text is None else text) for id, text in readers[path.suffix](path)]
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        csv.Error,
-        OSError,
-        pa.ArrowInvalid,
-    ) as error:
-        raise ValueError(f"{source!r} is not readable as {path.suffix}: {error!r}") from error
-    other = next((text for _, text in found if not isinstance(text, str)), None)
-    if other is not None:
-        raise ValueError(f"{source!r}: a prompt must be text, got {other!r}")
-    prompts = [Prompt(id, text.strip()) for id, text in found if text.strip()]
+    places: dict[str, str] = {}  # of ids
+    prompts = []
+    for where, id, text in read(path):
+        if reason := unfit(text):
+            raise rows.fault(path, where, reason)
+        prompt = Prompt(_id(path, where, id), text.strip())
+        if prompt.id in places:
+            raise rows.fault(path, where, f"two prompts of one id, {prompt.id!r}: {places[prompt.id]} has it too")
+        places[prompt.id] = where
+        prompts.append(prompt)
     if not prompts:
         raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
-    if len({prompt.id for prompt in prompts}) < len(prompts):
-        raise ValueError(f"{source!r} has two prompts of one id; ids must differ")
     if shuffled:
         prompts.sort(key=lambda prompt: sha256(json.dumps([prompt.id, prompt.text]).encode()).digest())
     return prompts[:limit]
 
 
-def _lines(path: Path):
-    return enumerate(_text_lines(path))
+def unfit(text: Any) -> str:
+    """Why `text` can be no prompt; "" if it can.
+
+    White space is text; other control characters, lone surrogates and byte order marks are signs of a broken file.
+    """
+    if not isinstance(text, str):
+        return f"a prompt must be text, got {text!r:.60}"
+    if found := _NOT_TEXT.search(text):
+        return f"a prompt must be text without control characters and halves of characters, got {found[0]!r}"
+    return "" if text.strip() else "the prompt is blank"
 
 
-def _text_lines(path: Path) -> list[str]:
-    """Lines end at a line feed alone: a prompt may hold what else Unicode calls a line's end. A byte order mark, as
-    spreadsheets write it, is no part of the first."""
-    return path.read_text(encoding="utf-8-sig").split("\n")
+def _id(path: Path, where: str, id: Any) -> str:
+    number = isinstance(id, int | float) and not isinstance(id, bool) and id == id
+    if not number and (not isinstance(id, str) or unfit(id)):
+        raise rows.fault(path, where, f"an id must be a number or text that is not blank, got {id!r:.60}")
+    return str(id)
 
 
-def _table(path: Path):
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        text, id = _columns(path, reader.fieldnames or [])
-        for number, row in enumerate(reader):
-            yield row[id] if id else number, row[text]
+def describe(prompts: Sequence[Prompt]) -> str:
+    """What was read, on one line: how many prompts, and the first three, as `256 prompts, the first: 'a', 'b', 'c'`."""
+    texts = [prompt.text for prompt in prompts[:3]]
+    shown = ", ".join(repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...") for text in texts)
+    return f"{len(prompts)} prompts, the first: {shown}" if len(prompts) > 1 else f"1 prompt: {shown}"
 
 
-def _objects(path: Path):
-    rows = [json.loads(line) for line in _text_lines(path) if line.strip()]
-    text, id = _columns(path, list(rows[0]) if rows else [])
-    for number, row in enumerate(rows):
-        yield row[id] if id else number, row[text]
+# Readers: (place in the file, id, text) of every prompt.
 
 
-def _parquet(path: Path):
-    text, id = _columns(path, pq.read_schema(path).names)
-    table = pq.read_table(path, columns=[c for c in (text, id) if c])
-    for number, row in enumerate(table.to_pylist()):
-        yield row[id] if id else number, row[text]
+def _lines(path: Path) -> list[tuple[str, Any, Any]]:
+    numbered = enumerate(rows.lines(path))
+    return [(f"line {number + 1}", number, text) for number, text in numbered if text.strip()]
+
+
+def _table(path: Path, delimiter: str) -> list[tuple[str, Any, Any]]:
+    header, found = rows.table(path, delimiter)
+    return _picked(path, header, [(f"line {line}", row) for line, row in found])
+
+
+def _objects(path: Path) -> list[tuple[str, Any, Any]]:
+    found = [(f"line {line}", row) for line, row in rows.objects(path)]
+    return _picked(path, list(dict.fromkeys(name for _, row in found for name in row)), found)
+
+
+def _parquet(path: Path) -> list[tuple[str, Any, Any]]:
+    names = rows.columns(path)
+    found = rows.parquet(path, [name for name in _columns(path, names) if name])
+    return _picked(path, names, [(f"row {number}", row) for number, row in enumerate(found.to_pylist())])
+
+
+def _picked(path: Path, names: Sequence[str], found: Sequence[tuple[str, dict]]) -> list[tuple[str, Any, Any]]:
+    text, id = _columns(path, names)
+    for where, row in found:
+        if lacks := [name for name in (text, id) if name and name not in row]:
+            raise rows.fault(path, where, f"no {lacks[0]!r}, which other lines have; it has {rows.listed(row)}")
+    return [(where, row[id] if id else number, row[text]) for number, (where, row) in enumerate(found)]
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:
     text = next((name for name in TEXT_COLUMNS if name in names), None)
     if text is None:
-        raise ValueError(f"{str(path)!r} needs a column {', '.join(TEXT_COLUMNS)}; it has {', '.join(names) or 'none'}")
-    return text, next((name for name in ID_COLUMNS if name in names), None)
+        raise ValueError(f"{str(path)!r} needs a column {', '.join(TEXT_COLUMNS)}; it has {rows.listed(names)}")
+    id = next((name for name in ID_COLUMNS if name in names), None)
+    if twice := next((name for name in (text, id) if name and names.count(name) > 1), None):
+        raise ValueError(f"{str(path)!r} has two columns {twice!r}")
+    return text, id
 
 
 def seed(prompt: Prompt, sample: int = 0) -> int:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from pipelines import images
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -97,4 +99,5 @@ def encode_image(pixels: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    """uint8 [H, W, 3] of what `encode_image` gave. Raises: ValueError if it is no image."""
+    return images.decode(data)

@@ -47,7 +47,7 @@ def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes
 
 def thumbnail(image: bytes) -> bytes:
     """An image as the page shows it: one that is larger is made smaller, or a page of real models has 200 MB."""
-    opened = Image.open(io.BytesIO(image))
+    opened = Image.open(io.BytesIO(image), formats=("WEBP",))
     if max(opened.size) <= THUMBNAIL:
         return image
     opened.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -94,7 +94,7 @@ def _log_summary(run, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
     columns = list(lines[0])
     run.log({"configurations": wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])})
     for name, png in pictures.items():
-        run.log({name: wandb.Image(Image.open(io.BytesIO(png)))})
+        run.log({name: wandb.Image(Image.open(io.BytesIO(png), formats=("PNG",)))})
 
 
 def _numbers(row: Row) -> dict[str, float]:

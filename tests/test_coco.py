@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import coco, evaluation, features, prompts, protocols
+from pipelines import coco, evaluation, features, prompts, protocols, shapes
 from pipelines.evaluation import Protocol, add_options, settle_options
 from pipelines.protocols import PROTOCOLS
 from postdiff import encoders
@@ -53,10 +54,29 @@ def test_one_caption_an_image_in_an_order_that_does_not_change(tiny):
 def test_the_matched_references_are_the_images_of_the_prompts(tiny):
     listed = prompts.load_prompts(str(tiny / "captions.json"), 5)
     found = coco.images(tiny / "captions.json", tiny / "images", listed)
-    assert [Path(file).name for file in found[:2]] == ["COCO_val2014_000000000007.jpg", "COCO_val2014_000000000003.jpg"]
+    assert [file.name for file in found[:2]] == ["COCO_val2014_000000000007.jpg", "COCO_val2014_000000000003.jpg"]
     assert len(found) == 5
-    Path(found[1]).unlink()
+    found[1].unlink()
     with pytest.raises(ValueError, match=r"1 of the 5 images .* the first 'COCO_val2014_000000000003.jpg'"):
+        coco.images(tiny / "captions.json", tiny / "images", listed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.pop("images"), "an object with a list 'images', got an object of annotations"),
+        (lambda value: value["images"].pop(7), "has captions of image 7, which its images lack"),
+        (lambda value: value["images"][7].update(file_name="../captions.json"), "image 7: the file .* leads out of"),
+        (lambda value: value["images"][7].update(file_name="/etc/passwd"), "image 7: the file .* leads out of"),
+        (lambda value: value["images"][7].update(file_name=None), "image 7: a file name must be text"),
+    ],
+)
+def test_matched_images_stay_in_their_folder(tiny, change, message):
+    listed = prompts.load_prompts(str(tiny / "captions.json"), 5)
+    value = json.loads((tiny / "captions.json").read_text())
+    change(value)
+    (tiny / "captions.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=message):
         coco.images(tiny / "captions.json", tiny / "images", listed)
 
 
@@ -163,5 +183,31 @@ def test_a_reference_set_has_one_name_on_every_machine(tiny):
     before = features.reference_name(files)
     os.utime(files[0], (1, 1))  # unpacked at another time
     assert features.reference_name(files) == before
-    Path(files[0]).write_bytes(Path(files[0]).read_bytes() + b"more")
-    assert features.reference_name(files) != before
+    renamed = shutil.copy(files[0], str(tiny / "another name.jpg"))
+    assert features.reference_name([renamed, *files[1:]]) == before
+    assert features.reference_name(files[1:]) != before
+    assert features.reference_name([*files[1:], files[0]]) != before  # features are in the files' order
+
+
+def test_a_reference_set_is_named_by_the_contents_of_every_file(tmp_path):
+    """Neither its name, nor its size, nor the first picture tells that a later picture is another."""
+    files = [tmp_path / f"{i}.bmp" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(file)
+    keys, size = [str(file) for file in files], files[1].stat().st_size
+    before = features.reference_name(keys)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(files[1])
+    os.utime(files[1], (1, 1))
+    assert files[1].stat().st_size == size
+    assert features.reference_name(keys) != before
+
+
+def test_a_reference_set_of_shapes_is_named_by_its_scenes_and_their_program(tmp_path, monkeypatch):
+    keys = ["val/0", "val/1"]
+    before = features.reference_name(keys)
+    assert features.reference_name(keys) == before
+    assert features.reference_name([*keys, "val/2"]) != before
+    changed = shutil.copy(shapes.__file__, tmp_path)
+    Path(changed).write_text(Path(changed).read_text() + "\n")
+    monkeypatch.setattr(shapes, "__file__", changed)
+    assert features.reference_name(keys) != before
