@@ -87,7 +87,7 @@ def text(
     for group in groups:
         runs = reproduction.distinct(group.exhibits)
         of = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
-        prices = {}
+        prices: dict[reproduction.Key, reproduction.Price] = {}
         for model, name in of.items():
             prices |= reproduction.count_costs(runs, {model: name})
             bar.update(sum(m == model for m, _ in runs))

@@ -205,9 +205,13 @@ class Store:
             if self.is_local:
                 check_folder(Path(self.root))
             else:
-                in_time(lambda: (self.put(".writable", b""), self.delete(".writable")))
+                in_time(self._write_and_delete)
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             raise ValueError(f"store {self.shown!r} is not writable: {clean(error)}") from None
+
+    def _write_and_delete(self) -> None:
+        self.put(".writable", b"")
+        self.delete(".writable")
 
     def check(self, spec: dict) -> None:
         """Raise ValueError if this is the store of another spec: their shards would mix."""
