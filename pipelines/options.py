@@ -101,7 +101,8 @@ def check(value: float, least: float, most: float, why: str = "", above: bool = 
     if not value >= least:
         raise argparse.ArgumentTypeError(f"must be {least:g} or more, got {value:g}")
     if not value <= most:
-        raise argparse.ArgumentTypeError(f"must be at most {most}{f' ({why})' if why else ''}, got {value}")
+        shown, reason = most if isinstance(most, int) else f"{most:g}", f" ({why})" if why else ""
+        raise argparse.ArgumentTypeError(f"must be at most {shown}{reason}, got {value}")
     return value
 
 
