@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=kind, allow_abbrev=False)
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
+        self.register("action", "store_true", _Flag)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
@@ -61,6 +62,12 @@ class _Once(argparse._StoreAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+class _Flag(argparse._StoreTrueAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.given |= {self.dest}
+        super().__call__(parser, namespace, values, option_string)
+
+
 def refuse(args: argparse.Namespace, why: str, *names: str) -> None:
     """Raise ValueError if one of the options `names` (as attributes) was given: it has no effect `why`."""
     for name in names:
@@ -73,7 +80,7 @@ def whole(least: int, most: int, why: str = "") -> Callable[[str], int]:
 
     def convert(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]+", text) or len(text) > 20:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text[:40]!r}")
         return int(check(int(text), least, most, why))
 
     return convert
@@ -88,7 +95,7 @@ def number(least: float, most: float, above: bool = False) -> Callable[[str], fl
                 raise ValueError
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be a number, got {text[:40]!r}") from None
         return check(value, least, most, above=above)
 
     return convert

@@ -19,10 +19,11 @@ import pytest
 import torch
 from conftest import refusal
 
-from pipelines import generate, prompts, records, workers
+from pipelines import evaluation, features, generate, prompts, records, workers
 from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import methods, save_plan
+from postdiff.backbones import MINI
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -214,6 +215,41 @@ def test_bad_input_is_one_line_before_any_work(tmp_path, monkeypatch, capsys, ar
     ]
     assert message in refusal(coco_sweep.main, [*others, *args], capsys)
     assert not (tmp_path / "out").exists()
+
+
+class Layers(torch.nn.Module):
+    """What clean-fid's Inception is from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_an_encoder_is_opened_before_it_is_needed(tmp_path):
+    torch.jit.script(Layers()).save(tmp_path / "inception.pt")
+    torch.jit.script(torch.nn.Identity()).save(tmp_path / "other.pt")
+    torch.save({"layers": torch.zeros(1)}, tmp_path / "weights.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "inception.pt").read_bytes()[:-30])
+    features.check_encoder(str(tmp_path / "inception.pt"))
+    for name in ("other.pt", "weights.pt", "torn.pt"):
+        with pytest.raises(ValueError, match=rf"{name}' must be a TorchScript file with `layers`, as https://"):
+            features.check_encoder(str(tmp_path / name))
+    features.check_encoder("mini-clip")
+    shutil.copytree(MINI / "mini-clip", tmp_path / "clip")
+    features.check_encoder(str(tmp_path / "clip"))
+    (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"a CLIP folder must hold its weights as \.safetensors, '.*clip' does not"):
+        features.check_encoder(str(tmp_path / "clip"))
+
+
+def test_a_dry_run_says_what_was_read():
+    of = [records.Prompt(str(i), text) for i, text in enumerate(("a cat", "long " * 30, "a\x1b[1m", "more"))]
+    long = " ".join(["long"] * 11)
+    assert evaluation.describe_prompts(of) == f"4 prompts: 'a cat', '{long}…', 'a\\x1b[1m', …"
+    assert evaluation.describe_prompts(of[:1]) == "1 prompts: 'a cat'"
 
 
 def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):

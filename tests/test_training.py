@@ -40,9 +40,7 @@ def test_training_killed_and_resumed_ends_with_the_same_weights(alone, tmp_path,
 
 
 def test_training_that_diverges_stops_at_its_step_and_writes_nothing(alone, tmp_path):
-    with pytest.raises(
-        FloatingPointError, match=r"^toy diverged: the loss of step 4 is (nan|inf), the norm of its grad"
-    ):
+    with pytest.raises(FloatingPointError, match=r"^toy diverged: the loss of step 4 is (nan|inf), the norm"):
         trained(tmp_path / "broken", broken_at=3)
     assert not (tmp_path / "broken" / "toy.pt").exists()
 

@@ -153,9 +153,7 @@ def test_workers_that_cannot_start_are_told(tmp_path):
     def make():
         raise ImportError("no module named torch")
 
-    with pytest.raises(
-        workers.WorkersError, match=r"^workers do not start \(3 tries\): ImportError: no module named torch$"
-    ):
+    with pytest.raises(workers.WorkersError, match=r"^workers do not start \(3 tries\): .*no module named torch$"):
         workers.run(make_units(2), make, lambda name: False, Resources(1))
 
 
