@@ -58,7 +58,7 @@ def test_rounds_halve_the_plans_and_double_the_prompts():
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45)] == [20, 20]
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3)] == [500]
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 45, "fid")] == [250, 250]
-    with pytest.raises(ValueError, match="by CLIP score needs at least 16 prompts, got 15"):
+    with pytest.raises(ValueError, match=r"by CLIP score needs at least 16 prompts \(--limit\), got 15"):
         calibration.rounds(PROMPTS[:15], 45)
 
 

@@ -247,7 +247,7 @@ def test_an_encoder_is_opened_before_it_is_needed(tmp_path):
 
 def test_a_dry_run_says_what_was_read():
     of = [records.Prompt(str(i), text) for i, text in enumerate(("a cat", "long " * 30, "a\x1b[1m", "more"))]
-    long = " ".join(["long"] * 11)
+    long = " ".join(["long"] * 12)
     assert evaluation.describe_prompts(of) == f"4 prompts: 'a cat', '{long}…', 'a\\x1b[1m', …"
     assert evaluation.describe_prompts(of[:1]) == "1 prompts: 'a cat'"
 
