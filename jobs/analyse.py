@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import dynamics, evaluation, exhibits, figures, plots
+from pipelines import dynamics, evaluation, exhibits, figures, options, plots
 from pipelines.dynamics import Task
 from postdiff import methods
 from postdiff.backbones import resolve
@@ -22,7 +22,7 @@ from postdiff.backbones import resolve
 
 def run(args: argparse.Namespace) -> None:
     protocol, spec = evaluation.protocol(args), resolve(args.backbone)
-    store = evaluation.open_store(args.out, protocol)
+    evaluation.check_store(args.out, protocol)
     steps, beta = spec.settings["steps"], spec.settings["beta"]
     plans = {
         f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in exhibits.WATCHED
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     profile = Task("profile", rows["s=0"], protocol.prompts, protocol.clip)
     paths = {label: Task("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
     resources = evaluation.connect(args, [args.backbone])
+    store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
     evaluation.run_units(units, partial(dynamics.Watcher, store), store, resources, "steps")
 
@@ -44,16 +45,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     parser.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
-    evaluation.add_options(parser)
+    options.add_options(parser)
     parser.add_argument("--out", default="out/analysis", help="a folder or any pyarrow.fs or fsspec URL")
     parser.set_defaults(limit=figures.WATCHED)
-    return evaluation.settle_options(parser.parse_args(argv))
+    args = options.settle_options(parser.parse_args(argv))
+    options.refuse_unused(args, fid="here: there is no FID")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluation.job(run, parse, argv)
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

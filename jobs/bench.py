@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import postdiff
-from pipelines import embeddings, generate, latency, prompts, records, report, tables, workers
+from pipelines import embeddings, generate, latency, options, prompts, records, report, tables, workers
 from pipelines.grids import grid
 from pipelines.records import Prompt
 from pipelines.store import Store
@@ -155,12 +155,13 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
     over the first. In a process of its own, after one round to warm up, on a GPU that the cluster gives to nothing
     else, or on this machine where RAY_ADDRESS names no cluster with GPUs."""
     spec = resolve(name)
-    plans = [
-        planfile.load_plan(one)
-        if one.endswith(".json")
-        else methods.METHODS[one](**methods.settings_for(one, spec.settings))
-        for one in listed
-    ]
+    plans = []
+    for one in listed:
+        if one.endswith(".json"):
+            plans.append(planfile.load_plan(one))
+            continue
+        settings = methods.settings_for(one, spec.settings)  # raises for an unknown method
+        plans.append(methods.METHODS[one](**settings))
     of = [generate.configure(name, plan, batch_size=1) for plan in plans]
     times = latency.measure(of, rounds, workers.cluster_has_gpus())
     header = ("plan", "p50 (s)", "p90", "denoise", "decode", "encode", "peak GiB", "speed-up")
@@ -174,25 +175,37 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
     return {one: asdict(t) for one, t in zip(listed, times, strict=True)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "planning", "reuse", "latency"])
-    parser.add_argument("--pairs", type=int, default=5, help="alternating runs of each side")
-    parser.add_argument("--backbone", default="mini-sd", help="of latency: a name, a folder, or ORG/REPOSITORY@COMMIT")
-    parser.add_argument("--methods", nargs="+", default=["dense", "postdiff"], help="of latency: or files of plans")
-    parser.add_argument("--rounds", type=int, default=30, help="of latency: runs of each method")
-    args = parser.parse_args()
-    try:
+# The options that each measurement takes; --pairs and --rounds have the defaults of its function.
+TAKES = {"overhead": ("pairs",), "planning": (), "reuse": ("pairs",), "latency": ("backbone", "methods", "rounds")}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = options.Parser(__doc__)
+    add = parser.add_argument
+    add("what", choices=list(TAKES))
+    add("--pairs", type=options.whole(1, 10_000), default=5, help="alternating runs of each side (default: 5)")
+    add("--backbone", default="mini-sd", help="of latency: a name, a folder, or ORG/REPOSITORY@COMMIT")
+    add("--methods", nargs="+", default=["dense", "postdiff"], help="of latency: or files of plans")
+    add("--rounds", type=options.rounds(), default=30, help="of latency: runs of each method (default: 30)")
+    args = parser.parse_args(argv)
+    options.refuse(args, f"on {args.what}", *({"pairs", "backbone", "methods", "rounds"} - {*TAKES[args.what]}))
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    with options.doing(f"measuring {args.what}"):
         measured = {
             "overhead": lambda: overhead(args.pairs),
             "planning": planning,
             "reuse": lambda: reuse(args.pairs),
             "latency": lambda: measure_latency(args.backbone, args.methods, args.rounds),
         }[args.what]()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     about = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
+
+
+def main(argv: list[str] | None = None) -> None:
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import postdiff
-from pipelines import report
+from pipelines import options, report
 from postdiff import methods, sampling, solvers
 from postdiff.backbones import HUB
 from postdiff.plan import Plan
@@ -161,14 +161,23 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = options.Parser(__doc__)
     parser.add_argument("what", choices=["speedup", "authors"])
-    parser.add_argument("--pairs", type=int, default=5, help="alternating runs of each side")
-    args = parser.parse_args()
-    measured = {"speedup": speedup, "authors": authors}[args.what](args.pairs)
+    pairs = options.whole(1, 10_000)
+    parser.add_argument("--pairs", type=pairs, default=5, help="alternating runs of each side (default: 5)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    with options.doing(f"measuring {args.what}"):
+        measured = {"speedup": speedup, "authors": authors}[args.what](args.pairs)
     about = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
+
+
+def main(argv: list[str] | None = None) -> None:
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python jobs/calibrate.py --share 0.4                              mini-SD, 40 % of its FLOPs, Shapes
     python jobs/calibrate.py --share 0.5 --of seconds --by fid        half of its measured latency, by FID
     python jobs/calibrate.py --backbone sd15 --budget 6 --of macs --prompts captions.tsv --limit 500
+    python jobs/calibrate.py --share 0.2 --grid small --limit 32      the least that shows it: 12 plans, 288 images
 
 Every combination of beta, s, k and m, at the most steps that the budget pays for, is scored on the first prompts; the
 better half goes on, prompts double, until the last few are scored on all. Ends in OUT/plan.json, which `postdiff
@@ -13,6 +14,7 @@ it goes on where it stopped.
 import argparse
 import csv
 import io
+import os
 import sys
 from dataclasses import dataclass, replace
 from html import escape
@@ -21,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import calibration, evaluation, latency, plots, report, tables, workers
+from pipelines import calibration, evaluation, latency, options, plots, prompts, report, tables, workers
 from pipelines.calibration import Candidate
 from pipelines.evaluation import Point, Protocol
-from pipelines.store import Store
+from pipelines.store import Store, below, local_path
 from postdiff import costs, methods, planfile
 from postdiff.backbones import Spec, fingerprint, resolve
 from postdiff.metrics import Interval
@@ -47,13 +49,14 @@ class Scored:
 
 def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Candidate], float, float]:
     """The candidates, the budget, and what the backbone costs as it is, in UNITS[args.of]."""
-    plans, as_it_is = calibration.grid(spec), methods.dense(spec.settings["steps"])
+    plans, as_it_is = calibration.grid(spec, args.grid), methods.dense(spec.settings["steps"])
     listed = list({plan.id: plan for plan in (as_it_is, *chain.from_iterable(plans.values()))}.values())
     counted = dict(zip((plan.id for plan in listed), costs(listed, spec), strict=True))
     if args.of == "seconds":
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
         of = [evaluation.configure(args, args.backbone, plan) for plan in longest]
-        times = latency.kept(store, of, args.rounds, workers.cluster_has_gpus(args.gpus_per_worker))
+        with options.doing("measuring latencies"):
+            times = latency.kept(store, of, args.rounds, workers.cluster_has_gpus(args.gpus_per_worker))
         timed = dict(zip((plan.id for plan in longest), times, strict=True))
         cost = calibration.seconds(plans, {id: one.flops for id, one in counted.items()}, timed)
     else:
@@ -70,40 +73,60 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--by fid needs --reference, a folder of images")
     if args.by == "clip":
         whole_protocol = replace(whole_protocol, reference=())
-    if args.of == "seconds":
-        latency.check_rounds(args.rounds)
-        if args.dry_run:
-            raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
-    store = Store(args.out) if args.dry_run else evaluation.open_store(args.out, whole_protocol)
-    candidates, budget, whole = price(args, store, spec)
+    if args.of == "seconds" and args.dry_run:
+        raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
+    calibration.rounds(whole_protocol.prompts, 1, args.by)  # raises for too few prompts, before seconds are measured
+    if local_path(args.out) or not args.dry_run:
+        evaluation.check_store(args.out, whole_protocol)
+    candidates, budget, whole = price(args, Store(args.out), spec)
     halving = calibration.rounds(whole_protocol.prompts, len(candidates), args.by)
-    images = sum(
-        len(r.prompts) * n for r, n in zip(halving, [len(candidates), *(r.keep for r in halving)], strict=False)
-    )
+    evaluation.check_batch(args, min(len(part.prompts) for part in halving))
+    images = drawn(halving, len(candidates))
     print(f"{len(candidates)} plans within {budget:.4g} {UNITS[args.of]} ({budget / whole:.1%} of the model as it is)")
     print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
           f"{len(candidates) * len(whole_protocol.prompts)}")  # fmt: skip
-    if args.dry_run:
-        return
     prices = costs([c.plan for c in candidates], spec)
     points = {}
     for c, one in zip(candidates, prices, strict=True):
         of = evaluation.configure(args, args.backbone, c.plan)
         points[c.plan.id] = Point(c.plan.name, c.label, of, one.macs_paper, one.flops)
+    if args.dry_run:
+        print(f"read {prompts.describe(whole_protocol.prompts)} (of {args.prompts})")
+        return print(time_told(args, images * sum(one.flops for one in prices) / len(prices)))
+    parts = [replace(whole_protocol, prompts=part.prompts) for part in halving]
+    folders = [below(args.out, f"round-{number}") for number in range(1, 1 + len(parts))]
+    for folder, protocol in zip(folders, parts, strict=True):
+        evaluation.check_store(folder, protocol)
     resources = evaluation.connect(args, [args.backbone])
+    store = evaluation.open_store(args.out, whole_protocol)  # all that can be refused is refused before
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
     left = candidates
-    for number, part in enumerate(halving):
-        protocol = replace(whole_protocol, prompts=part.prompts)
-        stores.append(evaluation.open_store(f"{args.out}/round-{number + 1}", protocol))
+    for part, folder, protocol in zip(halving, folders, parts, strict=True):
+        stores.append(evaluation.open_store(folder, protocol))
         listed = [points[c.plan.id] for c in left]
         evaluation.evaluate(stores[-1], listed, protocol, resources)
         scores = calibration.score(stores, protocol, listed, args.by)
         for c, value in zip(left, scores, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
         left = [left[i] for i in calibration.ranked(scores, args.by)[: part.keep]]
-    write(args, store, candidates, left[0], curves, whole_protocol, budget, whole)
+    with options.doing("writing the report"):
+        write(args, store, candidates, left[0], curves, whole_protocol, budget, whole)
+
+
+def drawn(halving: list[calibration.Round], plans: int) -> int:
+    """Images of all rounds, the first of all `plans`."""
+    return sum(len(r.prompts) * n for r, n in zip(halving, [plans, *(r.keep for r in halving)], strict=False))
+
+
+def time_told(args: argparse.Namespace, flops: float) -> str:
+    """How long `flops` take, in words: the plans that go on are taken to cost what the average plan does."""
+    minutes = flops / (args.tflops * 1e12) / 60
+    n = args.workers or (1 if resolve(args.backbone).revision else os.cpu_count() or 1)
+    return (
+        f"time: about {minutes / n:.1f} minutes on {n} workers (--workers), {minutes:.1f} worker-minutes at "
+        f"{args.tflops:g} TFLOP/s sustained (--tflops), and one or two to start"
+    )
 
 
 def compare(candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by) -> list[Scored]:
@@ -174,28 +197,31 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--share", type=float, help="the budget as a share of what the backbone costs as it is")
-    budget.add_argument("--budget", type=float, help="the budget for one image, in TFLOP, T MACs or seconds")
+    share = options.number(0, 1, above=True)
+    budget.add_argument("--share", type=share, help="the budget as a share of what the backbone costs as it is")
+    budget.add_argument("--budget", type=options.number(0, 1e9, above=True),
+                        help="the budget for one image, in TFLOP, T MACs or seconds")  # fmt: skip
     add("--of", choices=list(UNITS), default="flops", help="what the budget is of (seconds: measured here)")
     add("--by", choices=list(tables.METRICS), default="clip", help="what is best: the CLIP score, as in Fig. 9, or FID")
-    add("--rounds", type=int, default=3, help="of the latency measurement")
-    evaluation.add_options(parser)
+    add("--rounds", type=options.rounds(), default=3, help="of the latency measurement (default: 3)")
+    add("--grid", choices=list(calibration.GRIDS), default="full", help="how many settings are combined")
+    options.add_options(parser)
     add("--out", default="out/calibration", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--dry-run", action="store_true", help="print what would run, and stop")
-    args = evaluation.settle_options(parser.parse_args(argv))
-    for name in ("share", "budget"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name} must be above 0, got {value:g}")
+    options.add_dry_run(parser)
+    args = options.settle_options(parser.parse_args(argv))
+    options.refuse_unused(args, fid="" if args.by == "fid" else "with --by clip")
+    options.settle_dry_run(args)
+    if args.of != "seconds":
+        options.refuse(args, f"on a budget of {args.of}: nothing is timed", "rounds")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluation.job(run, parse, argv)
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

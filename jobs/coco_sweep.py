@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, grids, plots, prompts, records, report, tables, tracking, workers
+from pipelines import evaluation, grids, options, plots, prompts, records, report, tables, tracking, workers
 from pipelines.evaluation import Point, Protocol
-from pipelines.store import Store
+from pipelines.store import Store, local_path
 from postdiff import costs, load_plan
-from postdiff.backbones import HUB, resolve
+from postdiff.backbones import resolve
 from postdiff.families import FAMILIES
 
 
@@ -34,7 +34,10 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     points: dict[str, Point] = {}
     spec = resolve(args.backbone)
     entries = grids.grid(args.grid, spec.settings)
-    entries += [(plan.name, "", plan) for plan in map(load_plan, args.plans)]
+    for file in args.plans:
+        with options.doing(f"reading the plan {file!r}"):
+            plan = load_plan(file)
+        entries.append((plan.name, "", plan))
     prices = costs([plan for _, _, plan in entries], spec)
     for (method, settings, plan), price in zip(entries, prices, strict=True):
         configuration = evaluation.configure(args, args.backbone, plan)
@@ -46,12 +49,15 @@ def sweep(args: argparse.Namespace) -> None:
     began = time.time()
     protocol = evaluation.protocol(args)
     points = plan_sweep(args)
+    if local_path(args.out) or not args.dry_run:
+        evaluation.check_store(args.out, protocol)
     if args.dry_run:
         return print_dry_run(args, points, protocol)
-    store = evaluation.open_store(args.out, protocol)
     resources = evaluation.connect(args, [args.backbone])
+    store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     rows = evaluation.evaluate(store, points, protocol, resources)
-    write_report(args, store, points, rows, protocol, time.time() - began)
+    with options.doing("writing the report"):
+        write_report(args, store, points, rows, protocol, time.time() - began)
 
 
 def write_report(
@@ -93,6 +99,7 @@ def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:
     n = len(listed)
     macs, flops = n * sum(p.macs_paper for p in points), n * sum(p.flops for p in points)
     pixels = points[0].configuration.size ** 2
+    print(f"read {prompts.describe(listed)} (of {args.prompts})")
     print(f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units")
     for point in points:
         label = f"{point.method.replace('_', ' ')} T={len(point.configuration.plan)} {point.settings}"
@@ -112,27 +119,23 @@ def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
-    evaluation.add_options(parser)
+    options.add_options(parser)
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
     add("--grid", choices=list(grids.NAMES), help="(default: laptop for Shapes, full else)")
     add("--plans", nargs="+", default=[], metavar="FILE", help="plans of your own (save_plan) beside the grid's")
-    add(
-        "--tflops",
-        type=float,
-        help="sustained TFLOP/s of a worker, for --dry-run's time (default: 0.03, or 30 on hub models)",
-    )
-    add("--dry-run", action="store_true", help="print what would run, and stop")
-    args = evaluation.settle_options(parser.parse_args(argv))
+    options.add_dry_run(parser)
+    args = options.settle_options(parser.parse_args(argv))
+    options.refuse_unused(args)
+    options.settle_dry_run(args)
     args.grid = args.grid or ("laptop" if args.prompts in prompts.SHAPES else "full")
-    args.tflops = args.tflops or (30.0 if args.backbone in HUB or "@" in args.backbone else 0.03)
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluation.job(sweep, parse, argv)
+    options.job(sweep, parse, argv)
 
 
 if __name__ == "__main__":

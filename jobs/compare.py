@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, generate, grids, report, tables, workers
+from pipelines import evaluation, generate, grids, options, report, tables, workers
 from pipelines.evaluation import Point
 from pipelines.tables import METRICS, Row
 from postdiff import costs, methods
@@ -157,8 +157,9 @@ def run(args: argparse.Namespace) -> None:
     protocol = evaluation.protocol(args)
     among = variants(args.backbones, args.size_conditions)
     groups = plan_points(args, among)
-    store = evaluation.open_store(args.out, protocol)
+    evaluation.check_store(args.out, protocol)
     resources = evaluation.connect(args, args.backbones)
+    store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     points = [point for group in groups for point in group]
     rows = evaluation.evaluate(store, points, protocol, resources)
     names = [variant.name for variant in among]
@@ -185,18 +186,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("--backbones", nargs="+", required=True, help="names, folders, or ORG/REPOSITORY@COMMIT: others with the first")
     add("--methods", nargs="+", default=["dense", "mixed_resolution", "postdiff"], help="(postdiff methods)")
     add("--size-conditions", action="store_true", help="compare target with current on one backbone")
-    evaluation.add_options(parser)
+    options.add_options(parser)
     add("--out", default="out/compare", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    return evaluation.settle_options(parser.parse_args(argv))
+    args = options.settle_options(parser.parse_args(argv))
+    options.refuse_unused(args)
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluation.job(run, parse, argv)
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

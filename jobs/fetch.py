@@ -17,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import datasets, prompts
-from pipelines.evaluation import job
+from pipelines import datasets, options, prompts
+from pipelines.options import whole
 
 
 def run(args: argparse.Namespace) -> None:
     if args.what == "coco2014":
+        options.refuse(args, "on coco2014, which is whole", "text", "n", "per_file")
         datasets.fetch_coco(args.out)
         file = args.out / "annotations" / "captions_val2014.json"
     else:
@@ -33,30 +34,32 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"unknown data set {args.what!r}: expected {known}, or a glob of Parquet files")
             source = datasets.Source(args.what, args.text or "text")
         given = {"text": args.text, "n": args.n, "per_file": args.per_file}
-        datasets.draw(replace(source, **{key: value for key, value in given.items() if value}), args.out)
+        chosen = replace(source, **{key: value for key, value in given.items() if value})
+        drawn, left_out = datasets.draw(chosen, args.out)
+        reasons = "".join(f", {count} left out {reason}" for reason, count in left_out.most_common())
+        print(f"{args.out}: {drawn} pairs{reasons}")
         file = args.out / datasets.METADATA
     listed = prompts.load_prompts(str(file))
     print(f"{file}: {len(listed)} captions, checksum {prompts.fingerprint(listed)}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("what", help=f"coco2014, {', '.join(datasets.SOURCES)}, or a glob of Parquet files with images")
     add("--out", type=Path, required=True, help="a folder")
     add("--text", help="column of the captions (default: the data set's own, else text)")
-    add("--n", type=int, help="pairs to draw (default: as many as the paper, else all)")
-    add("--per-file", type=int, help="at most so many of one file: fewer files are read with more")
-    args = parser.parse_args(argv)
-    for name in ("n", "per_file"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
-    return args
+    add("--n", type=whole(1, *options.MOST_PROMPTS), help="pairs to draw (default: as many as the paper, else all)")
+    add(
+        "--per-file",
+        type=whole(1, *options.MOST_PROMPTS),
+        help="at most so many of one file: fewer files are read with more",
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    job(run, parse, argv)
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

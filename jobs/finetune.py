@@ -18,47 +18,61 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accelerate import PartialState
 
-from pipelines import finetuning, pairs
+from pipelines import finetuning, options, pairs
 from pipelines.finetuning import Settings
+from pipelines.store import clean, local_path
 from postdiff.backbones import resolve
+
+# What argparse takes for each field of Settings; Settings itself says what fits together.
+KINDS = {
+    "beta": options.number(0, 1, above=True),
+    "s": options.number(0, 1),
+    "steps": options.whole(1, 10_000_000),
+    "batch": options.whole(1, 100_000),
+    "micro_batch": options.whole(1, *options.MOST_IN_A_BATCH),
+    "lr": options.number(0, 1, above=True),
+    "warm_up": options.whole(1, 10_000_000),
+    "ema": options.number(0, 1),
+    "drop": options.number(0, 1),
+    "mixed_precision": str,
+    "seed": options.whole(0, 2**40),
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT of the family sd")
     add("--data", required=True, help="'shapes', a folder of images with captions, or a parquet of URLs")
-    add("--limit", type=int, help="use the first N pairs")
-    add("--out", type=Path, required=True, help="the finished pipeline; checkpoints go to OUT-work")
-    add("--checkpoint-every", type=int, default=500, help="steps")
+    add("--limit", type=options.whole(1, 2**40), help="use the first N pairs")
+    add("--out", required=True, help="the finished pipeline; checkpoints go to OUT-work")
+    add("--checkpoint-every", type=options.whole(1, 10_000_000), default=500, help="steps")
     for field in fields(Settings):
         choices = ["no", "fp16", "bf16"] if field.name == "mixed_precision" else None
         default = None if field.name in ("beta", "s") else field.default
-        add(f"--{field.name.replace('_', '-')}", type=type(field.default), default=default, choices=choices)
+        add(f"--{field.name.replace('_', '-')}", type=KINDS[field.name], default=default, choices=choices)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    spec = resolve(args.backbone)
+    spec, folder = resolve(args.backbone), local_path(args.out)
+    if folder is None:
+        raise ValueError(f"--out must be a local folder, got {clean(args.out)!r}")
     for name in ("beta", "s"):  # the paper's for this backbone
         if getattr(args, name) is None:
             setattr(args, name, spec.settings[name])
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if spec.family != "sd":
         raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {spec.family}")
-    if args.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every must be 1 or more, got {args.checkpoint_every}")
     found = pairs.open_pairs(args.data, args.limit)
-    finetuning.make(args.backbone, found, settings, args.out, args.checkpoint_every)
+    with options.doing(f"fine-tuning {args.backbone}"):
+        finetuning.make(args.backbone, found, settings, Path(folder), args.checkpoint_every)
     if PartialState().is_main_process:
         print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from pipelines import (
     figures,
     finetuning,
     latency,
+    options,
     pairs,
     paper,
     protocols,
@@ -47,7 +48,7 @@ from pipelines.evaluation import Protocol
 from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
 from pipelines.latency import Latency
-from pipelines.store import Store
+from pipelines.store import Store, clean, local_path
 from postdiff import methods, published
 from postdiff.backbones import RUN, resolve
 from postdiff.plan import Plan
@@ -83,18 +84,21 @@ class Job:
 def prepare(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> Job:
     """Raises ValueError or OSError for whatever only later stages would meet."""
     tuned = {model: tuned_folder(args, before(model)) for model in names if model != before(model)}
-    if args.rounds:
-        latency.check_rounds(args.rounds)
-    options = {dataset: roles.of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
-    protocols = {dataset: evaluation.protocol(own) for dataset, own in options.items()}
+    settled = {dataset: roles.of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
+    protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
     if exhibits.APPENDIX_J in protocols:  # a few images: to be seen
         protocols[exhibits.APPENDIX_J] = replace(protocols[exhibits.APPENDIX_J], reference=())
     searched = any(exhibit.key in SEARCHED for exhibit in chosen)
     captions = rivals.calibration_prompts(args.prompts, args.calibration) if searched else []
+    for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
+        for model, plan in {run.model: run.plan for run in exhibit.runs}.items():
+            evaluation.configure(settled[exhibit.dataset], names[model], plan)
+    for dataset, own in settled.items():
+        evaluation.check_store(own.out, protocols[dataset])
     gpu = workers.cluster_has_gpus(args.gpus_per_worker)
     if gpu or any(resolve(name).revision for name in names.values()):  # else Ray starts after the latencies
         evaluation.connect(args, list(names.values()))
-    return Job(args, names, tuned, options, protocols, gpu, captions)
+    return Job(args, names, tuned, settled, protocols, gpu, captions)
 
 
 def before(model: str) -> str:
@@ -111,10 +115,14 @@ def run(args: argparse.Namespace) -> None:
     job = prepare(args, chosen, names)
     stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     first = next(iter(stores.values()))
-    names = tune(job)
-    chosen = [told_of_tuning(args, one) for one in exhibits.gather(args.exhibits, search(job, names, chosen, first))]
-    options = next(iter(job.options.values()))
-    times = reproduction.time_plans(first, chosen, names, options, job.gpu) if args.rounds else {}
+    with options.doing("fine-tuning the models of Table 7"):
+        names = tune(job)
+    with options.doing("searching the plans of Tables 3 and 4"):
+        found = search(job, names, chosen, first)
+    chosen = [told_of_tuning(args, one) for one in exhibits.gather(args.exhibits, found)]
+    with options.doing("measuring latencies"):
+        own = next(iter(job.options.values()))
+        times = reproduction.time_plans(first, chosen, names, own, job.gpu) if args.rounds else {}
     sections, facts, answers = [], {}, []
     for dataset, store in stores.items():
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
@@ -159,8 +167,7 @@ def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store)
     found: dict[str, Plan] = {}
     for exhibit in chosen:
         if exhibit.key in SEARCHED:
-            options = job.options[exhibit.dataset]
-            of = evaluation.configure(options, names[exhibit.models[0]], methods.dense())
+            of = evaluation.configure(job.options[exhibit.dataset], names[exhibit.models[0]], methods.dense())
             task = exhibit.key, of, store, job.captions
             found |= workers.alone(rivals.find, *task) if job.gpu else rivals.find(*task)
     return found
@@ -196,10 +203,13 @@ def publish(
 def tuned_folder(args: argparse.Namespace, model: str) -> Path:
     """Where `model` lies after fine-tuning: of a mini model beside the store, and made here."""
     if args.models == "mini":
-        if "://" in args.out:
-            raise ValueError(f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {args.out}")
+        out = local_path(args.out)
+        if out is None:
+            raise ValueError(
+                f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {clean(args.out)}"
+            )
         settings = sha256(repr(tune_settings(model)).encode()).hexdigest()[:8]
-        return Path(args.out).absolute() / "finetuned" / f"{exhibits.MINI[model]}-{settings}"
+        return Path(out) / "finetuned" / f"{exhibits.MINI[model]}-{settings}"
     given = dict(pair.partition("=")[::2] for pair in args.finetuned)
     if not (Path(given.get(model, "")) / RUN).is_file():
         raise ValueError(
@@ -257,46 +267,53 @@ def describe(of: Configuration) -> str:
 
 
 def print_dry_run(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> None:
-    groups = []
-    for dataset in dict.fromkeys(exhibit.dataset for exhibit in chosen):
-        most = roles.PROMPTS[dataset]
-        try:
-            n = roles.of_dataset(args, dataset).limit or most
-        except ValueError:  # no file of captions yet
-            few = dataset == exhibits.APPENDIX_J
-            n = most if few else max(4, round(args.scale * min(args.limit or most, most)))
-        groups.append(budget.Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))
+    groups, read = budget.gather(args, chosen)
+    print(*read, sep="\n")
     print(budget.text(groups, names, args.models == "real", args.price, latency.measured(Store(args.out))))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("exhibits", nargs="*", default=["all"], help=f"all, or any of {', '.join(exhibits.EXHIBITS)}")
     add("--models", choices=("mini", "real"), default="mini")
-    add("--scale", type=float, default=1.0, help="share of the prompts")
+    add("--scale", type=options.number(0, 1, above=True), default=1.0, help="share of the prompts")
     add("--calibration", help="prompts of the searches of Tables 3 and 4: a file (default: Shapes' train split)")
     add("--recaption", help="captions of Table 6's data set (jobs/fetch.py imagenet21k-recaption), as --prompts takes")
     add("--recaption-reference", help="folder of its reference images")
     add(
         "--finetuned", nargs="+", default=[], metavar="MODEL=FOLDER", help="of Table 7's real models (jobs/finetune.py)"
     )
-    add("--rounds", type=int, default=7, help="of the latency measurement; 0: none")
-    evaluation.add_options(parser)
+    add("--rounds", type=options.rounds(zero=True), default=7, help="of the latency measurement; 0: none")
+    options.add_options(parser)
     add("--out", default="out/paper", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--price", type=float, help="of a GPU hour, for --dry-run")
+    add("--price", type=options.number(0, 1e6), help="of a GPU hour, for --dry-run of the real models")
     add("--dry-run", action="store_true", help="print what would run, and stop")
     args = parser.parse_args(argv)
     if args.protocol:
         protocols.apply(args)
     args.exhibits = args.exhibits or ["all"]
-    if not 0 < args.scale <= 1:
-        raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale:g}")
+    refuse_unused(args)
     return args
 
 
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option that was given, and that has no effect beside the others."""
+    if args.models == "mini" or args.prompts != "shapes":
+        options.refuse_unused(args, other=args.recaption_reference)
+    if args.models == "mini":
+        options.refuse(args, "with --models mini", "recaption", "finetuned", "price")
+    if not args.dry_run:
+        options.refuse(args, "without --dry-run", "price")
+    chosen = {exhibit.key for exhibit in exhibits.gather(args.exhibits, {})}
+    for keys, names in ((SEARCHED, ("calibration",)), (("table6",), ("recaption", "recaption_reference")),
+                        (("table7",), ("finetuned",))):  # fmt: skip
+        if chosen.isdisjoint(keys):
+            options.refuse(args, f"on {', '.join(args.exhibits)}: it is of {' and '.join(keys)}", *names)
+
+
 def main(argv: list[str] | None = None) -> None:
-    evaluation.job(run, parse, argv)
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch.multiprocessing.spawn import ProcessException
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import postdiff
-from pipelines import mini, shapes
+from pipelines import mini, options, shapes
 from pipelines.train_denoisers import (
     mini_sd,
     train_full,
@@ -184,30 +185,29 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "export", "evaluate", "restore", "all"])
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=list(MODELS),
-        help="to export or evaluate (default: all trained that are shipped)",
-    )
-    parser.add_argument("--out", type=Path, default=MINI, help="finished folders")
-    parser.add_argument("--workers", type=int, default=2, help="processes; part of what the weights depend on")
-    args = parser.parse_args()
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = options.Parser(__doc__)
+    add = parser.add_argument
+    add("stage", choices=[*STAGES, "export", "evaluate", "restore", "all"])
+    add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
+    add("--models", nargs="+", choices=list(MODELS),
+        help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
+    add("--out", type=Path, default=MINI, help="finished folders")
+    add("--workers", type=options.whole(1, 64), default=2, help="processes; part of what the weights depend on")
+    args = parser.parse_args(argv)
+    if args.stage not in ("export", "evaluate", "all"):
+        options.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
+    if args.stage not in (*STAGES, "all"):
+        options.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
-        raise SystemExit("error: mini-sd-full is not shipped: give --out")
+        raise ValueError("mini-sd-full is not shipped: give --out")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
     for stage in STAGES if args.stage == "all" else [args.stage]:
         if stage in STAGES:
-            data("train", N_TRAIN, args.work), data("val", N_VAL, args.work)
-            if (args.work / "autoencoder.pt").exists():  # once, not in every process
-                latents(args.work)
-            if stage == "xl":
-                conditioned_latents(args.work)
-            port = 29500 + os.getpid() % 1000
-            torch.multiprocessing.spawn(_worker, (args.workers, port, stage, args.work), nprocs=args.workers)
+            train(stage, args.work, args.workers)
     shipped = [name for name, stage in MODELS.items() if stage != "full" and (args.work / f"{stage}.pt").exists()]
     names = args.models or shipped
     if args.stage == "restore":
@@ -216,6 +216,24 @@ def main() -> None:
         export(args.work, args.out, names)
     if args.stage in ("evaluate", "all"):
         print(json.dumps(evaluate(args.out, names), indent=2))
+
+
+def train(stage: str, work: Path, workers: int) -> None:
+    """Run a stage in processes of its own. Raises options.Stopped, with the last line of what they raised."""
+    data("train", N_TRAIN, work), data("val", N_VAL, work)
+    if (work / "autoencoder.pt").exists():  # once, not in every process
+        latents(work)
+    if stage == "xl":
+        conditioned_latents(work)
+    port = 29500 + os.getpid() % 1000
+    try:
+        torch.multiprocessing.spawn(_worker, (workers, port, stage, work), nprocs=workers)
+    except ProcessException as error:
+        raise options.Stopped(str(error).strip().rpartition("\n")[2]) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    options.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """What a reproduction would take, before anything runs: runs, images, MACs, GPU hours, bytes."""
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines import reproduction
-from pipelines.exhibits import TUNED, Exhibit
+from tqdm import tqdm
+
+from pipelines import prompts, reproduction, roles
+from pipelines.exhibits import APPENDIX_J, TUNED, Exhibit
 from postdiff import published
 from postdiff.backbones import resolve
 
@@ -19,6 +22,28 @@ class Group:
     dataset: str
     prompts: int
     exhibits: tuple[Exhibit, ...]
+
+
+def gather(args: argparse.Namespace, chosen: Sequence[Exhibit]) -> tuple[list[Group], list[str]]:
+    """The exhibits by data set under the options of jobs/reproduce.py, and a line each: which prompts were read. Where
+    real models have no file of captions yet, the paper's number of them is taken.
+
+    Raises: ValueError or OSError for a file that is given and cannot be read.
+    """
+    groups, lines = [], []
+    for dataset in dict.fromkeys(exhibit.dataset for exhibit in chosen):
+        most = roles.PROMPTS[dataset]
+        file = args.prompts != "shapes" if dataset == "coco2014" else args.recaption
+        if args.models == "real" and dataset != APPENDIX_J and not file:
+            n = max(4, round(args.scale * min(args.limit or most, most)))
+            lines.append(f"{dataset}: no file of captions is given: counted for {n} of the paper's {most}")
+        else:
+            own = roles.of_dataset(args, dataset)
+            listed = prompts.load_prompts(own.prompts, own.limit, own.shuffled)
+            n = len(listed)
+            lines.append(f"{dataset}: read {prompts.describe(listed)} (of {own.prompts})")
+        groups.append(Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))
+    return groups, lines
 
 
 def throughput(model: str, gpu: str) -> float:
@@ -47,7 +72,7 @@ def hours(prices: Mapping[str, int], prompts: int, seconds: Mapping[str, float])
 
 
 def text(
-    groups: list[Group],
+    groups: Sequence[Group],
     names: dict[str, str],
     real: bool,
     price: float | None = None,
@@ -57,10 +82,15 @@ def text(
     measured: {the one that runs: (machine, {plan id: seconds an image})}, for hours of that machine."""
     lines, totals, size, counts = [], dict.fromkeys(GPUS, 0.0), 0.0, [0, 0, 0]
     here: dict[str, float] = {}
+    bar = tqdm(total=sum(len(reproduction.distinct(group.exhibits)) for group in groups), desc="counting costs",
+               unit="run", mininterval=0.5, leave=False)  # fmt: skip
     for group in groups:
         runs = reproduction.distinct(group.exhibits)
         of = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
-        prices = reproduction.count_costs(runs, of)
+        prices: dict[reproduction.Key, reproduction.Price] = {}
+        for model, name in of.items():
+            prices |= reproduction.count_costs(runs, {model: name})
+            bar.update(sum(m == model for m, _ in runs))
         cells = sum(len(exhibit.runs) for exhibit in group.exhibits)
         counts = [a + b for a, b in zip(counts, (cells, len(runs), len(runs) * group.prompts), strict=True)]
         lines.append(f"{group.dataset}: {cells} cells, {len(runs)} different runs of {group.prompts} prompts")
@@ -79,6 +109,7 @@ def text(
             told = "".join(f"{value:9.1f} hours {gpu}" for gpu, value in took.items())
             label = name + (TUNED if model.endswith(TUNED) else "")
             lines.append(f"  {label:<25}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{told}")
+    bar.close()
     first = f"{counts[0]} cells, {counts[1]} different runs, {counts[2]} images; MACs by the paper's rule"
     last = [f"store: about {size:.1f} GB of images ({BYTES_A_PIXEL} bytes a pixel, lossless WebP)"]
     if real:

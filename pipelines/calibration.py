@@ -22,10 +22,6 @@ from postdiff.families import FAMILIES
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
 
-SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)  # s: those of Fig. 9, and the paper's 1/5 of SDXL and 0.4 of Fig. 4
-SCALES = (0.5, 0.75)  # beta
-INTERVALS = (1, 2, 3)  # k
-GATES = (0.5, 0.75, 1.0)  # m, as a share of T; 1 is off
 FINALISTS = 4  # plans that are scored on all prompts, at the least
 # Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
 FIRST: dict[Metric, int] = {"clip": 16, "fid": 128}
@@ -49,12 +45,28 @@ class Round:
     keep: int
 
 
-def grid(spec: Spec) -> dict[Settings, list[Plan]]:
+@dataclass(frozen=True)
+class Grid:
+    """The values of each setting that are combined, full resolution apart."""
+
+    shares: tuple[float, ...]  # s: those of Fig. 9, and the paper's 1/5 of SDXL and 0.4 of Fig. 4
+    scales: tuple[float, ...]  # beta
+    intervals: tuple[int, ...]  # k
+    gates: tuple[float, ...]  # m, as a share of T; 1 is off
+
+
+GRIDS = {
+    "full": Grid((0.0, 0.2, 0.3, 0.4, 0.5, 0.6), (0.5, 0.75), (1, 2, 3), (0.5, 0.75, 1.0)),
+    "small": Grid((0.0, 0.5), (0.5,), (1, 2, 3), (0.75, 1.0)),  # minutes on a mini model
+}
+
+
+def grid(spec: Spec, name: str = "full") -> dict[Settings, list[Plan]]:
     """Every combination of settings that the family has, each at 2 steps to the backbone's own T."""
-    total = spec.settings["steps"]
-    intervals = (1,) if FAMILIES[spec.family].no_deep else INTERVALS
+    of, total = GRIDS[name], spec.settings["steps"]
+    intervals = (1,) if FAMILIES[spec.family].no_deep else of.intervals
     found: dict[Settings, list[Plan]] = {}
-    for beta, s, k, m in product((1.0, *SCALES), SHARES, intervals, GATES):
+    for beta, s, k, m in product((1.0, *of.scales), of.shares, intervals, of.gates):
         if (beta == 1) == (s == 0):
             found[beta, s, k, m] = [make(steps, beta, s, k, m) for steps in range(2, total + 1)]
     return found
@@ -107,7 +119,9 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> li
     """
     first = FIRST[metric]
     if len(prompts) < first:
-        raise ValueError(f"calibration by {METRICS[metric]} needs at least {first} prompts, got {len(prompts)}")
+        raise ValueError(
+            f"calibration by {METRICS[metric]} needs at least {first} prompts (--limit), got {len(prompts)}"
+        )
     count = 1
     while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= first:
         count += 1

@@ -228,7 +228,8 @@ def _written(id: str, text: str | list[str] | None, data: bytes | None, out: Pat
     if prompts.unfit(text):
         return {"id": id, "left_out": "without a caption"}
     try:
-        picture = images.open_picture(data or b"", id)
+        data = data or b""
+        picture = images.open_picture(data, id)
     except ValueError:
         return {"id": id, "left_out": "without an image that can be read"}
     suffix = SUFFIXES.get(picture.format, ".png")

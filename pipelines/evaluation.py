@@ -11,8 +11,11 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
+import torch
+
 from pipelines import coco, features, generate, prompts, protocols, scores, tables, workers
 from pipelines.generate import Configuration
+from pipelines.options import doing
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Resources
@@ -71,70 +74,20 @@ class Protocol:
         }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every job that evaluates; `settle_options` fills what depends on others."""
-    add = parser.add_argument
-    add(
-        "--prompts",
-        default="shapes",
-        help="'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, jsonl, COCO annotation json",
-    )
-    add("--limit", type=int, help="use the first N prompts (default: 256 of Shapes, all of a file)")
-    add("--reference", help="folder of reference images for FID (default: Shapes' val split for Shapes)")
-    add("--matched", action="store_true", help="of --reference only the images that the prompts are captions of (COCO)")
-    add("--shuffled", action="store_true", help="draw the prompts of a file by a fixed hash, not from its top")
-    add("--protocol", help=f"fix these by name: {', '.join(protocols.PROTOCOLS)} (of COCO's captions_val2014.json)")
-    add("--n-reference", type=int, default=2000, help="reference images drawn from Shapes")
-    add("--shard", type=int, help="prompts a unit of work (default: 32 of Shapes, 256 of a file)")
-    add("--batch-size", type=int, default=8, help="images a forward pass; part of a configuration")
-    add("--guidance", type=float, help="w of classifier-free guidance (default: the backbone's)")
-    add("--solver", help="ddim, dpm, euler, unipc (default: the backbone's)")
-    add("--clip", help="CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")
-    add(
-        "--fid",
-        help="encoder of FID: a CLIP model, or the path of clean-fid's inception-2015-12-05.pt on every worker "
-        "(default: mini-clip for Shapes, inception-2015-12-05.pt else)",
-    )
-    add("--dtype", choices=list(generate.DTYPES), help="of weights and latents (default: float16 for hub models)")
-    add("--workers", type=int, help="actors (default: one a GPU that is up, else one a core)")
-    add("--gpus-per-worker", type=float, help="(default: 1 if a GPU is up, else 0)")
-
-
-def job(run: Callable, parse: Callable, argv: list[str] | None) -> None:
-    """`run(parse(argv))`; what is wrong with the input, or stops the workers, is one line and exit status 1."""
-    try:
-        run(parse(argv))
-    except (ValueError, OSError, workers.WorkersError) as error:
-        raise SystemExit(f"error: {error}") from None
-
-
-def settle_options(args: argparse.Namespace) -> argparse.Namespace:
-    if args.protocol:
-        protocols.apply(args)
-    mini = args.prompts in prompts.SHAPES
-    args.clip = args.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k")
-    args.fid = args.fid or ("mini-clip" if mini else "inception-2015-12-05.pt")
-    args.limit = args.limit if args.limit is not None else (256 if mini else None)
-    args.shard = args.shard if args.shard is not None else (32 if mini else 256)
-    return args
-
-
 def protocol(args: argparse.Namespace) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
     listed = prompts.load_prompts(args.prompts, args.limit, args.shuffled)
-    prompts.shard(listed, args.shard)
+    check_batch(args, min(args.shard, len(listed)))
     reference = _reference(args, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
-    if args.workers is not None and args.workers < 1:
-        raise ValueError(f"--workers must be 1 or more, got {args.workers}")
-    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
-        raise ValueError(f"--gpus-per-worker must be 0 or more, got {args.gpus_per_worker:g}")
+    if args.gpus_per_worker and not workers.in_a_cluster() and not torch.cuda.is_available():
+        raise ValueError("--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no cluster")
     if args.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {args.clip!r}")
-    encoders.fingerprint(args.clip)
+    features.check_encoder(args.clip)
     if reference:
-        encoders.fingerprint(args.fid)
+        features.check_encoder(args.fid)
     return Protocol(
         args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, protocols.name(args, reference)
     )
@@ -159,11 +112,28 @@ def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:
     return files
 
 
-def open_store(url: str, of: Protocol) -> Store:
-    """The store, if it can be written to and is empty or of these prompts; else ValueError or OSError."""
+def check_batch(args: argparse.Namespace, unit: int) -> None:
+    """Raise ValueError if a batch was asked for that the `unit` prompts of a unit cannot fill: it would be padded."""
+    if "batch_size" in args.given and args.batch_size > unit:
+        raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {args.batch_size}")
+
+
+def _spec(of: Protocol) -> dict:
+    return {"prompts": prompts.fingerprint(of.prompts), "prompts_per_shard": of.prompts_per_shard}
+
+
+def check_store(url: str, of: Protocol) -> Store:
+    """The store, if it can be written to and is empty or of these prompts; else ValueError. Leaves nothing behind."""
     store = Store(url)
     store.check_writable()
-    store.claim({"prompts": prompts.fingerprint(of.prompts), "prompts_per_shard": of.prompts_per_shard})
+    store.check(_spec(of))
+    return store
+
+
+def open_store(url: str, of: Protocol) -> Store:
+    """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind."""
+    store = check_store(url, of)
+    store.claim(_spec(of))
     return store
 
 
@@ -210,8 +180,9 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     }
     there = store.names("scores")
     new = {id: task for id, task in tasks.items() if task.name not in there}
-    scored = dict(zip(new, workers.map_tasks(scores.score, list(new.values())), strict=True))
-    scored |= {id: json.loads(store.get(task.name)) for id, task in tasks.items() if id not in new}
+    kept = {id: scores.read(store, task.name) for id, task in tasks.items() if id not in new}
+    with doing("scoring what was drawn"):
+        scored = kept | dict(zip(new, workers.map_tasks(scores.score, list(new.values())), strict=True))
     return [to_row(point, scored[point.configuration.id]) for point in points]
 
 
@@ -254,7 +225,8 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
-        failed = workers.run(todo, partial(_handler, make_handler, store), store.has, resources, what)
+        with doing(f"making {what}"):
+            failed = workers.run(todo, partial(_handler, make_handler, store), store.has, resources, what)
     except workers.WorkersError as error:
         failed = error.failed
         raise

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from pipelines.workers import Unit
 from postdiff.backbones import digest_of
-from postdiff.encoders import ClipEncoder, InceptionEncoder, fingerprint
+from postdiff.encoders import INCEPTION_URL, ClipEncoder, InceptionEncoder, clip_folder, fingerprint
 
 BATCH = 50
 _SHAPES = re.compile(r"val/\d+")
@@ -37,6 +38,29 @@ def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
     """`mini-clip`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception (.pt)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
+
+
+def check_encoder(name: str) -> None:
+    """Raise ValueError, in one line, if `make_encoder` could make nothing of `name`. Reads no weights.
+
+    A TorchScript file is a zip archive of code and data; of a CLIP folder open_clip needs its config and weights.
+    """
+    fingerprint(name)  # raises if there is no such file, folder or pretrained model
+    if not name.endswith(".pt"):
+        where = clip_folder(name)
+        if where and not (where / "open_clip_config.json").is_file():
+            raise ValueError(f"a CLIP folder must hold open_clip_config.json, {name!r} does not")
+        if where and not any(where.glob("*.safetensors")):
+            raise ValueError(f"a CLIP folder must hold its weights as .safetensors, {name!r} does not")
+        return
+    try:
+        with ZipFile(name) as archive:
+            code = [entry for entry in archive.namelist() if "/code/" in entry and entry.endswith(".py")]
+            texts = [archive.read(entry) for entry in code]
+    except BadZipFile:
+        texts = []
+    if not any(b"layers" in text for text in texts):
+        raise ValueError(f"{name!r} must be a TorchScript file with `layers`, as {INCEPTION_URL}")
 
 
 def folder(encoder: str, of: str) -> str:

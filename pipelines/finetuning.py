@@ -1,5 +1,6 @@
 """Fine-tuning a U-Net for mixed resolution (App. F): the timesteps of the low-resolution phase see small images."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines.pairs import Pairs
-from postdiff.backbones import fingerprint, write_run
+from pipelines.store import check_folder
+from postdiff.backbones import Spec, fingerprint, resolve, write_run
 from postdiff.families import FAMILIES
 from postdiff.resolution import latent_size
 
@@ -46,19 +48,23 @@ class Settings:
             raise ValueError(f"beta must be in (0, 1] and s in [0, 1), got {self.beta} and {self.s}")
         if min(self.steps, self.batch, self.micro_batch) < 1 or self.batch % self.micro_batch:
             raise ValueError(f"batch must be a multiple of micro_batch, got {self.batch} and {self.micro_batch}")
-        if self.warm_up < 1 or self.lr <= 0 or not 0 <= self.ema < 1 or not 0 <= self.drop <= 1:
+        if self.warm_up < 1 or not 0 < self.lr <= 1 or not 0 <= self.ema < 1 or not 0 <= self.drop <= 1:
             raise ValueError(
-                "expected warm_up >= 1, lr > 0, ema in [0, 1) and drop in [0, 1], got "
+                "expected warm_up >= 1, lr in (0, 1], ema in [0, 1) and drop in [0, 1], got "
                 f"{self.warm_up}, {self.lr}, {self.ema}, {self.drop}"
             )
 
 
 def make(name: str, pairs: Pairs, settings: Settings, out: Path, checkpoint_every: int = 500) -> None:
-    """Fine-tune the backbone `name` into the folder `out`, which `postdiff.load` takes; checkpoints go to OUT-work."""
+    """Fine-tune the backbone `name` into the folder `out`, which `postdiff.load` takes; checkpoints go to OUT-work.
+
+    Raises: ValueError, before weights are read, if `out` cannot be that folder; FloatingPointError, and `out` is not
+    written, if the training diverges.
+    """
     first = PartialState().is_main_process
+    work = checkpoints_of(out, run_of(resolve(name), pairs, settings))
     # Onto the CPU: before each process knows its own GPU, "cuda" is the first one for all.
     backbone = postdiff.load(name, device="cpu", dtype=torch.float32)
-    work = out.with_name(f"{out.name}-work")
     with tqdm(total=settings.steps, desc=f"fine-tune {name}", unit="step", disable=not first) as bar:
 
         def show(step: int, loss: float) -> None:
@@ -71,6 +77,37 @@ def make(name: str, pairs: Pairs, settings: Settings, out: Path, checkpoint_ever
         own = {**backbone.spec.settings, "beta": settings.beta, "s": settings.s}
         write_run(backbone.spec, out, settings=own)  # the last file: where it is, the folder is whole
     PartialState().wait_for_everyone()
+
+
+def run_of(spec: Spec, pairs: Pairs, settings: Settings) -> dict:
+    """What a checkpoint is of: all that the weights depend on."""
+    of = {"weights": fingerprint(spec), "pairs": f"{len(pairs)} of {pairs.name}"}
+    return {**asdict(settings), **of, "processes": PartialState().num_processes}
+
+
+def checkpoints_of(out: Path, run: dict) -> Path:
+    """The folder of the checkpoints of `out`. Leaves nothing behind.
+
+    Raises: ValueError if `out` is no folder of its own that can be written: one that holds something is taken only
+    where this `run` began it.
+    """
+    whole = out.absolute().resolve()
+    if Path.cwd().is_relative_to(whole):
+        raise ValueError(f"--out must be a new folder, got {str(out)!r}, in which this job runs")
+    if model := next((at for at in whole.parents if (at / "model_index.json").is_file()), None):
+        raise ValueError(f"--out must be no part of a model, got {str(out)!r} inside {str(model)!r}")
+    work = whole.with_name(f"{whole.name}-work")
+    for folder in (whole, work):
+        try:
+            check_folder(folder)
+        except OSError as error:
+            raise ValueError(f"--out must be a folder that can be written, got {str(folder)!r}: {error}") from None
+    began = _checkpoint(work / "checkpoint.pt")
+    if began is not None:
+        _check_run(work / "checkpoint.pt", began["run"], run)
+    elif whole.is_dir() and any(whole.iterdir()):
+        raise ValueError(f"--out must be a new folder, got {str(out)!r}, which is not empty")
+    return work
 
 
 def finetune(
@@ -87,7 +124,8 @@ def finetune(
     depends on the seed, its number and the process alone. (Not so under fp16, whose loss scale begins anew, nor where
     addresses answer at one time and not at another.)
 
-    Raises: ValueError if the checkpoint is of another run, or the family is not SD's.
+    Raises: ValueError if the checkpoint is of another run, or the family is not SD's; FloatingPointError if the loss or
+    a weight is no finite number: the checkpoints before are kept, and none is written of that.
     """
     if backbone.spec.family != "sd":
         raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {backbone.spec.family}")
@@ -101,8 +139,7 @@ def finetune(
     model = pipe.unet.float().train().requires_grad_(True)
     average = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
-    run = {**asdict(settings), "weights": fingerprint(backbone.spec), "pairs": f"{len(pairs)} of {pairs.name}"}
-    run["processes"] = accelerator.num_processes
+    run = run_of(backbone.spec, pairs, settings)
     start = _resume(work / "checkpoint.pt", model, average, optimizer, run)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -115,6 +152,8 @@ def finetune(
                 loss = _loss(backbone, wrapped, pairs, schedule, settings, order)
                 accelerator.backward(loss / per_process)
             total += float(loss.detach()) / per_process
+        if not math.isfinite(total):
+            raise diverged(step + 1, total)
         accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, (step + 1) / settings.warm_up)
@@ -124,9 +163,16 @@ def finetune(
         if on_step:
             on_step(step + 1, total)
         if accelerator.is_main_process and ((step + 1) % checkpoint_every == 0 or step + 1 == settings.steps):
+            if not all(value.isfinite().all() for value in average.values()):
+                raise diverged(step + 1, total, "and not all weights are finite")
             _save(work / "checkpoint.pt", model, average, optimizer, run, step + 1)
     model.load_state_dict(average)
     return model.eval().requires_grad_(False)
+
+
+def diverged(step: int, loss: float, also: str = "") -> FloatingPointError:
+    told = f"the training diverged: the loss of step {step} is {loss:g}{f', {also}' if also else ''}"
+    return FloatingPointError(f"{told}; nothing is written of it (a lower --lr may do)")
 
 
 def draw_low(settings: Settings, order: int) -> bool:
@@ -179,14 +225,32 @@ def _save(file: Path, model, average, optimizer, run: dict, step: int) -> None:
 
 
 def _resume(file: Path, model, average, optimizer, run: dict) -> int:
-    if not file.exists():
+    saved = _checkpoint(file)
+    if saved is None:
         return 0
-    saved = torch.load(file, weights_only=True, map_location="cpu")
-    differ = {name: (saved["run"].get(name), value) for name, value in run.items() if saved["run"].get(name) != value}
-    if differ:
-        raise ValueError(f"{file} is of another run (there, here): {differ}; use another folder")
+    _check_run(file, saved["run"], run)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     for name, value in saved["ema"].items():
         average[name].copy_(value)
     return saved["step"]
+
+
+def _checkpoint(file: Path) -> dict | None:
+    """What `_save` wrote, its tensors read when they are used; None if there is none. Raises ValueError if it is
+    something else."""
+    if not file.exists():
+        return None
+    try:
+        saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        if not {"model", "ema", "optimizer", "step", "run"} <= saved.keys():
+            raise ValueError(f"it holds {', '.join(map(str, saved))}")
+    except Exception as error:  # of a broken archive torch raises what it likes
+        raise ValueError(f"{file} must be a checkpoint of jobs/finetune.py: {type(error).__name__}: {error}") from None
+    return saved
+
+
+def _check_run(file: Path, saved: dict, run: dict) -> None:
+    differ = {name: (saved.get(name), value) for name, value in run.items() if saved.get(name) != value}
+    if differ:
+        raise ValueError(f"{file} is of another run (there, here): {differ}; use another folder")

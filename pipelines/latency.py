@@ -15,6 +15,7 @@ from tqdm import tqdm
 import postdiff
 from pipelines import workers
 from pipelines.generate import Configuration
+from pipelines.options import one_line
 from pipelines.provenance import machine
 from pipelines.records import DTYPES
 from pipelines.store import Store
@@ -66,7 +67,23 @@ def kept(store: Store, of: Sequence[Configuration], rounds: int, gpu: bool = Fal
         plans = [one.plan.id for one in of]
         told = {"backbone": of[0].backbone, "machine": here, "rounds": rounds, "plans": plans, "times": times}
         store.put(file, json.dumps(told, indent=2).encode())
-    return [Latency(**took) for took in json.loads(store.get(file))["times"]]
+    return read(store, file)[1]
+
+
+def read(store: Store, file: str) -> tuple[dict, list[Latency]]:
+    """What `kept` wrote, and the latencies in it. Raises ValueError, naming the file, if it is something else."""
+    told = store.json(file)
+    try:
+        times = [Latency(**took) for took in told["times"]]
+        seconds = [x for took in times for x in (took.p50, took.p90, took.speedup, took.denoise, took.decode)]
+        if not all(isinstance(x, int | float) for x in seconds) or len(times) != len(told["plans"]):
+            raise TypeError("expected seconds, a number a plan")
+        return {**told, "backbone": str(told["backbone"]), "machine": str(told["machine"])}, times
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{store.shown}/{file} must hold latencies that a job wrote, got {one_line(repr(error))}; deleted, "
+            "they are measured again"
+        ) from None
 
 
 def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
@@ -74,10 +91,10 @@ def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
     timed, the one with most plans."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for file in sorted(store.names("latency")):
-        told = json.loads(store.get(file))
-        if "plans" in told:  # not of an older format
-            seconds = [took["p50"] for took in told["times"]]
-            found.setdefault((told["backbone"], told["machine"]), {}).update(zip(told["plans"], seconds, strict=True))
+        if "plans" in store.json(file):  # not of an older format
+            told, times = read(store, file)
+            seconds = {plan: took.p50 for plan, took in zip(told["plans"], times, strict=True)}
+            found.setdefault((told["backbone"], told["machine"]), {}).update(seconds)
     best = sorted(found.items(), key=lambda item: len(item[1]))
     return {backbone: (where, seconds) for (backbone, where), seconds in best}
 
@@ -93,7 +110,7 @@ def _alone(gpu: bool, function: Callable, *args):
 
 def check_rounds(rounds: int) -> None:
     if rounds < 3:
-        raise ValueError(f"a median of fewer than 3 rounds says little, got {rounds}")
+        raise ValueError(f"rounds must be 3 or more (a median of fewer says little), got {rounds}")
 
 
 def _measure(of: list[Configuration], rounds: int) -> list[Latency]:

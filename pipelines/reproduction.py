@@ -37,7 +37,8 @@ def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]
         plans = [runs[key].plan for key in keys]
         prices = costs(plans, resolve(name))
         shared = [key for key in keys if name == model or not runs[key].searched]
-        theirs = costs([runs[key].plan for key in shared], resolve(model.removesuffix(exhibits.TUNED)))
+        first = model.removesuffix(exhibits.TUNED)
+        theirs = prices if name == first else costs([runs[key].plan for key in shared], resolve(first))
         there = dict(zip(shared, theirs, strict=True))
         found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
     return found

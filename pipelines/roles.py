@@ -3,9 +3,10 @@
 import argparse
 
 from pipelines import prompts
-from pipelines.evaluation import settle_options
 from pipelines.exhibits import APPENDIX_J
 from pipelines.figures import COLUMNS
+from pipelines.options import settle_options
+from pipelines.store import below
 from postdiff import published
 
 # COCO 2014's validation captions, as is usual (the paper does not say), and App. E and J.
@@ -19,12 +20,13 @@ def share(args: argparse.Namespace) -> int:
 
 def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
     """The options of a data set of the paper: COCO is --prompts and --reference, the other is --recaption's."""
-    other = {"out": f"{args.out}/{dataset}", "protocol": None, "matched": False}
+    other = {"out": below(args.out, dataset), "protocol": None, "matched": False}
     mini, most = args.models == "mini", PROMPTS[dataset]
     limit = most if args.limit is None else args.limit
     if dataset == APPENDIX_J:
         own = {**other, "shuffled": False, "prompts": "shapes" if mini else str(published.APPENDIX_J),
-               "limit": COLUMNS if mini else None}  # fmt: skip
+               "limit": COLUMNS if mini else None,
+               "batch_size": min(args.batch_size, 8), "given": args.given - {"batch_size"}}  # fmt: skip
     elif dataset == "coco2014":
         own = {} if mini else {"limit": limit}
     else:

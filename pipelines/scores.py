@@ -8,6 +8,7 @@ from hashlib import sha256
 import numpy as np
 
 from pipelines import records
+from pipelines.options import one_line
 from pipelines.store import Store
 from postdiff import distances, metrics
 
@@ -66,6 +67,24 @@ def score(task: Task) -> dict:
     }
     store.put(task.name, json.dumps(result, indent=2).encode())
     return result
+
+
+def read(store: Store, name: str) -> dict:
+    """What `score` wrote. Raises ValueError, naming the file, if it is something else."""
+    found = store.json(name)
+    try:
+        intervals = [metrics.Interval(**of) for of in (found["clip"], found["fid"]) if of is not None]
+        if found["clip"] is None:
+            raise TypeError("expected a CLIP score")
+        numbers = [x for of in intervals for x in (of.value, of.low, of.high, of.n, *of.left_out)]
+        if not all(isinstance(x, int | float) for x in (*numbers, found["seconds"], *found["more"].values())):
+            raise TypeError("expected numbers")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{store.shown}/{name} must hold scores that a job wrote, got {one_line(repr(error))}; "
+            "deleted, it is made again"
+        ) from None
+    return found
 
 
 def read_features(store: Store, folder: str, expected: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:

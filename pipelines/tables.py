@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.options import one_line
 from postdiff.metrics import Interval, difference, extrapolated, frechet_difference
 
 FAMILIES = {
@@ -132,8 +134,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """A table. text_columns: how many are aligned to the left; the others hold numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    escaped = [[escape_markdown(cell) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *escaped]) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """`text` as it reads, on one line: names of folders and plans are data, and neither HTML nor links nor code."""
+    marked = re.sub(r"[\\`*|]|\](?=[\[(:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def front(rows: Sequence[Row], metric: Metric) -> list[Row]:

@@ -116,6 +116,11 @@ class Trainer:
             loss.backward()
             self._average_gradients()
             norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            if not (loss.isfinite() and norm.isfinite()):
+                raise FloatingPointError(
+                    f"{self.stage} diverged: the loss of step {self.step + 1} is {float(loss.detach()):g}, the norm of "
+                    f"its gradient {float(norm):g}; nothing is written of it"
+                )
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate()

@@ -21,6 +21,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from tqdm import tqdm
 
+from pipelines import cluster
+from pipelines.cluster import Resources, Unit, WorkersError
+from pipelines.options import one_line
+
 BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
 ATTEMPTS = 3
 # Units that fail for the first time with none done between them: then it is not the units that are wrong. Deaths are
@@ -28,38 +32,6 @@ ATTEMPTS = 3
 ERRORS_IN_A_ROW, DEATHS_IN_A_ROW_A_WORKER = 5, 10
 # A unit hangs after so many times the slowest pace seen, within these seconds; before any pace is seen, the longest.
 OVERDUE, SHORTEST, LONGEST = 20, 600.0, 7200.0
-
-
-class WorkersError(RuntimeError):
-    """The work cannot go on. What is committed is not lost. `failed` holds the units set aside until then."""
-
-    def __init__(self, message: str, failed: dict[str, str]):
-        super().__init__(message)
-        self.failed = failed
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that commits one file.
-
-    name: that file; group: what a worker keeps loaded between units (a backbone); cost: relative, for the order and
-    the progress bar; task: what the handler is called with; needs: names of units that must be done before.
-    """
-
-    name: str
-    group: str
-    cost: float
-    task: object
-    needs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Resources:
-    """workers: actors; threads: CPU threads of each; gpus: GPUs of each, and Ray pins it to them."""
-
-    workers: int
-    threads: int = 1
-    gpus: float = 0
 
 
 class _Worker:
@@ -76,14 +48,21 @@ class _Worker:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine."""
+    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), or start Ray on this machine.
+
+    Raises: WorkersError, within 20 s, if nothing answers there.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            cluster.probe(address)
+            ray.init(**quiet)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise WorkersError(f"no Ray cluster at RAY_ADDRESS {one_line(address)!r}: {one_line(error)}") from None
     else:  # our own, even beside a running head; only receipts travel through the object store, images go to disk
         ray.init(address="local", include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
 
@@ -96,13 +75,16 @@ def default_resources(workers: int | None = None, gpus: float | None = None) -> 
             on demand has none yet: it must be told.
         gpus: GPUs of each (a share of one is allowed), or None: 1 if the cluster has any, else 0.
 
-    Raises: ValueError if there is room for none and `workers` does not say how many to ask for.
+    Raises: ValueError if there is room for none and `workers` does not say how many to ask for, or there is no cluster
+    that could bring more.
     """
     nodes = _nodes()
     gpus = float(any(node.get("GPU") for node in nodes)) if gpus is None else gpus
     room = int(sum(node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) for node in nodes))
     if workers is None and room < 1:
         raise ValueError(f"no node with {gpus:g} GPUs is up: --workers says how many workers to ask the cluster for")
+    if gpus and room < 1 and not in_a_cluster():
+        raise ValueError(f"this machine has no {gpus:g} GPUs, and RAY_ADDRESS names no cluster that could bring them")
     return Resources(room if workers is None else workers, gpus=gpus)
 
 
@@ -236,7 +218,8 @@ def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
     except RayError as error:
         state.in_vain += 1
         if state.in_vain >= ATTEMPTS * state.workers and not state.busy and not state.idle:
-            raise WorkersError(f"workers do not start ({state.in_vain} tries): {error}", state.failed) from error
+            cause = str(error).strip().rpartition("\n")[2]  # the last line of a worker's traceback
+            raise WorkersError(f"workers do not start ({state.in_vain} tries): {cause}", state.failed) from error
         return
     state.in_vain = 0
     state.idle.append(actor)
@@ -283,15 +266,32 @@ def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
 
 
 def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator:
-    """`function(item)` for every item, each a Ray task that may be retried; results in the items' order."""
+    """`function(item)` for every item, each a Ray task that may be retried; results in the items' order.
+
+    Raises: WorkersError if one fails.
+    """
     task = ray.remote(function).options(num_cpus=threads, max_retries=ATTEMPTS)
-    yield from map(ray.get, [task.remote(item) for item in items])
+    yield from map(_get, [task.remote(item) for item in items])
+
+
+def _get(ref) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise WorkersError(f"a task failed: {type(error.cause).__name__}: {one_line(error.cause)}") from error
+    except RayError as error:
+        raise WorkersError(f"a task's process was lost: {one_line(error)}") from error
+
+
+def in_a_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster: `ray job submit` sets it."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def cluster_has_gpus(asked: float | None = None) -> bool:
     """Whether this job runs on a cluster (RAY_ADDRESS) that has a GPU up, or can be asked for one: `asked`, GPUs a
     worker, is above 0. With `asked` 0 it is to run without."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if not in_a_cluster():
         return False
     connect()
     return any(node.get("GPU") for node in _nodes()) if asked is None else asked > 0
@@ -300,7 +300,7 @@ def cluster_has_gpus(asked: float | None = None) -> bool:
 def alone(function: Callable, *args):
     """`function(*args)` in a process that has a GPU for itself, and ends with it."""
     task = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=0)(function)
-    return ray.get(task.remote(*args))
+    return _get(task.remote(*args))
 
 
 def machine() -> str:

@@ -1,11 +1,13 @@
 """Calibration: what is offered, what is dropped, what is said of how sure it is."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refusal
 
 from pipelines import calibration
 from pipelines.calibration import Candidate
@@ -56,7 +58,7 @@ def test_rounds_halve_the_plans_and_double_the_prompts():
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45)] == [20, 20]
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3)] == [500]
     assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 45, "fid")] == [250, 250]
-    with pytest.raises(ValueError, match="by CLIP score needs at least 16 prompts, got 15"):
+    with pytest.raises(ValueError, match=r"by CLIP score needs at least 16 prompts \(--limit\), got 15"):
         calibration.rounds(PROMPTS[:15], 45)
 
 
@@ -90,13 +92,23 @@ def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(calibration, "SHARES", (0.0, 0.5))
-    monkeypatch.setattr(calibration, "SCALES", (0.5,))
-    monkeypatch.setattr(calibration, "GATES", (0.75, 1.0))
-    command = ["--share", "0.2", "--limit", "32", "--shard", "16", "--out", str(tmp_path), "--workers", "2"]
-    calibrate.main([*command, "--dry-run"])
-    assert "12 plans within" in capsys.readouterr().out
+def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys):
+    command = ["--share", "0.2", "--grid", "small", "--limit", "32", "--shard", "16", "--workers", "2"]
+    command += ["--out", str(tmp_path)]
+    calibrate.main([*command, "--dry-run", "--tflops", "0.01"])
+    told = capsys.readouterr().out
+    assert "12 plans within" in told
+    assert "2 rounds, 288 images" in told  # 12 plans on 16 prompts, 6 on 16 more
+    assert "read 32 prompts: 'a " in told
+    assert not (tmp_path / "spec.json").exists()
+    # By hand: every plan is at the most steps that a fifth of the dense FLOPs pays for, so costs a little less.
+    dense = costs([methods.dense(20)], resolve("mini-sd"))[0].flops
+    most = 288 * 0.2 * dense / (0.01 * 1e12) / 60
+    of_two, of_one = (
+        float(x) for x in re.search(r"about ([\d.]+) minutes on 2 workers.*, ([\d.]+) worker-m", told).groups()
+    )
+    assert 0.85 * most < of_one < most
+    assert of_two == pytest.approx(of_one / 2, abs=0.06)
     calibrate.main(command)
     first = capsys.readouterr().out
     plan, spec = load_plan(tmp_path / "plan.json"), resolve("mini-sd")
@@ -116,15 +128,22 @@ def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--share", "0.4", "--limit", "8"], "calibration by CLIP score needs at least 16 prompts, got 8"),
+        (["--share", "0.4", "--limit", "8"], "calibration by CLIP score needs at least 16 prompts (--limit), got 8"),
         (["--share", "0"], "--share must be above 0, got 0"),
+        (["--share", "nan"], "--share must be above 0, got nan"),
+        (["--share", "1.5"], "--share must be at most 1, got 1.5"),
+        (["--budget", "inf"], "--budget must be at most 1e+09, got inf"),
         (["--budget", "1e-9"], "the budget, 1e-09, pays for no plan: the cheapest costs"),
-        (["--share", "0.4", "--of", "seconds", "--rounds", "1"], "a median of fewer than 3 rounds says little"),
+        (["--budget", "1", "--share", "0.5"], "argument --share: not allowed with argument --budget"),
+        (["--share", "0.4", "--of", "seconds", "--rounds", "1"], "--rounds must be 3 or more (a median of fewer says"),
+        (["--share", "0.4", "--rounds", "5"], "--rounds has no effect on a budget of flops: nothing is timed"),
+        (["--share", "0.4", "--reference", "x"], "--reference has no effect with --by clip"),
+        (["--share", "0.4", "--batch-size", "32", "--limit", "64"], "--batch-size must be at most the 16 prompts of a"),
     ],
 )
-def test_bad_input_is_told_before_any_work(tmp_path, args, message):
-    with pytest.raises(SystemExit, match=message):
-        calibrate.main([*args, "--out", str(tmp_path)])
+def test_bad_input_is_told_before_any_work(tmp_path, capsys, args, message):
+    assert message in refusal(calibrate.main, [*args, "--out", tmp_path / "out"], capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_by_fid_the_nearer_plan_wins_though_few_images_flatter_the_other():

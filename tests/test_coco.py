@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pipelines import coco, evaluation, features, prompts, protocols, shapes
-from pipelines.evaluation import Protocol, add_options, settle_options
+from pipelines.evaluation import Protocol
+from pipelines.options import add_options, settle_options
 from pipelines.protocols import PROTOCOLS
 from postdiff import encoders
 
@@ -174,8 +175,8 @@ def test_the_shipped_ids_are_mlperfs(tmp_path):
 def test_a_protocol_given_no_prompts_is_refused(tiny):
     parser = argparse.ArgumentParser()
     add_options(parser)
-    with pytest.raises(ValueError, match="--protocol coco-5k fixes --limit at 5000, got 0"):
-        settle_options(parser.parse_args(["--protocol", "coco-5k", "--limit", "0"]))
+    with pytest.raises(ValueError, match="--protocol coco-5k fixes --limit at 5000, got 1"):
+        settle_options(parser.parse_args(["--protocol", "coco-5k", "--limit", "1"]))
 
 
 def test_a_reference_set_has_one_name_on_every_machine(tiny):

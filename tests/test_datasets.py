@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import refusal
 from PIL import Image
 
 from pipelines import datasets, pairs, prompts
@@ -89,7 +90,10 @@ def test_a_draw_is_the_same_for_everybody_and_goes_on_after_a_failure(hub, tmp_p
 def test_all_of_a_data_set_without_ids(tmp_path):
     rows = {"text": [["a list's first", "second"], [], ["b"]], "image": [{"bytes": picture(i)} for i in range(3)]}
     pq.write_table(pa.table(rows), tmp_path / "one.parquet")
-    assert datasets.draw(Source(str(tmp_path / "one.parquet"), "text"), tmp_path / "all") == 2
+    assert datasets.draw(Source(str(tmp_path / "one.parquet"), "text"), tmp_path / "all") == (
+        2,
+        {"without a caption": 1},
+    )
     assert sorted(row["text"] for row in rows_of(tmp_path / "all")) == ["a list's first", "b"]
 
 
@@ -103,10 +107,10 @@ def test_all_of_a_data_set_without_ids(tmp_path):
         (["HUB", "--n", "0"], "--n must be 1 or more, got 0"),
     ],
 )
-def test_bad_input_is_told(hub, tmp_path, arguments, message):
+def test_bad_input_is_told_and_claims_no_folder(hub, tmp_path, capsys, arguments, message):
     arguments = [hub if a == "HUB" else a for a in arguments]
-    with pytest.raises(SystemExit, match=message):
-        fetch.main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in refusal(fetch.main, [*arguments, "--out", tmp_path / "out"], capsys)
+    assert (tmp_path / "out").exists() == ("99" in arguments)  # that is known only when all is drawn
 
 
 def test_another_draw_into_the_same_folder_is_refused(hub, tmp_path):

@@ -1,21 +1,29 @@
 """Fine-tuning sees what the plan will show the model, and a kill changes nothing."""
 
 import json
+import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import refusal
 from PIL import Image
 
 import postdiff
 from pipelines import finetuning, pairs
 from pipelines.finetuning import Settings, draw_low, timesteps
+from postdiff.backbones import resolve
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import finetune
 
 QUICK = Settings(steps=4, batch=4, micro_batch=2, lr=1e-3, warm_up=1)
 
@@ -87,6 +95,82 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2), tmp_path)
     with pytest.raises(ValueError, match=r"another run.*'lr': \(1e-05, 0.1\)"):
         finetuning.finetune(backbone, data, Settings(steps=1, batch=2, micro_batch=2, lr=0.1), tmp_path)
+
+
+def test_training_that_diverges_stops_with_its_step_and_writes_no_folder(tmp_path, monkeypatch):
+    real, calls = finetuning._loss, []
+
+    def diverging(*args):
+        calls.append(args)
+        return real(*args) * (1e39 if len(calls) > 2 else 1)  # two micro-batches a step
+
+    monkeypatch.setattr(finetuning, "_loss", diverging)
+    out = tmp_path / "out"
+    with pytest.raises(FloatingPointError, match=r"^the training diverged: the loss of step 2 is inf; nothing is "):
+        finetuning.make("mini-sd", pairs.open_pairs("shapes", 8), QUICK, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    backbone = postdiff.load("mini-sd", device="cpu")
+    unused = backbone.denoiser.register_parameter("unused", torch.nn.Parameter(torch.full((1,), torch.nan)))
+    assert unused is None
+    with pytest.raises(FloatingPointError, match=r"the loss of step 1 is [\d.]+, and not all weights are finite"):
+        finetuning.finetune(backbone, pairs.open_pairs("shapes", 8), replace(QUICK, steps=1), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "FILE"], "--out must be a folder that can be written, got 'FILE': expected a folder, got a file"),
+        (["--out", "FILE/x"], "--out must be a folder that can be written, got 'FILE/x': [Errno 20] Not a directory"),
+        (["--out", "/proc/x"], "--out must be a folder that can be written, got '/proc/x': [Errno 2]"),
+        (["--out", "."], "in which this job runs"),
+        (["--out", "/"], "in which this job runs"),
+        (["--out", ""], "a store must be a folder or a URL, got ''"),
+        (["--out", "s3://bucket/x"], "--out must be a local folder, got 's3://bucket/x'"),
+        (["--out", "MODEL/unet"], "--out must be no part of a model, got 'MODEL/unet' inside 'MODEL'"),
+        (["--out", "MODEL"], "--out must be a new folder, got 'MODEL', which is not empty"),
+        (["--out", "HELD"], "HELD-work/checkpoint.pt is of another run (there, here): {'lr': (0.5, 1e-05)}"),
+        (["--out", "TORN"], "TORN-work/checkpoint.pt must be a checkpoint of jobs/finetune.py: "),
+        (["--out", "NEW", "--lr", "nan"], "--lr must be above 0, got nan"),
+        (["--out", "NEW", "--lr", "inf"], "--lr must be at most 1, got inf"),
+        (["--out", "NEW", "--steps", "0"], "--steps must be 1 or more, got 0"),
+        (["--out", "NEW", "--limit", "-1"], "--limit must be 1 or more, got -1"),
+        (["--out", "NEW", "--checkpoint-every", "0"], "--checkpoint-every must be 1 or more, got 0"),
+        (["--out", "NEW", "--backbone", "mini-lcm"], "fine-tuning is written for U-Nets of the family sd, got lcm"),
+    ],
+)
+def test_bad_options_are_told_before_weights_are_read(tmp_path, monkeypatch, capsys, args, message):
+    monkeypatch.setattr(postdiff, "load", lambda *_, **__: pytest.fail("weights were read"))
+    (tmp_path / "FILE").touch()
+    (tmp_path / "MODEL").mkdir()
+    (tmp_path / "MODEL" / "model_index.json").write_text("{}")
+    spec, data = resolve("mini-sd"), pairs.open_pairs("shapes")
+    run = {**finetuning.run_of(spec, data, Settings()), "lr": 0.5}
+    (tmp_path / "HELD-work").mkdir()
+    torch.save({"model": {}, "ema": {}, "optimizer": {}, "step": 1, "run": run}, tmp_path / "HELD-work/checkpoint.pt")
+    (tmp_path / "TORN-work").mkdir()
+    (tmp_path / "TORN-work" / "checkpoint.pt").write_bytes(b"PK")
+    before = sorted(tmp_path.rglob("*"))
+    names = ("FILE", "MODEL", "HELD", "TORN", "NEW")
+    args = [f"{tmp_path}/{arg}" if arg.startswith(names) else arg for arg in args]
+    told = refusal(finetune.main, ["--data", "shapes", *args], capsys)
+    assert message in told.replace(f"{tmp_path}/", "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_was_cut_goes_on_into_its_folder(tmp_path):
+    run = finetuning.run_of(resolve("mini-sd"), pairs.open_pairs("shapes", 8), QUICK)
+    out = tmp_path / "out"
+    work = finetuning.checkpoints_of(out, run)
+    assert (work, list(tmp_path.iterdir())) == (tmp_path / "out-work", [])
+    work.mkdir()
+    torch.save({"model": {}, "ema": {}, "optimizer": {}, "step": 1, "run": run}, work / "checkpoint.pt")
+    out.mkdir()
+    (out / "half.safetensors").touch()
+    assert finetuning.checkpoints_of(out, run) == work
 
 
 def test_a_folder_of_pairs_skips_and_counts_what_is_corrupt(tmp_path):

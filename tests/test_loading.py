@@ -74,8 +74,11 @@ def test_weights_that_are_there_in_half_precision_alone_are_loaded(folder):
 def test_pickles_are_never_read(folder):
     for file in WEIGHTS.values():
         (folder / file).rename((folder / file).with_suffix(".bin"))
-    with pytest.raises(ValueError, match=r"unet must hold its weights as safetensors, got diffusion_pytorch_model.bin: "
-                       r".*from_pretrained\(.*model'\).save_pretrained\(FOLDER, safe_serialization=True\)"):  # fmt: skip
+    told = (
+        r"unet must hold its weights as safetensors, got diffusion_pytorch_model.bin: "
+        r".*from_pretrained\(.*model'\).save_pretrained\(FOLDER, safe_serialization=True\)"
+    )
+    with pytest.raises(ValueError, match=told):
         load(folder, "cpu")
     for file in WEIGHTS.values():
         (folder / file).with_suffix(".bin").unlink()

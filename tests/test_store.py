@@ -1,7 +1,10 @@
 """The store: whole files or none, refused when it is another sweep's, images that Hugging Face datasets shows."""
 
+import json
 import os
 import pickle
+import time
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines import records
-from pipelines.store import Store
+from pipelines import latency, records, scores
+from pipelines import store as stores
+from pipelines.store import Store, below, local_path
 
 
 def test_put_is_all_or_nothing(tmp_path, monkeypatch):
@@ -36,9 +40,11 @@ def test_half_written_files_are_not_listed(tmp_path):
     assert Store(tmp_path / "not-yet").names() == set()
 
 
-@pytest.mark.parametrize("url", ["file://{}", "{}"])
-def test_urls_and_paths(tmp_path, url):
+@pytest.mark.parametrize("url", ["file://{}", "file://localhost{}", "{}", "~"])
+def test_urls_and_paths(tmp_path, monkeypatch, url):
+    monkeypatch.setenv("HOME", str(tmp_path))
     store = Store(url.format(tmp_path))
+    assert (store.is_local, store.root, store.shown) == (True, str(tmp_path), str(tmp_path))
     store.put("x/y.bin", b"1")
     assert store.names("x") == {"x/y.bin"}
     assert Store(tmp_path).get("x/y.bin") == b"1"
@@ -137,9 +143,100 @@ def test_an_object_shorter_than_what_was_sent_does_not_stay(monkeypatch):
     assert store.has("x.bin")
 
 
-def test_unknown_scheme_is_told():
-    with pytest.raises(ValueError, match="cannot open store 'nosuch://"):
-        Store("nosuch://bucket/x")
+@pytest.mark.parametrize("name", ["a?b#c", "a%20b", "~x", "x:y"])
+def test_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    store = Store(f"{tmp_path}/{name}")
+    store.put("x.bin", b"1")
+    assert os.listdir(tmp_path) == [name]
+    assert store.shown == f"{tmp_path}/{name}"
+    assert Store(below(store.url, "round-1")).root == f"{tmp_path}/{name}/round-1"
+    assert local_path(f"./{name}") == store.root
+
+
+def test_a_folder_below_a_url_is_before_its_query():
+    assert below("s3://bucket/x?region=us-east-1", "round-1") == "s3://bucket/x/round-1?region=us-east-1"
+    assert below("out/x/", "round-1") == "out/x/round-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "a store must be a folder or a URL, got ''"),
+        ("s3:/x", "a URL must be s3://..., got 's3:/x' (a folder of that name is ./s3:/x)"),
+        ("file:x", "a URL must be file://..., got 'file:x' (a folder of that name is ./file:x)"),
+        ("file://host/x", "a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got 'file://host/x'"),
+        ("file:///x?y", "a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got 'file:///x?y'"),
+        ("nosuch://bucket/x", "cannot open store 'nosuch://bucket/x': Protocol not known: nosuch"),
+        ("s3://", "cannot open store 's3://': expected a bucket or a folder after ://"),
+        ("s3://KEY:SEC/RET@bucket/x", "cannot open store 's3://bucket/x': Cannot parse URI: 's3://bucket/x' due to"),
+        ("ftp://USER:SECRET@127.0.0.1:9/x", "cannot open store 'ftp://127.0.0.1:9/x': [Errno 111] Connection refused"),
+    ],
+)
+def test_what_cannot_be_opened_says_why_without_credentials(url, message):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        Store(url)
+    assert str(refused.value).startswith(message)
+    assert "SEC" not in str(refused.value)
+
+
+def test_the_cause_of_pyarrow_is_told_where_it_knows_the_scheme(monkeypatch):
+    def no_region(url):
+        raise OSError("When resolving region for bucket 'bucket': no network")
+
+    monkeypatch.setattr(stores, "fs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=no_region)))
+    with pytest.raises(ValueError, match=r"^cannot open store 's3://bucket/x': When resolving region for bucket"):
+        Store("s3://KEY:SECRET@bucket/x")
+
+
+def test_a_store_that_does_not_answer_is_told(monkeypatch):
+    monkeypatch.setattr(stores, "ANSWER", 0.2)
+    monkeypatch.setattr(Store, "_from_uri", lambda store: time.sleep(30))
+    with pytest.raises(ValueError, match=r"cannot open store 'gs://bucket/x': no answer in 0.2 s"):
+        Store("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "must hold JSON, got Expecting property name"),
+        (b"[" * 100_000, "must hold JSON, got maximum recursion depth exceeded"),
+        (b"\xff\xfe\x00", "must hold JSON, got 'utf-16-le' codec can't decode"),
+        (b"[1]", "must hold a JSON object, got list"),
+    ],
+)
+def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
+    store = Store(tmp_path)
+    store.put("spec.json", data)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        store.claim({"prompts": "abc"})
+    assert str(refused.value).startswith(f"{tmp_path}/spec.json {message}")
+    assert store.get("spec.json") == data
+    store.put("latency/x.json", data)
+    with pytest.raises(ValueError, match=r"latency/x.json must hold"):
+        latency.measured(store)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"clip": {"value": 1}},
+        {"clip": None, "fid": None, "seconds": 1.0, "more": {}},
+        {"clip": {"value": "1", "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": {}},
+        {"clip": {"value": 1, "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": []},
+    ],
+)
+def test_scores_and_latencies_of_another_shape_are_told(tmp_path, told):
+    store = Store(tmp_path)
+    store.put("scores/x.json", json.dumps(told).encode())
+    with pytest.raises(ValueError, match=r"scores/x.json must hold scores that a job wrote, got .*; deleted, it is"):
+        scores.read(store, "scores/x.json")
+    store.put("latency/x.json", json.dumps({"plans": ["a"], "backbone": "b", "machine": "c", **told}).encode())
+    with pytest.raises(ValueError, match=r"latency/x.json must hold latencies that a job wrote, got "):
+        latency.measured(store)
+    good = {**told, "clip": {"value": 1, "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": {"kid": 1}}
+    store.put("scores/y.json", json.dumps(good).encode())
+    assert scores.read(store, "scores/y.json") == good
 
 
 def test_another_spec_is_refused_and_nothing_is_lost(tmp_path):
@@ -153,8 +250,19 @@ def test_another_spec_is_refused_and_nothing_is_lost(tmp_path):
 
 def test_unwritable_store_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="not writable"):
+    with pytest.raises(ValueError, match=r"file/below' is not writable: .*Not a directory"):
         Store(tmp_path / "file" / "below").check_writable()
+    with pytest.raises(ValueError, match=r"file' is not writable: expected a folder, got a file$"):
+        Store(tmp_path / "file").check_writable()
+
+
+def test_a_check_leaves_nothing_behind(tmp_path):
+    Store(tmp_path / "a" / "b").check_writable()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").touch()
+    Store(tmp_path / "a").check_writable()
+    assert [file.name for file in tmp_path.rglob("*")] == ["a", "mine"]
 
 
 def test_images_survive_bit_for_bit_and_features_too():

@@ -16,11 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import refusal
 
-from pipelines import generate, prompts, records, workers
+from pipelines import features, generate, prompts, records, workers
 from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import methods, save_plan
+from postdiff.backbones import MINI
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -149,34 +152,97 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     [
         (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
         (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
-        (("--limit", "0"), "must be 1 or more, got 0"),
-        (("--shard", "0"), "prompts a shard must be 1 or more, got 0"),
+        (("--limit", "0"), "--limit must be 1 or more, got 0"),
+        (("--limit", "1000000"), "--limit must be at most 100000 (Shapes has 442,098 captions"),
+        (
+            ("--limit", "1000000000000000"),
+            "--limit must be at most 10000000 (a list that is planned as a whole), got 1000",
+        ),
+        (("--limit", "3.5"), "--limit must be a whole number from 1 to 10000000, got '3.5'"),
+        (("--shard", "0"), "--shard must be 1 or more, got 0"),
+        (("--grid", "medium"), "argument --grid: invalid choice: 'medium' (choose from"),
         (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc for mini-sd, got 'pndm'"),
-        (("--guidance", "0.5"), "guidance must be 1 or more, got 0.5"),
-        (("--batch-size", "0"), "batch size must be 1 or more, got 0"),
+        (("--guidance", "0.5"), "--guidance must be 1 or more, got 0.5"),
+        (("--guidance", "nan"), "--guidance must be 1 or more, got nan"),
+        (("--guidance", "inf"), "--guidance must be at most 1000, got inf"),
+        (("--guidance", "2", "--guidance", "3"), "--guidance is given twice"),
+        (("--dry-run", "--tflops", "0"), "--tflops must be above 0, got 0"),
+        (("--tflops", "3"), "--tflops has no effect without --dry-run"),
+        (("--batch-size", "0"), "--batch-size must be 1 or more, got 0"),
+        (("--batch-size", "64"), "--batch-size must be at most the 32 prompts of a unit, got 64"),
+        (("--batch-size", "8", "--limit", "6"), "--batch-size must be at most the 6 prompts of a unit, got 8"),
+        (("--batch-size", "1000000000"), "--batch-size must be at most 4096 (one forward pass), got 1000000000"),
+        (("--n-reference", "1000000000000"), "--n-reference must be at most 1000000 (features of 2048 numbers"),
+        (("--reference", "x", "--reference", "y"), "--reference is given twice"),
+        (("--reference", "PROMPTS", "--n-reference", "9"), "--n-reference has no effect where the references are not"),
+        (("--prompts", "PROMPTS", "--fid", "mini-clip"), "--fid has no effect without --reference"),
+        (("--shuffled",), "--shuffled has no effect on Shapes"),
+        (("--plans", "DEEP"), "while reading the plan"),
+        (("--out", ""), "a store must be a folder or a URL, got ''"),
+        (("--out", "PROMPTS"), "is not writable: expected a folder, got a file"),
+        (("--out", "s3:/bucket/x"), "a URL must be s3://..., got 's3:/bucket/x'"),
+        (("--sol", "ddim"), "unrecognized arguments: --sol ddim"),
+        (("--solver", "\udcff"), "arguments must be UTF-8, got \\udcff"),
+        (
+            ("--gpus-per-worker", "1.5"),
+            "--gpus-per-worker must be a share of one GPU or a whole number of them, got 1.5",
+        ),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
         (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
         (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, a folder, or open_clip's"),
+        (("--clip", "TMP"), "a CLIP folder must hold open_clip_config.json"),
         (("--fid", "nowhere.pt"), "no Inception weights at nowhere.pt"),
+        (("--fid", "BROKEN"), "must be a TorchScript file with `layers`"),
         (("--limit", "3"), "intervals need at least 4 prompts, got 3"),
         (("--n-reference", "0"), "--n-reference must be 2 or more, got 0"),
         (("--workers", "-1"), "--workers must be 1 or more, got -1"),
-        (("--backbone", "sd15", "--prompts", "PROMPTS"), "sd15 is made for GPUs and none is up"),
-        (("--gpus-per-worker", "1"), "no node with 1 GPUs is up: --workers says how many"),
+        (("--backbone", "sd15", "--prompts", "PROMPTS", "--clip", "mini-clip"), "sd15 is made for GPUs and none is up"),
+        (("--gpus-per-worker", "1"), "--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no"),
     ],
 )
 @pytest.mark.usefixtures("ray_session")
-def test_bad_input_is_one_line_before_any_work(tmp_path, monkeypatch, args, message):
+def test_bad_input_is_one_line_before_any_work(tmp_path, monkeypatch, capsys, args, message):
+    """And no store is claimed, or left behind."""
     monkeypatch.setattr(workers, "_nodes", lambda: [{"CPU": 2.0}])  # whatever this machine has
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\na cow\na fox\n")
-    args = [str(tmp_path / "prompts.txt") if arg == "PROMPTS" else arg for arg in args]
-    with pytest.raises(SystemExit) as stopped:
-        coco_sweep.main(["--grid", "small", "--out", str(tmp_path / "out"), *args])
-    told = str(stopped.value)
-    assert told.startswith("error: ")
-    assert "\n" not in told
-    assert message in told
-    assert not (tmp_path / "out" / "images").exists()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
+    names = {"PROMPTS": "prompts.txt", "DEEP": "deep.json", "BROKEN": "broken.pt", "TMP": "."}
+    args = [str(tmp_path / names[arg]) if arg in names else arg for arg in args]
+    others = [
+        part for pair in (("--grid", "small"), ("--out", tmp_path / "out")) if pair[0] not in args for part in pair
+    ]
+    assert message in refusal(coco_sweep.main, [*others, *args], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+class Layers(torch.nn.Module):
+    """What clean-fid's Inception is from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_an_encoder_is_opened_before_it_is_needed(tmp_path):
+    torch.jit.script(Layers()).save(tmp_path / "inception.pt")
+    torch.jit.script(torch.nn.Identity()).save(tmp_path / "other.pt")
+    torch.save({"layers": torch.zeros(1)}, tmp_path / "weights.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "inception.pt").read_bytes()[:-30])
+    features.check_encoder(str(tmp_path / "inception.pt"))
+    for name in ("other.pt", "weights.pt", "torn.pt"):
+        with pytest.raises(ValueError, match=rf"{name}' must be a TorchScript file with `layers`, as https://"):
+            features.check_encoder(str(tmp_path / name))
+    features.check_encoder("mini-clip")
+    shutil.copytree(MINI / "mini-clip", tmp_path / "clip")
+    features.check_encoder(str(tmp_path / "clip"))
+    (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"a CLIP folder must hold its weights as \.safetensors, '.*clip' does not"):
+        features.check_encoder(str(tmp_path / "clip"))
 
 
 def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
@@ -184,7 +250,8 @@ def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
     save_plan(own, tmp_path / "own.json")
     coco_sweep.main(["--dry-run", "--grid", "steps", "--plans", str(tmp_path / "own.json")])
     listed = capsys.readouterr().out
-    assert listed.startswith("3 configurations x 256 prompts")
+    assert listed.startswith("read 256 prompts: 'a ")
+    assert "3 configurations x 256 prompts" in listed
     assert "tome T=12" in listed
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(SystemExit, match="must hold a plan that save_plan wrote"):

@@ -14,14 +14,14 @@ def alone(tmp_path):
     dist.destroy_process_group()
 
 
-def trained(work, stop_at=None):
+def trained(work, stop_at=None, broken_at=None):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
 
     def loss_of(step, rng):
         if step == stop_at:
             raise KeyboardInterrupt
-        x = torch.from_numpy(rng.normal(size=(16, 6))).float()
+        x = torch.from_numpy(rng.normal(size=(16, 6))).float() * (torch.inf if step == broken_at else 1)
         return (model(x) - x[:, :4]).square().mean(), {}
 
     work.mkdir(exist_ok=True)
@@ -37,6 +37,12 @@ def test_training_killed_and_resumed_ends_with_the_same_weights(alone, tmp_path,
     resumed = trained(tmp_path / "cut")
     for kind in ("model", "ema"):
         assert all(torch.equal(value, resumed[kind][name]) for name, value in whole[kind].items())
+
+
+def test_training_that_diverges_stops_at_its_step_and_writes_nothing(alone, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"^toy diverged: the loss of step 4 is (nan|inf), the norm"):
+        trained(tmp_path / "broken", broken_at=3)
+    assert not (tmp_path / "broken" / "toy.pt").exists()
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])

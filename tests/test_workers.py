@@ -3,14 +3,16 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+import ray
 
-from pipelines import evaluation, workers
+from pipelines import cluster, evaluation, workers
 from pipelines.store import Store
 from pipelines.workers import Resources, Unit
 
@@ -151,7 +153,7 @@ def test_workers_that_cannot_start_are_told(tmp_path):
     def make():
         raise ImportError("no module named torch")
 
-    with pytest.raises(workers.WorkersError, match=r"workers do not start(.|\n)*no module named torch"):
+    with pytest.raises(workers.WorkersError, match=r"^workers do not start \(3 tries\): .*no module named torch$"):
         workers.run(make_units(2), make, lambda name: False, Resources(1))
 
 
@@ -214,6 +216,50 @@ def test_units_that_need_each_other_are_an_error(ray_session):
     units = [Unit("a", "g", 1, 0, ("b",)), Unit("b", "g", 1, 1, ("a",))]
     with pytest.raises(workers.WorkersError, match="need each other"):
         workers.run(units, lambda: print, lambda name: False, Resources(1))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "[Errno 111] Connection refused"),
+        ("ray://127.0.0.1:1", "[Errno 111] Connection refused"),
+        ("no-such-host.invalid:6379", "Name or service not known"),
+        ("http://127.0.0.1:8265", "expected HOST:PORT, ray://HOST:PORT or auto"),
+        ("nonsense", "expected HOST:PORT, ray://HOST:PORT or auto"),
+        ("127.0.0.1:99999", "Port out of range"),
+        ("LISTENING", "something answers there, but it is not Ray"),
+    ],
+)
+def test_a_dead_cluster_is_told_at_once(monkeypatch, address, message):
+    """Not after minutes, and not by ending the process, as Ray does."""
+    monkeypatch.setattr(cluster, "PROBE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = address.replace("LISTENING", f"127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(workers.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(workers.ray, "init", lambda **_: pytest.fail("Ray was asked"))
+        began = time.monotonic()
+        with pytest.raises(workers.WorkersError) as refused:
+            workers.connect()
+    told = str(refused.value)
+    assert told.startswith(f"no Ray cluster at RAY_ADDRESS '{address}': ")
+    assert message in told
+    assert "\n" not in told
+    assert time.monotonic() - began < 10
+
+
+def test_the_cluster_that_runs_is_found():
+    cluster.probe(ray.get_runtime_context().gcs_address)
+    cluster.probe("auto")
+
+
+def test_a_failed_task_is_one_line():
+    def fail(x):
+        return {}[x]
+
+    with pytest.raises(workers.WorkersError) as failed:
+        list(workers.map_tasks(fail, ["a key"]))
+    assert str(failed.value) == "a task failed: KeyError: 'a key'"
 
 
 def test_map_keeps_the_order():

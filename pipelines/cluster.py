@@ -1,0 +1,65 @@
+"""What a cluster is asked for, and whether it answers: needed before Ray, and without it."""
+
+import os
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pipelines.options import Stopped
+
+PROBE = 8.0  # seconds that a cluster has to answer: as a host, and as Ray
+
+
+class WorkersError(Stopped):
+    """The work cannot go on. What is committed is not lost. `failed` holds the units set aside until then."""
+
+    def __init__(self, message: str, failed: dict[str, str] | None = None):
+        super().__init__(message)
+        self.failed = failed or {}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that commits one file.
+
+    name: that file; group: what a worker keeps loaded between units (a backbone); cost: relative, for the order and
+    the progress bar; task: what the handler is called with; needs: names of units that must be done before.
+    """
+
+    name: str
+    group: str
+    cost: float
+    task: object
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """workers: actors; threads: CPU threads of each; gpus: GPUs of each, and Ray pins it to them."""
+
+    workers: int
+    threads: int = 1
+    gpus: float = 0
+
+
+def probe(address: str) -> None:
+    """Raise OSError or ValueError, within twice PROBE seconds, if no Ray answers at `address`: HOST:PORT or
+    ray://HOST:PORT. Ray would try for minutes, and then end the process. `auto` and `local` are for Ray to find.
+    """
+    if address in ("auto", "local"):
+        return
+    at = urlsplit(address if "://" in address else f"ray://{address}")
+    if at.scheme != "ray" or not at.hostname or not at.port:  # a port that is none raises ValueError by itself
+        raise ValueError("expected HOST:PORT, ray://HOST:PORT or auto")
+    with socket.create_connection((at.hostname, at.port), PROBE):
+        pass
+    if os.environ.get("RAY_USE_TLS", "0") == "0":  # with it Ray alone knows the certificates
+        import grpc
+
+        channel = grpc.insecure_channel(f"{at.hostname}:{at.port}" if ":" not in at.hostname else at.netloc)
+        try:
+            grpc.channel_ready_future(channel).result(PROBE)
+        except grpc.FutureTimeoutError:
+            raise OSError("something answers there, but it is not Ray") from None
+        finally:
+            channel.close()
