@@ -99,7 +99,7 @@ def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys
     told = capsys.readouterr().out
     assert "12 plans within" in told
     assert "2 rounds, 288 images" in told  # 12 plans on 16 prompts, 6 on 16 more
-    assert "read 32 prompts: 'a " in told
+    assert "read 32 prompts, the first: 'a " in told
     assert not (tmp_path / "spec.json").exists()
     # By hand: every plan is at the most steps that a fifth of the dense FLOPs pays for, so costs a little less.
     dense = costs([methods.dense(20)], resolve("mini-sd"))[0].flops

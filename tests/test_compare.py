@@ -168,7 +168,7 @@ def test_from_two_models_to_a_report(tmp_path, capsys):
         (("mini-sd", "mini-xl"), "unknown model 'mini-xl'"),
         (("mini-sd", "sd15"), "expected models of one size, got 64 px and 768 px (sd15)"),
         (("mini-sd", "mini-bk-sdm", "--backbones", "mini-sd"), "--backbones is given twice"),
-        (("mini-sd", "mini-lcm", "--methods", "dense"), "solver must be one of lcm for mini-lcm, got 'dpm'"),
+        (("mini-sd", "mini-lcm", "--methods", "dense"), "mini-lcm's solver must be one of lcm, got 'dpm'"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path, capsys, args, message):

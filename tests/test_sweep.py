@@ -161,7 +161,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         (("--limit", "3.5"), "--limit must be a whole number from 1 to 10000000, got '3.5'"),
         (("--shard", "0"), "--shard must be 1 or more, got 0"),
         (("--grid", "medium"), "argument --grid: invalid choice: 'medium' (choose from"),
-        (("--solver", "pndm"), "solver must be one of ddim, dpm, euler, unipc for mini-sd, got 'pndm'"),
+        (("--solver", "pndm"), "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
         (("--guidance", "0.5"), "--guidance must be 1 or more, got 0.5"),
         (("--guidance", "nan"), "--guidance must be 1 or more, got nan"),
         (("--guidance", "inf"), "--guidance must be at most 1000, got inf"),
@@ -177,7 +177,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         (("--reference", "PROMPTS", "--n-reference", "9"), "--n-reference has no effect where the references are not"),
         (("--prompts", "PROMPTS", "--fid", "mini-clip"), "--fid has no effect without --reference"),
         (("--shuffled",), "--shuffled has no effect on Shapes"),
-        (("--plans", "DEEP"), "while reading the plan"),
+        (("--plans", "DEEP"), "it is nested too deep"),
         (("--out", ""), "a store must be a folder or a URL, got ''"),
         (("--out", "PROMPTS"), "is not writable: expected a folder, got a file"),
         (("--out", "s3:/bucket/x"), "a URL must be s3://..., got 's3:/bucket/x'"),
@@ -250,7 +250,7 @@ def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
     save_plan(own, tmp_path / "own.json")
     coco_sweep.main(["--dry-run", "--grid", "steps", "--plans", str(tmp_path / "own.json")])
     listed = capsys.readouterr().out
-    assert listed.startswith("read 256 prompts: 'a ")
+    assert listed.startswith("read 256 prompts, the first: 'a ")
     assert "3 configurations x 256 prompts" in listed
     assert "tome T=12" in listed
     (tmp_path / "bad.json").write_text("{}")
