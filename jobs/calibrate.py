@@ -23,11 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import calibration, evaluation, latency, options, plots, prompts, report, tables, workers
+import postdiff
+from pipelines import calibration, evaluation, options, prompts, tables
 from pipelines.calibration import Candidate
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store, below, local_path
-from postdiff import costs, methods, planfile
+from postdiff import methods, planfile
 from postdiff.backbones import Spec, fingerprint, resolve
 from postdiff.metrics import Interval
 
@@ -51,8 +52,10 @@ def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Cand
     """The candidates, the budget, and what the backbone costs as it is, in UNITS[args.of]."""
     plans, as_it_is = calibration.grid(spec, args.grid), methods.dense(spec.settings["steps"])
     listed = list({plan.id: plan for plan in (as_it_is, *chain.from_iterable(plans.values()))}.values())
-    counted = dict(zip((plan.id for plan in listed), costs(listed, spec), strict=True))
+    counted = dict(zip((plan.id for plan in listed), postdiff.costs(listed, spec), strict=True))
     if args.of == "seconds":
+        from pipelines import latency, workers
+
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
         of = [evaluation.configure(args, args.backbone, plan) for plan in longest]
         with options.doing("measuring latencies"):
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(candidates)} plans within {budget:.4g} {UNITS[args.of]} ({budget / whole:.1%} of the model as it is)")
     print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
           f"{len(candidates) * len(whole_protocol.prompts)}")  # fmt: skip
-    prices = costs([c.plan for c in candidates], spec)
+    prices = postdiff.costs([c.plan for c in candidates], spec)
     points = {}
     for c, one in zip(candidates, prices, strict=True):
         of = evaluation.configure(args, args.backbone, c.plan)
@@ -160,6 +163,8 @@ def sure(scored: list[Scored], chosen: Candidate, by) -> str:
 
 
 def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, budget: float, whole: float) -> None:
+    from pipelines import plots, report
+
     metric, unit = tables.METRICS[args.by], UNITS[args.of]
     scored = compare(candidates, chosen, curves, args.by)
     answer = sure(scored, chosen, args.by)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, grids, options, plots, prompts, records, report, tables, tracking, workers
+import postdiff
+from pipelines import evaluation, grids, options, prompts, tables
 from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store, local_path
-from postdiff import costs, load_plan
 from postdiff.backbones import resolve
 from postdiff.families import FAMILIES
 
@@ -36,9 +36,9 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     entries = grids.grid(args.grid, spec.settings)
     for file in args.plans:
         with options.doing(f"reading the plan {file!r}"):
-            plan = load_plan(file)
+            plan = postdiff.load_plan(file)
         entries.append((plan.name, "", plan))
-    prices = costs([plan for _, _, plan in entries], spec)
+    prices = postdiff.costs([plan for _, _, plan in entries], spec)
     for (method, settings, plan), price in zip(entries, prices, strict=True):
         configuration = evaluation.configure(args, args.backbone, plan)
         points.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
@@ -63,6 +63,8 @@ def sweep(args: argparse.Namespace) -> None:
 def write_report(
     args, store: Store, points: list[Point], rows: list[tables.Row], protocol: Protocol, seconds: float
 ) -> None:
+    from pipelines import plots, report, tracking, workers
+
     metrics = [metric for metric in tables.METRICS if tables.measured(rows, metric)]
     n = len(protocol.prompts)
     titles = {"fid": f"{args.backbone}, n = {n}, {args.fid} features", "clip": f"{args.backbone}, n = {n}, {args.clip}"}
@@ -110,7 +112,7 @@ def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:
         f"time: {flops / (args.tflops * 1e12) / 3600:.2f} worker-hours at {args.tflops:g} TFLOP/s sustained (--tflops)"
     )
     print(f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)")
-    spec, width = resolve(args.backbone), records.DTYPES[points[0].configuration.dtype].itemsize
+    spec, width = resolve(args.backbone), 4 if points[0].configuration.dtype == "float32" else 2  # bytes a number
     shapes = FAMILIES[spec.family].text_shapes(spec.denoiser, spec.text_tokens).values()
     print(f"text: {len(shards)} units, at most {n * width * sum(map(prod, shapes)) / 1e9:.2f} GB of embeddings")
     lengths, limit = prompts.token_lengths(listed, spec), spec.text_tokens

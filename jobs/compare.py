@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, generate, grids, options, report, tables, workers
+import postdiff
+from pipelines import evaluation, generate, grids, options, tables
 from pipelines.evaluation import Point
 from pipelines.tables import METRICS, Row
-from postdiff import costs, methods
+from postdiff import methods
 from postdiff.backbones import resolve
 from postdiff.families import adapt
 from postdiff.metrics import Interval
@@ -96,7 +97,7 @@ def plan_points(args: argparse.Namespace, among: list[Variant]) -> list[list[Poi
         shared = base.guidance, base.solver, base.dtype  # the first one's, for all
         columns.append([
             Point(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
-            for (method, text, _), plan, price in zip(listed, changed, costs(changed, own), strict=True)
+            for (method, text, _), plan, price in zip(listed, changed, postdiff.costs(changed, own), strict=True)
         ])  # fmt: skip
     seen: dict[str, str] = {}
     for variant, column in zip(among, columns, strict=True):
@@ -162,6 +163,8 @@ def run(args: argparse.Namespace) -> None:
     store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     points = [point for group in groups for point in group]
     rows = evaluation.evaluate(store, points, protocol, resources)
+    from pipelines import report, workers
+
     names = [variant.name for variant in among]
     found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
     lines, of = cells(found), points[0].configuration

@@ -7,12 +7,12 @@ scored on a few prompts, the better half of them on as many again, and so on: pr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines import features, scores
 from pipelines.evaluation import Point, Protocol
-from pipelines.latency import Latency
 from pipelines.records import Prompt
 from pipelines.store import Store
 from pipelines.tables import METRICS, Metric
@@ -21,6 +21,9 @@ from postdiff.backbones import Spec
 from postdiff.families import FAMILIES
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
+
+if TYPE_CHECKING:
+    from pipelines.latency import Latency
 
 FINALISTS = 4  # plans that are scored on all prompts, at the least
 # Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
@@ -78,7 +81,7 @@ def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
     return methods.postdiff(steps, beta, s, k, m)
 
 
-def seconds(plans: dict[Settings, list[Plan]], flops: dict[str, int], timed: dict[str, Latency]) -> dict[str, float]:
+def seconds(plans: dict[Settings, list[Plan]], flops: dict[str, int], timed: dict[str, "Latency"]) -> dict[str, float]:
     """{plan id: seconds an image} of all, from those of each combination at its most steps: fewer steps of the same
     kinds take less in proportion to their FLOPs, and the decoder as long as ever."""
     found: dict[str, float] = {}

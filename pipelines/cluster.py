@@ -42,6 +42,11 @@ class Resources:
     gpus: float = 0
 
 
+def in_a_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster: `ray job submit` sets it."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def probe(address: str) -> None:
     """Raise OSError or ValueError, within twice PROBE seconds, if no Ray answers at `address`: HOST:PORT or
     ray://HOST:PORT. Ray would try for minutes, and then end the process. `auto` and `local` are for Ray to find.

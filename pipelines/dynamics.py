@@ -11,10 +11,10 @@ import numpy as np
 import postdiff
 from pipelines import prompts as prompting
 from pipelines import records
+from pipelines.cluster import Unit
 from pipelines.generate import Configuration
-from pipelines.records import DTYPES, Prompt
+from pipelines.records import Prompt
 from pipelines.store import Store
-from pipelines.workers import Unit
 from postdiff import analysis
 from postdiff.analysis import Profile
 from postdiff.encoders import ClipEncoder
@@ -53,7 +53,7 @@ class Watcher:
         of = task.configuration
         if self.loaded is None or self.loaded[0] != (of.backbone, of.dtype):
             self.loaded = None  # free the old one first
-            self.loaded = (of.backbone, of.dtype), postdiff.load(of.backbone, dtype=DTYPES[of.dtype])
+            self.loaded = (of.backbone, of.dtype), postdiff.load(of.backbone, dtype=of.dtype)
         make = _profile if task.kind == "profile" else _trajectory
         self.store.put(task.name, make(self.loaded[1], task))
 

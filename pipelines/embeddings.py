@@ -1,21 +1,27 @@
 """Text embeddings of a shard of prompts: made once a sweep, and shared by all of its configurations."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 import postdiff
 from pipelines import records
+from pipelines.cluster import Unit
 from pipelines.records import Prompt
 from pipelines.store import shard_name
-from pipelines.workers import Unit
-from postdiff.families import Text
 from postdiff.plan import PIXELS
-from postdiff.text import Embeddings, encode
+
+if TYPE_CHECKING:
+    import torch
+
+    from postdiff.families import Text
+    from postdiff.text import Embeddings
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequ
 
 def make(backbone: postdiff.Backbone, task: Task) -> bytes:
     """The embeddings of the task's prompts as a Parquet file (records.TEXT)."""
-    made = encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
+    made = postdiff.encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
     return to_bytes(made, [prompt.id for prompt in task.prompts])
 
 
 def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:
     """A Parquet file (records.TEXT), one row a tensor of a prompt. What a mask hides is left out."""
+    import torch
+
     columns: dict[str, list] = {column: [] for column in records.TEXT.names}
     halves = [("uncond", embeddings.uncond, [""] * len(embeddings.uncond.get("text", ())))]
     for half, text, prompts in [*halves, ("cond", embeddings.cond, list(ids))]:
@@ -69,6 +77,10 @@ def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:
 
 def from_bytes(data: bytes, ids: Sequence[str]) -> Embeddings:
     """The embeddings as they were; zeros where a mask hides. Raises ValueError if they are not of the prompts `ids`."""
+    import torch
+
+    from postdiff.text import Embeddings
+
     found: dict[str, dict[str, list[torch.Tensor]]] = {"uncond": {}, "cond": {}}
     of = []
     for row in records.from_parquet(data).to_pylist():
@@ -83,6 +95,8 @@ def from_bytes(data: bytes, ids: Sequence[str]) -> Embeddings:
 
 
 def _stack(tensors: dict[str, list[torch.Tensor]]) -> Text:
+    import torch
+
     if "mask" in tensors:
         length = len(tensors["mask"][0])
         tensors["text"] = [torch.cat([v, v.new_zeros(length - len(v), v.shape[1])]) for v in tensors["text"]]

@@ -1,4 +1,7 @@
-"""From configurations to scored rows: images, features and scores that the store lacks are made, all others read."""
+"""From configurations to scored rows: images, features and scores that the store lacks are made, all others read.
+
+What is wrong with the options is told in seconds: Ray and torch are imported when there is work for them.
+"""
 
 import argparse
 import json
@@ -11,14 +14,12 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
-import torch
-
-from pipelines import coco, features, generate, prompts, protocols, scores, tables, workers
+from pipelines import coco, features, generate, prompts, protocols, scores, tables
+from pipelines.cluster import Resources, Unit, WorkersError, in_a_cluster
 from pipelines.generate import Configuration
 from pipelines.options import doing
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
-from pipelines.workers import Resources
 from postdiff import encoders
 from postdiff.backbones import resolve
 from postdiff.metrics import Interval
@@ -81,7 +82,7 @@ def protocol(args: argparse.Namespace) -> Protocol:
     reference = _reference(args, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
-    if args.gpus_per_worker and not workers.in_a_cluster() and not torch.cuda.is_available():
+    if args.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
         raise ValueError("--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no cluster")
     if args.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {args.clip!r}")
@@ -91,6 +92,12 @@ def protocol(args: argparse.Namespace) -> Protocol:
     return Protocol(
         args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, protocols.name(args, reference)
     )
+
+
+def _gpu_is_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:
@@ -144,6 +151,8 @@ def configure(args: argparse.Namespace, backbone: str, plan: Plan) -> Configurat
 
 def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
     """Join or start Ray. Raises ValueError where GPUs are needed and none is up or asked for."""
+    from pipelines import workers
+
     workers.connect()
     resources = workers.default_resources(args.workers, args.gpus_per_worker)
     for name in backbones:
@@ -157,6 +166,8 @@ def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
 
 def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Resources) -> list[tables.Row]:
     """One row a point; two of one configuration share its images. Raises SystemExit if units keep failing."""
+    from pipelines import workers
+
     shards, reference = of.shards, list(of.reference)
     different = {point.configuration.id: point for point in points}
     costs = [point.flops / 1e9 for point in different.values()]
@@ -211,8 +222,10 @@ def _handler(make_handler: Callable, store: Store) -> Callable:
     return make_handler()
 
 
-def run_units(units: list[workers.Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
+def run_units(units: list[Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
     """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the job stops, exit 1."""
+    from pipelines import workers
+
     done = store.names()
     todo = [unit for unit in units if unit.name not in done]
     for_others = {name for unit in units for name in unit.needs}
@@ -227,7 +240,7 @@ def run_units(units: list[workers.Unit], make_handler, store: Store, resources: 
     try:
         with doing(f"making {what}"):
             failed = workers.run(todo, partial(_handler, make_handler, store), store.has, resources, what)
-    except workers.WorkersError as error:
+    except WorkersError as error:
         failed = error.failed
         raise
     finally:

@@ -9,12 +9,11 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-import torch
 
 from pipelines import images, records, shapes
+from pipelines.cluster import Unit
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
-from pipelines.workers import Unit
 from postdiff.backbones import digest_of
 from postdiff.encoders import INCEPTION_URL, ClipEncoder, InceptionEncoder, clip_folder, fingerprint
 
@@ -36,6 +35,8 @@ class Task:
 
 def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
     """`mini-clip`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception (.pt)."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
 

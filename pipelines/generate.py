@@ -1,5 +1,7 @@
 """Images of a configuration for a shard of prompts: the unit of work."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Sequence
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import postdiff
 from pipelines import embeddings, records
 from pipelines import prompts as prompting
-from pipelines.records import DTYPES, Prompt
+from pipelines.cluster import Unit
+from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
-from pipelines.workers import Unit
+from postdiff.arguments import DTYPES, one_of
 from postdiff.backbones import fingerprint, resolve, settle
 from postdiff.families import adapt
 from postdiff.plan import PIXELS, Plan
@@ -63,8 +66,7 @@ def configure(
     dtype = dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    one_of("dtype", dtype, DTYPES)
     return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size, dtype)
 
 
@@ -117,7 +119,7 @@ class Generator:
         wanted = backbone, dtype, parts
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = None  # free the old one first
-            self.loaded = wanted, postdiff.load(backbone, dtype=DTYPES[dtype], parts=parts)
+            self.loaded = wanted, postdiff.load(backbone, dtype=dtype, parts=parts)
         return self.loaded[1]
 
 
@@ -125,7 +127,7 @@ def generate(
     backbone: postdiff.Backbone,
     configuration: Configuration,
     prompts: Sequence[Prompt],
-    text: "Embeddings | None" = None,
+    text: Embeddings | None = None,
 ) -> bytes:
     """The images of `prompts` as a Parquet file (records.IMAGES). Without `text` the prompts are encoded here."""
     seeds = [prompting.seed(prompt) for prompt in prompts]

@@ -17,7 +17,6 @@ from pipelines import workers
 from pipelines.generate import Configuration
 from pipelines.options import one_line
 from pipelines.provenance import machine
-from pipelines.records import DTYPES
 from pipelines.store import Store
 from postdiff import sampling
 from postdiff.text import Embeddings
@@ -115,7 +114,7 @@ def check_rounds(rounds: int) -> None:
 
 def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
     torch.set_num_threads(os.cpu_count() or 1)
-    backbone = postdiff.load(of[0].backbone, dtype=DTYPES[of[0].dtype])
+    backbone = postdiff.load(of[0].backbone, dtype=of[0].dtype)
     gpu = torch.cuda.is_available()
     warm_up = WARM_UP if gpu else 1
     encode, memory = [], np.zeros((warm_up + rounds, len(of)))

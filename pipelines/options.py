@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines import prompts, protocols
-from pipelines.records import DTYPES
+from postdiff.arguments import DTYPES
 from postdiff.backbones import HUB
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +208,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="encoder of FID: a CLIP model, or the path of clean-fid's inception-2015-12-05.pt on every worker "
         "(default: mini-clip for Shapes, inception-2015-12-05.pt else)",
     )
-    add("--dtype", choices=list(DTYPES), help="of weights and latents (default: float16 for hub models)")
+    add("--dtype", choices=DTYPES, help="of weights and latents (default: float16 for hub models)")
     add("--workers", type=whole(1, 10_000), help="actors (default: one a GPU that is up, else one a core)")
     add("--gpus-per-worker", type=gpus, help="(default: 1 if a GPU is up, else 0)")
 

@@ -11,7 +11,6 @@ from tqdm import tqdm
 import postdiff
 from pipelines import prompts, shapes
 from pipelines.generate import Configuration
-from pipelines.records import DTYPES
 from pipelines.store import Store
 from postdiff import planfile, presets
 from postdiff.plan import Plan
@@ -40,7 +39,7 @@ def find(table: str, of: Configuration, store: Store, captions: Sequence[str], s
             continue
         file = f"plans/{name}-T{steps}-{key}.json"
         if not store.has(file):
-            backbone = backbone or postdiff.load(of.backbone, dtype=DTYPES[of.dtype])
+            backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
             with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
                 plan = presets.find(

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from tqdm import tqdm
 
 from pipelines import cluster
-from pipelines.cluster import Resources, Unit, WorkersError
+from pipelines.cluster import Resources, Unit, WorkersError, in_a_cluster
 from pipelines.options import one_line
 
 BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
@@ -281,11 +281,6 @@ def _get(ref) -> Any:
         raise WorkersError(f"a task failed: {type(error.cause).__name__}: {one_line(error.cause)}") from error
     except RayError as error:
         raise WorkersError(f"a task's process was lost: {one_line(error)}") from error
-
-
-def in_a_cluster() -> bool:
-    """Whether RAY_ADDRESS names a cluster: `ray job submit` sets it."""
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def cluster_has_gpus(asked: float | None = None) -> bool:

@@ -10,8 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import open_clip
-import torch
 from PIL import Image
 
 from postdiff.backbones import MINI, digest_of
@@ -25,6 +23,8 @@ def clip_folder(name: str) -> Path | None:
     folder = MINI / name if name == "mini-clip" else Path(name)
     if folder.is_dir():
         return folder
+    import open_clip  # with timm and torchvision: seconds
+
     if tuple(name.split("/", 1)) in open_clip.list_pretrained():
         return None
     raise ValueError(
@@ -59,6 +59,8 @@ class ClipEncoder:
     """
 
     def __init__(self, name: str = "mini-clip", device: str = "cpu"):
+        import open_clip
+
         folder = clip_folder(name)
         model, weights = (f"local-dir:{folder}", None) if folder else name.split("/", 1)
         self.device = device
@@ -66,15 +68,19 @@ class ClipEncoder:
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(model)
 
-    @torch.no_grad()
     def images(self, images: np.ndarray) -> np.ndarray:
-        batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
-        return 10 * self.model.encode_image(batch.to(self.device), normalize=True).float().cpu().numpy()
+        import torch
 
-    @torch.no_grad()
+        batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
+        with torch.no_grad():
+            return 10 * self.model.encode_image(batch.to(self.device), normalize=True).float().cpu().numpy()
+
     def texts(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
         tokens = self.tokenizer(list(texts)).to(self.device)
-        return 10 * self.model.encode_text(tokens, normalize=True).float().cpu().numpy()
+        with torch.no_grad():
+            return 10 * self.model.encode_text(tokens, normalize=True).float().cpu().numpy()
 
 
 def inception_file(path: str | Path) -> Path:
@@ -91,15 +97,18 @@ class InceptionEncoder:
     """
 
     def __init__(self, path: str | Path, device: str = "cpu"):
+        import torch
         from cleanfid.resize import build_resizer
 
         self.device = device
         self.resize = build_resizer("clean")
         self.layers = torch.jit.load(str(inception_file(path)), map_location=device).eval().layers
 
-    @torch.no_grad()
     def images(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
         resized = np.stack([self.resize(image) for image in images]).transpose(0, 3, 1, 2)
         batch = (torch.from_numpy(resized).to(self.device) - 128) / 128
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as clean-fid on a CPU, to the last digits
+        # Without TF32: as clean-fid on a CPU, to the last digits.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.layers(batch).flatten(1).float().cpu().numpy()

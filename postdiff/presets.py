@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from postdiff import methods, search
+from postdiff import methods
 from postdiff.arguments import shown
-from postdiff.loading import Backbone
 from postdiff.plan import Plan
+
+if TYPE_CHECKING:
+    from postdiff.loading import Backbone
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def plan(name: str, steps: int = 20) -> Plan:
 
 def find(
     name: str,
-    backbone: Backbone,
+    backbone: "Backbone",
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int = 20,
@@ -80,6 +82,8 @@ def find(
     size: int | None = None,
 ) -> Plan:
     """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that."""
+    from postdiff import search
+
     preset, given = _preset(name), {"guidance": guidance, "solver": solver, "size": size, "on_step": on_step}
     if preset.searched:
         run = getattr(search, preset.method)
