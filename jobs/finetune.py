@@ -16,10 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from accelerate import PartialState
-
-from pipelines import finetuning, options, pairs
-from pipelines.finetuning import Settings
+from pipelines import options, pairs
+from pipelines.finetune_settings import Settings
 from pipelines.store import clean, local_path
 from postdiff.backbones import resolve
 
@@ -65,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
     if spec.family != "sd":
         raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {spec.family}")
     found = pairs.open_pairs(args.data, args.limit)
+    from accelerate import PartialState
+
+    from pipelines import finetuning
+
     with options.doing(f"fine-tuning {args.backbone}"):
         finetuning.make(args.backbone, found, settings, Path(folder), args.checkpoint_every)
     if PartialState().is_main_process:

@@ -30,7 +30,6 @@ from pipelines import (
     evaluation,
     exhibits,
     figures,
-    finetuning,
     latency,
     options,
     pairs,
@@ -46,6 +45,7 @@ from pipelines import (
 )
 from pipelines.evaluation import Protocol
 from pipelines.exhibits import Exhibit
+from pipelines.finetune_settings import Settings
 from pipelines.generate import Configuration
 from pipelines.latency import Latency
 from pipelines.store import Store, clean, local_path
@@ -146,6 +146,8 @@ def tune(job: Job) -> dict[str, str]:
     """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made if missing."""
     for model, folder in job.tuned.items():
         if job.args.models == "mini" and not (folder / RUN).exists():
+            from pipelines import finetuning  # with torch
+
             finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
     return job.names | {model: str(folder) for model, folder in job.tuned.items()}
 
@@ -218,11 +220,11 @@ def tuned_folder(args: argparse.Namespace, model: str) -> Path:
     return Path(given[model]).absolute()
 
 
-def tune_settings(model: str) -> finetuning.Settings:
+def tune_settings(model: str) -> Settings:
     """App. F's beta and s; of its 15,000 steps of 128 pairs 100 of 32, with a learning rate to match."""
     line = next(line for line in published.lines("table7") if line.model == model)
     few = {"steps": 100, "batch": 32, "lr": 1e-4, "warm_up": 10, "ema": 0.95}
-    return finetuning.Settings(beta=line.settings["beta"], s=line.settings["s"], **few)
+    return Settings(beta=line.settings["beta"], s=line.settings["s"], **few)
 
 
 def make(
@@ -306,8 +308,8 @@ def refuse_unused(args: argparse.Namespace) -> None:
     if not args.dry_run:
         options.refuse(args, "without --dry-run", "price")
     chosen = {exhibit.key for exhibit in exhibits.gather(args.exhibits, {})}
-    for keys, names in ((SEARCHED, ("calibration",)), (("table6",), ("recaption", "recaption_reference")),
-                        (("table7",), ("finetuned",))):  # fmt: skip
+    only = {SEARCHED: ("calibration",), ("table6",): ("recaption", "recaption_reference"), ("table7",): ("finetuned",)}
+    for keys, names in only.items():
         if chosen.isdisjoint(keys):
             options.refuse(args, f"on {', '.join(args.exhibits)}: it is of {' and '.join(keys)}", *names)
 

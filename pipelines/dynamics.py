@@ -1,10 +1,12 @@
 """What a model does from step to step: profile of Fig. 7, trajectories of Fig. 3 and 12; a unit of work each."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,10 +17,11 @@ from pipelines.cluster import Unit
 from pipelines.generate import Configuration
 from pipelines.records import Prompt
 from pipelines.store import Store
-from postdiff import analysis
-from postdiff.analysis import Profile
 from postdiff.encoders import ClipEncoder
 from postdiff.metrics import clip_scores
+
+if TYPE_CHECKING:
+    from postdiff.analysis import Profile
 
 SHOWN = 4  # prompts of a trajectory whose images are kept
 
@@ -66,6 +69,8 @@ def _batches(task: Task) -> Iterator[tuple[slice, list[str], list[int]]]:
 
 
 def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
+    from postdiff import analysis
+
     of = task.configuration
     found = analysis.profile(
         backbone, [p.text for p in task.prompts], [prompting.seed(p) for p in task.prompts], of.plan,
@@ -77,6 +82,8 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
 
 
 def read_profile(store: Store, task: Task) -> Profile:
+    from postdiff.analysis import Profile
+
     value = json.loads(store.get(task.name))
     blocks, layers = ({name: np.array(row) for name, row in value[part].items()} for part in ("blocks", "layers"))
     return Profile(blocks, layers, value["n"])
@@ -84,6 +91,8 @@ def read_profile(store: Store, task: Task) -> Profile:
 
 def _trajectory(backbone: postdiff.Backbone, task: Task) -> bytes:
     """A row a step and prompt (records.TRAJECTORY)."""
+    from postdiff import analysis
+
     of, encoder = task.configuration, ClipEncoder(task.clip)
     columns: dict[str, list] = {name: [] for name in records.TRAJECTORY.names}
     for batch, texts, seeds in _batches(task):

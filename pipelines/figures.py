@@ -1,9 +1,12 @@
 """The picture of an exhibit, and the numbers behind it, from what the store holds."""
 
+from __future__ import annotations
+
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +16,9 @@ from pipelines.exhibits import Exhibit
 from pipelines.generate import Configuration
 from pipelines.store import Store
 from postdiff import metrics
-from postdiff.analysis import Profile
+
+if TYPE_CHECKING:
+    from postdiff.analysis import Profile
 
 WATCHED = 32  # prompts that profiles and trajectories are averaged over
 COLUMNS = 6  # prompts of a gallery, as in Fig. 6 and 11

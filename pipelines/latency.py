@@ -1,5 +1,7 @@
 """Seconds an image of plans side by side: in a process of its own, before anything else runs, the plans alternating."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
@@ -7,19 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import postdiff
-from pipelines import workers
 from pipelines.generate import Configuration
 from pipelines.options import one_line
 from pipelines.provenance import machine
 from pipelines.store import Store
-from postdiff import sampling
-from postdiff.text import Embeddings
+
+if TYPE_CHECKING:
+    from postdiff.text import Embeddings
 
 FORMAT = 3  # of what is kept
 WARM_UP = 3  # rounds that do not count, of a GPU; of a CPU one
@@ -102,6 +104,8 @@ def _alone(gpu: bool, function: Callable, *args):
     """`function(*args)` in a process of its own: on a GPU of the cluster that nothing else is given (the jobs measure
     before they generate), or on this machine."""
     if gpu:
+        from pipelines import workers
+
         return workers.alone(function, *args)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
@@ -113,6 +117,8 @@ def check_rounds(rounds: int) -> None:
 
 
 def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
+    import torch
+
     torch.set_num_threads(os.cpu_count() or 1)
     backbone = postdiff.load(of[0].backbone, dtype=of[0].dtype)
     gpu = torch.cuda.is_available()
@@ -134,6 +140,8 @@ def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
 
 def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration) -> tuple[float, float]:
     """Seconds of denoising and of decoding."""
+    from postdiff import sampling
+
     text = embeddings.batch(0, 1, of.plan.needs_both_texts)
     state = sampling.begin(backbone, text, [0], of.plan, of.solver, of.size)
     began = _now()
@@ -145,6 +153,8 @@ def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration
 
 def _now() -> float:
     """Seconds, once the GPU has done all that it was given."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

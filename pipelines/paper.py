@@ -1,17 +1,22 @@
 """An exhibit as text: what was measured beside what the paper printed, and what the print gets wrong."""
 
+from __future__ import annotations
+
 import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipelines import tables
 from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.tables import METRICS, Metric, Row
 from postdiff.metrics import Interval
-from postdiff.pricing import Cost
+
+if TYPE_CHECKING:
+    from postdiff.pricing import Cost
 
 TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
 # Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on

@@ -1,8 +1,11 @@
 """The pictures: the only file that imports matplotlib."""
 
+from __future__ import annotations
+
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -13,9 +16,11 @@ import matplotlib.pyplot as plt
 from pipelines import paper
 from pipelines.exhibits import Exhibit
 from pipelines.tables import FAMILIES, Metric, Row, front
-from postdiff.analysis import Profile
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
+
+if TYPE_CHECKING:
+    from postdiff.analysis import Profile
 
 mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
 MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))

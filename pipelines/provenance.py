@@ -7,8 +7,6 @@ import subprocess
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 
 def commit() -> str:
     """The commit that this code is, `-dirty` if it was changed since. Without git (Ray leaves .git out of a working
@@ -26,6 +24,8 @@ def commit() -> str:
 
 def machine(gpu: bool = True) -> str:
     """What torch runs on here, in words: the GPU, if there is one and `gpu`; else the cores."""
+    import torch
+
     if gpu and torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, torch {torch.__version__}"
     cpus = Path("/proc/cpuinfo")

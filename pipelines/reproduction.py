@@ -1,17 +1,22 @@
 """Exhibits from declared runs to files: which configurations they share, what those cost and take, what is written."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
+import postdiff
 from pipelines import evaluation, exhibits, figures, latency, paper, plots, report, resolved, tables
 from pipelines.evaluation import Point, Protocol
 from pipelines.exhibits import Exhibit, Run
 from pipelines.latency import Latency
 from pipelines.store import Store
-from postdiff import costs
 from postdiff.backbones import resolve
-from postdiff.pricing import Cost
+
+if TYPE_CHECKING:
+    from postdiff.pricing import Cost
 
 Key = tuple[str, str]  # the paper's model, plan id
 
@@ -35,10 +40,10 @@ def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]
     for model, name in names.items():
         keys = [key for key in runs if key[0] == model]
         plans = [runs[key].plan for key in keys]
-        prices = costs(plans, resolve(name))
+        prices = postdiff.costs(plans, resolve(name))
         shared = [key for key in keys if name == model or not runs[key].searched]
         first = model.removesuffix(exhibits.TUNED)
-        theirs = prices if name == first else costs([runs[key].plan for key in shared], resolve(first))
+        theirs = prices if name == first else postdiff.costs([runs[key].plan for key in shared], resolve(first))
         there = dict(zip(shared, theirs, strict=True))
         found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
     return found

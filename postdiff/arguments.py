@@ -121,6 +121,22 @@ def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
     raise ValueError(f"{name} must be {article} {kind.__name__}, got {shown(value)}{hint}")
 
 
+def by_module(field: str, value: Any) -> tuple[tuple[str, Any], ...]:
+    """(name of a module, its row) of each. Raises ValueError if a name is none, or is there twice."""
+    found = {}
+    for pair in listed(field, value, "(name of a module, its row)"):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"{field} must be a list of (name of a module, its row), got {shown(pair)}")
+        name, row = pair
+        # Strict, since a name from a file is printed: no escapes of terminals.
+        if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+            raise ValueError(f"a module's name is words of letters, digits and _ with dots between, got {shown(name)}")
+        if name in found:
+            raise ValueError(f"{field} must name a module once, got {name} twice")
+        found[name] = row
+    return tuple(found.items())
+
+
 def callback(name: str, value: Any) -> Callable | None:
     if value is None or callable(value):
         return value

@@ -124,7 +124,7 @@ class TokenCache:
 
 
 def _uniform(generator: torch.Generator, n: int) -> torch.Tensor:
-    return torch.rand(n, generator=generator, dtype=torch.float32)
+    return torch.rand(n, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def attend(

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
-from postdiff.arguments import flag, instance, listed, number, one_of, put, shown, whole_number
+from postdiff.arguments import by_module, flag, instance, listed, number, one_of, put, shown, whole_number
 from postdiff.reduction import Downsample, Merge, Refresh
 
 Action = Literal["compute", "store", "reuse"]
@@ -126,11 +126,11 @@ class Plan:
             mode=one_of("mode", self.mode, MODES),
             size_condition=one_of("size_condition", self.size_condition, SIZE_CONDITIONS),
             half=one_of("half", self.half, HALVES),
-            modules=_by_module("modules", self.modules),
+            modules=by_module("modules", self.modules),
             window=number("window", self.window, "(0, 1]"),
             ahead=flag("ahead", self.ahead),
             prior_noise=number("prior_noise", self.prior_noise, "[0, inf)"),
-            merged=_by_module("merged", self.merged),
+            merged=by_module("merged", self.merged),
         )
         if not isinstance(self.tokens, (Merge, Downsample, type(None))):
             raise ValueError(f"tokens must be a Merge, a Downsample or None, got {shown(self.tokens)}")
@@ -149,12 +149,7 @@ class Plan:
         self._check_modules()
 
     def _check_stores(self) -> None:
-        features = {
-            "deep": False,
-            "encoder": False,
-            "blocks": False,
-            "matching": False,
-        }  # is something stored that this step could reuse?
+        features = dict.fromkeys(("deep", "encoder", "blocks", "matching"), False)  # is it stored for this step?
         halves = {"cross": 0, "self": 0}  # how many halves of guidance each attention's store holds
         for i, step in enumerate(self.steps):
             before = self.steps[i - 1] if i else step
@@ -278,22 +273,6 @@ class Plan:
         if self.size_condition == "target" or not self.switches:
             del value["size_condition"]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _by_module(field: str, value: Any) -> tuple[tuple[str, Any], ...]:
-    """(name of a module, its row) of each. Raises ValueError if a name is none, or is there twice."""
-    found = {}
-    for pair in listed(field, value, "(name of a module, its row)"):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"{field} must be a list of (name of a module, its row), got {shown(pair)}")
-        name, row = pair
-        # Strict, since a name from a file is printed: no escapes of terminals.
-        if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
-            raise ValueError(f"a module's name is words of letters, digits and _ with dots between, got {shown(name)}")
-        if name in found:
-            raise ValueError(f"{field} must name a module once, got {name} twice")
-        found[name] = row
-    return tuple(found.items())
 
 
 def parts(plan: Plan) -> dict[str, list[str]]:

@@ -81,6 +81,11 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
     """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
     spec = instance("spec", spec, Spec)
     plans = [adapt(instance("plan", plan, Plan), spec.family) for plan in plans]
+    longest = max(map(len, plans), default=0)
+    if longest > spec.train_steps:
+        raise ValueError(
+            f"steps must be at most {spec.train_steps}, all that {spec.name} was trained with, got {longest}"
+        )
     full = spec.latents(side(spec.size if size is None else size))
     denoiser = outline(spec)
     attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]

@@ -16,6 +16,7 @@ import torch
 
 from postdiff import arguments, caching, resolution, solvers
 from postdiff.backbones import settle
+from postdiff.decoding import decode
 from postdiff.families import FAMILIES, Text, adapt
 from postdiff.loading import Backbone
 from postdiff.plan import Plan
@@ -23,7 +24,6 @@ from postdiff.schedulers import check_scheduler
 from postdiff.text import Embeddings, encode
 
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
-DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 
 
 @dataclass
@@ -128,15 +128,7 @@ def _checked(
     check_scheduler(spec, backbone.pipe.scheduler, solver)
     guidance, solver, size = settle(spec, guidance, solver, size)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
-    scheduler = solvers.make_solver(solver, backbone.pipe.scheduler.config)
-    levels = scheduler.config.num_train_timesteps
-    most = scheduler.config.original_inference_steps if solver == "lcm" else levels
-    if len(plan) > most:
-        raise ValueError(f"steps must be at most {most}, all that {spec.name} was trained with, got {len(plan)}")
-    scheduler.set_timesteps(len(plan))
-    times = [int(t) for t in scheduler.timesteps]
-    if len(times) != len(plan) or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels
-        raise ValueError(f"{solver} has no schedule of {len(plan)} of {spec.name}'s {levels} steps; expected fewer")
+    solvers.check_steps(solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     caching.check(backbone.denoiser, plan)
     return prompts, seeds, plan, guidance, solver, size
 
@@ -313,41 +305,10 @@ def _adds_prior_noise(plan: Plan, solver: Any, i: int) -> bool:
     return plan.prior_noise > 0 and bool(solver.timesteps[i] < solver.config.num_train_timesteps / 2)
 
 
-@torch.no_grad()
-def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
-    """Latents [B, C, h, w] -> uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be
-    a black image like any other."""
-    vae = backbone.decoder
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor
-    parts = latents.split(_slice(backbone, latents))
-    images = torch.cat([_pixels(vae.decode(part, return_dict=False)[0]) for part in parts])
-    finite = images.isfinite().flatten(1).all(1)
-    pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
-    broken = len(images) - int(finite.sum())
-    if broken:
-        raise ArithmeticError(
-            f"{broken} of {len(images)} images are not finite in {backbone.dtype}: "
-            f"expected a dtype that {backbone.spec.name} bears (float32, bfloat16)"
-        )
-    return pixels
-
-
-def _pixels(decoded: torch.Tensor) -> torch.Tensor:
-    """What an autoencoder gives, [B, 3, H, W] in about [-1, 1] -> fp32 [B, H, W, 3] in [0, 1], as the pipelines do."""
-    return (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
-
-
-def _slice(backbone: Backbone, latents: torch.Tensor) -> int:
-    """Images to decode at a time: a divisor of the batch, so that the slices, and an image's bits, are all alike."""
-    batch, _, h, w = latents.shape
-    fits = DECODED_PIXELS // (h * w * backbone.spec.vae_factor**2)
-    return max((n for n in range(1, batch + 1) if batch % n == 0 and n <= fits), default=1)
-
-
 def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:
     """Standard normal noise, fp32 [N, channels, h, w]: a function of (seed, stream) for each image alone."""
     shape = channels, *size
-    rows = [torch.randn(shape, generator=_generator(seed, stream), dtype=torch.float32) for seed in seeds]
+    rows = [torch.randn(shape, generator=_generator(seed, stream), dtype=torch.float32, device="cpu") for seed in seeds]
     return torch.stack(rows)
 
 

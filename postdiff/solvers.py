@@ -142,3 +142,16 @@ def start(solver, steps: int, at: int = 0) -> None:
     solver.set_timesteps(steps, device="cpu")
     if hasattr(solver, "set_begin_index"):
         solver.set_begin_index(at)
+
+
+def check_steps(name: str, config: dict, steps: int, model: str) -> None:
+    """Raise ValueError if the solver has no schedule of so many `steps` of what `model` was trained with."""
+    solver = make_solver(name, config)
+    levels = solver.config.num_train_timesteps
+    most = solver.config.original_inference_steps if name == "lcm" else levels
+    if steps > most:
+        raise ValueError(f"steps must be at most {most}, all that {model} was trained with, got {steps}")
+    start(solver, steps)
+    times = [int(t) for t in solver.timesteps]
+    if len(times) != steps or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels
+        raise ValueError(f"{name} has no schedule of {steps} of {model}'s {levels} steps; expected fewer")

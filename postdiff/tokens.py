@@ -135,7 +135,7 @@ class Merger:
         """Which token of every cell is its destination: [h // sy, w // sx]."""
         merge, (h, w) = self.merge, grid
         shape = h // merge.sy, w // merge.sx, 1
-        return torch.randint(merge.sx * merge.sy, shape, generator=generator)[..., 0]
+        return torch.randint(merge.sx * merge.sy, shape, generator=generator, device="cpu")[..., 0]
 
     def wrap_block(self, name: str, forward):
         def block(hidden_states, *args, **kwargs):

@@ -19,7 +19,8 @@ from PIL import Image
 
 import postdiff
 from pipelines import finetuning, pairs
-from pipelines.finetuning import Settings, draw_low, timesteps
+from pipelines.finetune_settings import Settings
+from pipelines.finetuning import draw_low, timesteps
 from postdiff.backbones import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))

@@ -14,12 +14,12 @@ from conftest import refusal
 from pipelines import (
     budget,
     exhibits,
-    finetuning,
     generate,
     latency,
     rivals,
     roles,
 )
+from pipelines.finetune_settings import Settings
 from pipelines.store import Store
 from postdiff import methods
 
@@ -102,7 +102,7 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
 
 def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypatch, capsys):
     def settings(model):
-        return finetuning.Settings(steps=1, batch=2, micro_batch=2, lr=1e-3, warm_up=1, ema=0.0)
+        return Settings(steps=1, batch=2, micro_batch=2, lr=1e-3, warm_up=1, ema=0.0)
 
     monkeypatch.setattr(reproduce, "tune_settings", settings)
     args = ["table7", "--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--out", str(tmp_path)]
