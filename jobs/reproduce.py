@@ -54,16 +54,6 @@ from postdiff.backbones import RUN, resolve
 from postdiff.plan import Plan
 
 SEARCHED = ("table3", "table4")  # exhibits with plans that are found with the model
-LEGEND = (
-    "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
-    "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
-    "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
-    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (Bonferroni)."
-)
-MINI_LEGEND = (
-    " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
-    "can be compared."
-)
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,7 @@ def publish(
 ) -> None:
     """Write the report, and print it."""
     sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
-    legend = LEGEND + (MINI_LEGEND if args.models == "mini" else "")
+    legend = paper.LEGEND + (paper.MINI_LEGEND if args.models == "mini" else "")
     above, headline = "", f"{len(sections)} exhibits."
     if answers:
         headline = "Fewer denoising steps, or cheaper steps?"

@@ -23,6 +23,17 @@ TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of
 # another one.
 SAME, OTHER = 1e-4, 1e-3
 
+LEGEND = (
+    "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
+    "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
+    "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
+    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (Bonferroni)."
+)
+MINI_LEGEND = (
+    " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
+    "can be compared."
+)
+
 
 @dataclass(frozen=True)
 class Measured:
