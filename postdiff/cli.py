@@ -162,7 +162,7 @@ def _add(parser: Any, name: str, metavar: str, kind: Callable, says: str, defaul
 
 
 def _add_settings(
-    parser: argparse.ArgumentParser, searches: dict[str, dict[str, tuple[str, float]]] | None = None
+    parser: argparse.ArgumentParser, searches: dict[str, dict[str, tuple[str, float, str]]] | None = None
 ) -> None:
     """Every setting of every method as a flag, by method, after those of the searches; a method takes those that its
     signature has. None where it is not given: the paper's setting for the backbone goes before the method's own."""
@@ -171,7 +171,7 @@ def _add_settings(
     for name, own in (searches or {}).items():
         if own:
             group = parser.add_argument_group(f"{name}, the search")
-            for key, (says, value) in own.items():
+            for key, (says, value, _) in own.items():
                 also = f"; of the method ca_tome: {SETTINGS[key]}" if key in SETTINGS else ""
                 _add(group, flag(key), "X", _number, f"{says} [{value}]{also}")
     for of in GROUPS:

@@ -19,6 +19,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import postdiff
+from postdiff.arguments import number
 from postdiff.methods import METHODS, settings_for, settings_of
 from postdiff.plan import Plan, strip
 from postdiff.planfile import load_plan, save_plan
@@ -71,7 +72,8 @@ def generate(args: argparse.Namespace) -> None:
 def search(args: argparse.Namespace) -> None:
     """Search a schedule, and write the plan that has it."""
     own = SEARCHES[args.search]
-    settings = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    settings = {name: number(name, value, own[name][2]) for name, value in given.items()}
     others = {name for takes in SEARCHES.values() for name in takes} - {*own, *SETTINGS}
     check_taken(args.search, [name for name in sorted(others) if getattr(args, name) is not None], own)
     method = args.method or ("ca_tome" if args.search == "ca_tome" else "dense")

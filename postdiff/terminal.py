@@ -21,9 +21,14 @@ def one_line(text: object, longest: int = LONGEST) -> str:
 
 
 def told(error: BaseException) -> str:
-    """What an error says to a user: what was being done (`doing`), and what was wrong."""
+    """What an error says to a user: its message if that is meant for one, else also what was being done (`doing`)."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("while ")]
-    return one_line(": ".join([*reversed(notes), _said(error)]))
+    return one_line(_said(error) if _meant(error) else ": ".join([*reversed(notes), _said(error)]))
+
+
+def _meant(error: BaseException) -> bool:
+    """Was it raised for a user to read?"""
+    return isinstance(error, (OSError, ArithmeticError)) or type(error) is ValueError
 
 
 def _said(error: BaseException) -> str:
@@ -36,7 +41,7 @@ def _said(error: BaseException) -> str:
         return "out of memory; a smaller --size or --batch-size, fewer images or a smaller backbone need less"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)!s}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError, ArithmeticError)) and str(error):  # meant for a user
+    if _meant(error) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"
 
@@ -57,9 +62,17 @@ def warn(text: object) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """What `warnings.warn` says inside is one line, without the file and line of code that Python adds."""
+    """What `warnings.warn` says inside is one line, said once, without the file and line of code that Python adds."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: warn(message)
+        warnings.simplefilter("default")
+        said: set[str] = set()
+
+        def once(message: Warning | str, *_: object, **__: object) -> None:
+            if str(message) not in said:
+                said.add(str(message))
+                warn(message)
+
+        warnings.showwarning = once
         yield
 
 
