@@ -39,7 +39,7 @@ import transformers
 
 from pipelines import gpu_checks, gpu_speed, gpu_tables, provenance
 from pipelines.gpu_runs import Budget, Found, Settings, reason
-from postdiff.backbones import MINIS
+from postdiff import minis
 
 PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
     "agree": gpu_checks.agree,
@@ -53,13 +53,25 @@ ROUNDS, THIN_ROUNDS = 7, 1
 SHOWN = 8  # of what failed, in the last line
 
 
+def carried() -> list[str]:
+    """The mini models that are here: a bare machine is sent some."""
+
+    def is_here(name: str) -> bool:
+        try:
+            return minis.folder(name).is_dir()
+        except FileNotFoundError:
+            return False
+
+    return [name for name in minis.NAMES if is_here(name)]
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but compile)")
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--thin", action="store_true", help="thin models, few steps, small batches: a rehearsal")
-    add("--minis", nargs="+", default=list(MINIS), help="of agree and half (default: those that are here)")
+    add("--minis", nargs="+", default=carried(), help="of agree and half (default: those that are here)")
     add("--minutes", type=float, default=9.0, help="for all parts together (default: 9)")
     add("--rounds", type=int, help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")
     add("--out", type=Path, default=Path("out/gpu"), help="a folder (default: out/gpu)")
@@ -71,7 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what cannot be done before any of it is. Raises ValueError."""
-    for what, given, known in (("part", args.parts, list(PARTS)), ("mini model", args.minis, MINIS)):
+    for what, given, known in (("part", args.parts, list(PARTS)), ("mini model", args.minis, carried())):
         for name in given:
             if name not in known:
                 raise ValueError(

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.options import one_line
 from postdiff.metrics import Interval, difference, extrapolated, frechet_difference
+from postdiff.terminal import one_line
 
 FAMILIES = {
     "fewer steps": ("dense",),
