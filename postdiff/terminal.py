@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from postdiff.arguments import printable
+
 LONGEST = 600  # characters of a line; a prompt or a library's page of advice is not told whole
 # Libraries say these with the whole prompt; `commands` tells them in a line of its own.
 _TOLD_ELSEWHERE = ("The following part of your input was truncated", "Token indices sequence length is longer")
@@ -16,7 +18,7 @@ _TOLD_ELSEWHERE = ("The following part of your input was truncated", "Token indi
 def one_line(text: object, longest: int = LONGEST) -> str:
     """`text` on one line: control characters and lone surrogates escaped, credentials of URLs left out, cut."""
     line = re.sub(r"(?<=://)[^/@\s]+@", "***@", " ".join(str(text).split()))
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = printable(line)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
@@ -57,9 +59,17 @@ def warn(text: object) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """What `warnings.warn` says inside is one line, without the file and line of code that Python adds."""
+    """What `warnings.warn` says inside is one line, without the file and line of code that Python adds, and is said
+    once."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            warn(message)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: warn(message)
+        warnings.showwarning = say
         yield
 
 
