@@ -40,7 +40,7 @@ def from_json(text: str | bytes, where: str = "the text") -> Plan:
         _expect_keys("the file", value, {"plan", "id"}, {"notes"})
         plan = _plan(value["plan"])
         if plan.id != value["id"]:
-            raise ValueError(f"it was written as plan {shown(whole['id'])}, but what it holds is {plan.id}")
+            raise ValueError(f"it was written as plan {shown(value['id'])}, but what it holds is {plan.id}")
     except ValueError as error:  # JSON's and Unicode's errors are ValueErrors
         raise ValueError(f"{where} must hold a plan that save_plan wrote: {error}") from None
     except RecursionError:
