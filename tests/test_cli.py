@@ -171,7 +171,7 @@ def test_images_of_other_settings_have_other_names(capsys, tmp_path):
 
 
 def test_a_plan_is_not_named_out_of_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"name must be .*, got '../../evil'"):
+    with pytest.raises(ValueError, match=r"name is made of .* letters, .* got '../../evil'"):
         replace(postdiff.methods.dense(1), name="../../evil")
 
 
