@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import postdiff
-from postdiff import backbones, configs, families, methods, schedulers
+from postdiff import backbones, families, methods, schedulers
 from postdiff.backbones import HUB, MINI, MINIS, resolve
 from postdiff.cli import main
 from postdiff.configs import ASKS_FOR, BUILT_FROM, CHECKED, check_denoiser
