@@ -23,7 +23,6 @@ from postdiff.configs import (
     check_vae,
     read_json,
     regular_files,
-    shown,
     text_tokens,
 )
 from postdiff.families import FAMILIES, adapt
@@ -236,7 +235,7 @@ def folder_spec(name: str, folder: Path) -> Spec:
 def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     """`spec` as `run`, what the folder's postdiff.json says, has it."""
     if extra := run.keys() - set(RUN_KEYS):
-        raise ValueError(f"{file} may say {', '.join(RUN_KEYS)}, got {shown(', '.join(sorted(extra)))}")
+        raise ValueError(f"{file} may say {', '.join(RUN_KEYS)}, got {arguments.printable(', '.join(sorted(extra)))}")
     settings = run.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"settings in {file} must be an object, got {settings!r}")

@@ -25,6 +25,14 @@ MOST_STEPS = 1000  # the training schedules of all families
 WIDEST = 120  # columns of a help text
 BACKBONE = "a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT"
 METHOD = "a name (postdiff methods), or a plan's JSON file"
+SAID = {  # what argparse says, and how it is said here: what was expected, what came
+    r"^argument (\S+): (?=must )": r"\1 ",
+    r"^argument (\S+): expected one argument$": r"\1 must be followed by a value (one that begins with - is written "
+    r"\1=VALUE), got none",
+    r"^argument (\S+): not allowed with argument (\S+)$": r"expected \2 or \1, got both",
+    r"^the following arguments are required: (.*)$": r"expected \1, got none",
+    r"^argument (\S+): ignored explicit argument (.*)$": r"\1 must be without a value, got \2",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +69,8 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message)
+        for theirs, ours in SAID.items():
+            message = re.sub(theirs, ours, message)
         _stop(f"error: {one_line(message)} (see {self.prog} --help)", 2)
 
 
@@ -118,7 +127,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     generate.add_argument("prompt", metavar="PROMPT", type=_prompt, nargs="+", help="one or more texts, each quoted")
     _add(generate, "--backbone", "MODEL", _home, BACKBONE, "mini-sd")
     how = generate.add_mutually_exclusive_group()
-    _add(how, "--method", "METHOD", _home, METHOD, "postdiff")
+    _add(how, "--method", "METHOD", _home, f"{METHOD} [postdiff]")
     _add(how, "--plan", "FILE", _path, "a plan's JSON file instead of a method")
     _add(generate, "--n", "N", _whole(1), "images a prompt", 1)
     _add(generate, "--seed", "N", _seed, "of the first image; the next has the next seed", 0)
@@ -260,6 +269,8 @@ def _prompt(text: str) -> str:
 
 def _home(text: str) -> str:
     """A quoted ~ is what the shell would have made of it."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a name or a path, got ''")
     found = os.path.expanduser(text)
     if found.startswith("~"):
         raise argparse.ArgumentTypeError(f"must be the home folder of a user, or begin with ./, got {_short(text)}")
@@ -267,8 +278,6 @@ def _home(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, got ''")
     return Path(_home(text))
 
 

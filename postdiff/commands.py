@@ -19,7 +19,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import postdiff
-from postdiff.arguments import number
+from postdiff import arguments
 from postdiff.methods import METHODS, settings_for, settings_of
 from postdiff.plan import Plan, strip
 from postdiff.planfile import load_plan, save_plan
@@ -33,7 +33,7 @@ SLOW = 3  # seconds after which loading says that it is going on
 
 
 def generate(args: argparse.Namespace) -> None:
-    plan = _plan(args.plan, args.method, args.backbone, _given(args))
+    plan = _plan(args.plan, args.method or "postdiff", args.backbone, _given(args))
     from PIL import Image
     from tqdm import tqdm
 
@@ -43,7 +43,7 @@ def generate(args: argparse.Namespace) -> None:
     settled = backbones.settle(spec, args.guidance, args.solver, args.size)
     images = len(args.prompt) * args.n
     batches = ceil(images / args.batch_size)
-    batch_size = ceil(images / batches)
+    batch_size = arguments.batch_size(ceil(images / batches))
     _check_memory(spec, images, batch_size, settled[-1])
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(images)]
@@ -72,8 +72,11 @@ def generate(args: argparse.Namespace) -> None:
 def search(args: argparse.Namespace) -> None:
     """Search a schedule, and write the plan that has it."""
     own = SEARCHES[args.search]
-    given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
-    settings = {name: number(name, value, own[name][2]) for name, value in given.items()}
+    settings = {
+        name: arguments.number(name, getattr(args, name), interval)
+        for name, (_, _, interval) in own.items()
+        if getattr(args, name) is not None
+    }
     others = {name for takes in SEARCHES.values() for name in takes} - {*own, *SETTINGS}
     check_taken(args.search, [name for name in sorted(others) if getattr(args, name) is not None], own)
     method = args.method or ("ca_tome" if args.search == "ca_tome" else "dense")
@@ -94,8 +97,7 @@ def search(args: argparse.Namespace) -> None:
     with doing("searching"), tqdm(total=len(plan), desc=args.search, unit="step") as bar:
         found = run(backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **settings)
     notes = {"backbone": args.backbone, "search": args.search, "prompts": len(args.prompt), **settings}
-    with outputs.whole(args.out) as part:
-        save_plan(found, part, **notes)
+    save_plan(found, args.out, **notes)
     before, after = postdiff.costs([METHODS["dense"](len(plan)), found], spec)
     print(strip(found))
     print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {len(plan)} dense steps")

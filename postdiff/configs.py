@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from postdiff.arguments import printable
 from postdiff.families import FAMILIES
 
 # Settings that a model is built from and that ask for nothing beside its latents, timestep and text.
@@ -86,11 +87,6 @@ BLOCKS = {
 }
 
 
-def shown(text: str) -> str:
-    """`text` of a checkpoint as it may reach a terminal: escaped where it holds control characters."""
-    return text if text.isprintable() else ascii(text)
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """The object that a JSON file of a checkpoint holds.
 
@@ -121,7 +117,7 @@ def regular_files(folder: Path) -> list[Path]:
             files.append(file)
         elif not file.is_dir() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
             kind = _KINDS.get(stat.S_IFMT(file.stat().st_mode), "another kind") if file.exists() else "a broken link"
-            raise ValueError(f"{folder} must hold regular files alone, got {kind}: {shown(str(file))}")
+            raise ValueError(f"{folder} must hold regular files alone, got {kind}: {printable(str(file))}")
     return files
 
 
@@ -288,7 +284,7 @@ def _check_known(model: str, config: Mapping[str, Any], where: str) -> None:
     known = BUILT_FROM[model] | ASKS_FOR[model].keys() | CHECKED[model] | LEFT_OVER
     for key, value in config.items():
         if key not in known and not key.startswith("_") and value not in (None, False, "", [], {}, ()):
-            raise ValueError(f"{shown(key)} of {where} is a setting that {model} does not have, got {value!r}")
+            raise ValueError(f"{printable(key)} of {where} is a setting that {model} does not have, got {value!r}")
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int | None, where: str) -> int:

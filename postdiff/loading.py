@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from postdiff.arguments import as_dtype
+from postdiff.arguments import as_dtype, printable
 from postdiff.backbones import Spec, resolve
-from postdiff.configs import check_denoiser, check_vae, shown
+from postdiff.configs import check_denoiser, check_vae
 from postdiff.families import FAMILIES, class_of
 from postdiff.schedulers import check_noise_schedule
 
@@ -156,7 +156,7 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
         ("have, in another shape than its config tells,", [key for key, *_ in info["mismatched_keys"]]),
     ):
         if keys:
-            some = ", ".join(map(shown, sorted(keys)[:3]))
+            some = ", ".join(map(printable, sorted(keys)[:3]))
             raise ValueError(f"the weights in {folder} {what} {len(keys)} tensors: {some}{', ...' * (len(keys) > 3)}")
     return model
 
@@ -168,7 +168,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = shown(" ".join(str(error).split()).split(". ")[0])
+        cause = printable(" ".join(str(error).split()).split(". ")[0])
         raise ValueError(f"{what}: {type(error).__name__}: {cause}") from error
 
 
@@ -187,7 +187,7 @@ def _variant(folder: Path) -> str | None:
     others = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
     if not others:
         raise ValueError(f"{folder} must hold weights (.safetensors), got none")
-    got = shown(", ".join(others))
+    got = printable(", ".join(others))
     raise ValueError(f"{folder} must hold its weights as safetensors, got {got}: {_convert(str(folder.parent))}")
 
 

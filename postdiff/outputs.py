@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from uuid import uuid4
 
 
 def check_folder(flag: str, folder: Path, file: str) -> None:
@@ -40,8 +41,8 @@ def check_file(flag: str, file: Path, suffix: str = "") -> None:
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """A path to write to, that becomes `file` when all is written, and is gone if it is not."""
-    file = file.resolve()
-    part = file.with_name(f".{os.getpid()}.part")
+    file = file.resolve()  # through a link, which stays
+    part = file.with_name(f".{uuid4().hex}.part")
     try:
         yield part
         part.replace(file)

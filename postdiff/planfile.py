@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from postdiff.arguments import instance, one_of, printable, shown
+from postdiff.outputs import whole
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge, Refresh
 
@@ -36,11 +36,11 @@ def from_json(text: str | bytes, where: str = "the text") -> Plan:
         if len(text) > MAX_BYTES:
             raise ValueError(f"expected {MAX_BYTES} bytes at most, got more")
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else instance("text", text, str)
-        whole = json.loads(decoded, object_pairs_hook=_once, parse_constant=_no_number)
-        _expect_keys("the file", whole, {"plan", "id"}, {"notes"})
-        plan = _plan(whole["plan"])
-        if plan.id != whole["id"]:
-            raise ValueError(f"it was written as plan {shown(whole['id'])}, but what it holds is {plan.id}")
+        value = json.loads(decoded, object_pairs_hook=_once, parse_constant=_no_number)
+        _expect_keys("the file", value, {"plan", "id"}, {"notes"})
+        plan = _plan(value["plan"])
+        if plan.id != value["id"]:
+            raise ValueError(f"it was written as plan {shown(value['id'])}, but what it holds is {plan.id}")
     except ValueError as error:  # JSON's and Unicode's errors are ValueErrors
         raise ValueError(f"{where} must hold a plan that save_plan wrote: {error}") from None
     except RecursionError:
@@ -104,16 +104,12 @@ def save_plan(plan: Plan, file: str | Path, **notes) -> None:
 
     Raises: ValueError if `load_plan` would not read it; OSError if it cannot be written.
     """
-    text, file = to_json(plan, **notes), Path(file).resolve()  # through a link, which stays
+    text, file = to_json(plan, **notes), Path(file)
     from_json(text)
     if file.exists() and not file.is_file():
         raise ValueError(f"expected a file to write the plan to, got {printable(str(file))}, which is none")
-    part = file.parent / f".plan-{uuid4().hex}"
-    try:
+    with whole(file) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_plan(file: str | Path) -> Plan:

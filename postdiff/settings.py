@@ -103,7 +103,7 @@ GROUPS = (
 SETTINGS = {name: says for group in GROUPS for name, says in group.settings.items()}
 
 # The searches, and the settings that are theirs, not those of the method that they search on top of. Their module
-# needs torch, so defaults and ranges stand here too; a test holds them together.
+# needs torch, so the defaults, and the intervals that they lie in, stand here too; a test holds them together.
 SEARCHES: dict[str, dict[str, tuple[str, float, str]]] = {
     "block_caching": {"delta": ("a block runs when its relative changes add up to more", 0.5, "[0, inf)")},
     "ca_tome": {},

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from postdiff.arguments import printable
+
 LONGEST = 600  # characters of a line; a prompt or a library's page of advice is not told whole
 # Libraries say these with the whole prompt; `commands` tells them in a line of its own.
 _TOLD_ELSEWHERE = ("The following part of your input was truncated", "Token indices sequence length is longer")
@@ -16,19 +18,14 @@ _TOLD_ELSEWHERE = ("The following part of your input was truncated", "Token indi
 def one_line(text: object, longest: int = LONGEST) -> str:
     """`text` on one line: control characters and lone surrogates escaped, credentials of URLs left out, cut."""
     line = re.sub(r"(?<=://)[^/@\s]+@", "***@", " ".join(str(text).split()))
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = printable(line)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def told(error: BaseException) -> str:
-    """What an error says to a user: its message if that is meant for one, else also what was being done (`doing`)."""
+    """What an error says to a user: what was being done (`doing`), and what was wrong."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("while ")]
-    return one_line(_said(error) if _meant(error) else ": ".join([*reversed(notes), _said(error)]))
-
-
-def _meant(error: BaseException) -> bool:
-    """Was it raised for a user to read?"""
-    return isinstance(error, (OSError, ArithmeticError)) or type(error) is ValueError
+    return one_line(": ".join([*reversed(notes), _said(error)]))
 
 
 def _said(error: BaseException) -> str:
@@ -41,7 +38,7 @@ def _said(error: BaseException) -> str:
         return "out of memory; a smaller --size or --batch-size, fewer images or a smaller backbone need less"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)!s}: {error.strerror}"
-    if _meant(error) and str(error):
+    if isinstance(error, (ValueError, OSError, ArithmeticError)) and str(error):  # meant for a user
         return str(error)
     return f"{type(error).__name__}: {error}"
 
@@ -62,17 +59,17 @@ def warn(text: object) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """What `warnings.warn` says inside is one line, said once, without the file and line of code that Python adds."""
+    """What `warnings.warn` says inside is one line, without the file and line of code that Python adds, and is said
+    once."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            warn(message)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        said: set[str] = set()
-
-        def once(message: Warning | str, *_: object, **__: object) -> None:
-            if str(message) not in said:
-                said.add(str(message))
-                warn(message)
-
-        warnings.showwarning = once
+        warnings.showwarning = say
         yield
 
 

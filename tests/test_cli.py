@@ -1,4 +1,4 @@
-"""The console script: what others script against, and what it says to bad input."""
+"""The console script: what others script against."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
 from diffusers import EDMEulerScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 
@@ -16,7 +15,7 @@ import postdiff
 from postdiff import backbones, loading
 from postdiff.cli import main
 from postdiff.picture import draw_plan
-from postdiff.settings import SETTINGS
+from postdiff.settings import SEARCHES
 
 
 def run(capsys, *args):
@@ -80,40 +79,8 @@ def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone
 def test_models_and_methods_are_listed(capsys):
     models = run(capsys, "models")
     assert [line.split()[0] for line in models.splitlines()] == list(backbones.NAMES)
-    methods = run(capsys, "methods")
-    assert all(f"\n{name} " in methods for name in postdiff.methods.METHODS)
-
-
-def test_every_setting_of_every_method_is_a_flag():
-    settings = {name for method in postdiff.methods.METHODS for name in postdiff.methods.settings_of(method)}
-    assert set(SETTINGS) == settings
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ("cost sd15 tome --ratio 0.9", "ratio must be above 0 and at most 0.75"),
-        ("cost sdxl tome", "changes nothing in a UNet2DConditionModel whose attention has grids 2, 4 times smaller"),
-        ("cost sd16 dense", "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
-        ("cost sd15 densest", "unknown method 'densest': expected one of dense"),
-        ("cost sd15 dense --s 0.5", "dense does not take --s; it takes --steps"),
-        ("cost sd15 mixed_resolution --s -0.1", "s must be"),
-        ("cost sd15 mixed_resolution --beta 1.5", "beta must be"),
-        ("cost sd15 deepcache --k 0", "k must be"),
-        ("cost sd15 postdiff --m 21", "m must be"),
-        ("cost sd15 dense --steps 0", "--steps must be a whole number from 1 to 1000, got '0'"),
-        ("cost sd15 deepcache --branch 50", "branch must be from 0 to 10 for this U-Net, got 50"),
-        ("cost sd15 dense --size -8", "size must be a positive multiple of 8 pixels, got -8"),
-        ("generate cat --n 0", "--n must be a whole number of 1 or more, got '0'"),
-        ("generate cat --batch-size 0", "--batch-size must be a whole number of 1 or more, got '0'"),
-        ("generate cat --guidance 0.5", "guidance must be 1 or more, got 0.5"),
-        ("generate cat --solver rk45", "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
-        ("generate cat --size 65", "size must be a positive multiple of 4 pixels, got 65"),
-        ("generate cat --out /proc/nowhere", "/proc/nowhere"),
-    ],
-)
-def test_bad_input_is_one_line(args, message, capsys):
-    assert message in refusal(main, args.split(), capsys)
+    methods = [line.split()[0] for line in run(capsys, "methods").splitlines() if line[:1].islower()]
+    assert methods == [*postdiff.methods.METHODS, *SEARCHES]
 
 
 def test_sd15s_own_config_is_what_its_row_says():
@@ -195,20 +162,6 @@ def test_a_searched_plan_is_written_priced_and_replayed(capsys, tmp_path):
     assert Image.open(picture).size[0] > 100
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["cost", "mini-sd", "nowhere.json"], "nowhere.json"),
-        (["search", "ditfastattn", "a", "--delta", "0.5"], "ditfastattn does not take --delta; it takes --threshold"),
-        (["search", "block_caching", "a", "--out", "no/where/plan.json"], "--out must be in a folder that is there"),
-        (["search", "block_caching", "a", "--delta", "-1", "--out", "/tmp/plan.json"], "delta must be 0 or more"),
-        (["cost", "mini-sd", "faster_diffusion", "--key-steps", "1,2"], "key_steps must be rising"),
-    ],
-)
-def test_bad_searches_and_plans_are_told(args, message, capsys):
-    assert message in refusal(main, args, capsys)
-
-
 def test_images_of_other_settings_have_other_names(capsys, tmp_path):
     args = ["generate", "a cat", "--method", "dense", "--steps", "1", "--out", str(tmp_path)]
     files = {run(capsys, *args, *more) for more in ((), ("--guidance", "3"), ("--solver", "ddim"), ("--size", "32"))}
@@ -218,7 +171,7 @@ def test_images_of_other_settings_have_other_names(capsys, tmp_path):
 
 
 def test_a_plan_is_not_named_out_of_the_folder(tmp_path):
-    with pytest.raises(ValueError, match="a plan's name is made of 1 to 100 letters, digits"):
+    with pytest.raises(ValueError, match=r"name is made of .* letters, .* got '../../evil'"):
         replace(postdiff.methods.dense(1), name="../../evil")
 
 
@@ -227,12 +180,6 @@ def test_a_folder_that_says_what_it_may_not_is_told(tmp_path):
     (tmp_path / "copy" / backbones.RUN).write_text('{"sise": 64}')
     with pytest.raises(ValueError, match=r"postdiff.json may say size, guidance, solver, settings, got sise"):
         backbones.resolve(tmp_path / "copy")
-
-
-@pytest.mark.parametrize("name", ["mini-pixart", "mini-lcm"])
-def test_what_a_family_cannot_do_is_refused_by_the_methods_name_too(name, capsys):
-    family = name.removeprefix("mini-")
-    assert refusal(main, ["cost", name, "deepcache"], capsys).startswith(f"{family} cannot cache deep features: ")
 
 
 def test_plans_that_compute_otherwise_look_otherwise():
