@@ -16,6 +16,7 @@ import torch
 
 from postdiff import arguments, caching, resolution, solvers
 from postdiff.backbones import settle
+from postdiff.configs import check_denoiser
 from postdiff.decoding import decode
 from postdiff.families import FAMILIES, Text, adapt
 from postdiff.loading import Backbone
@@ -125,6 +126,7 @@ def _checked(
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
         raise ValueError("the pipeline is offloaded: expected all of it on one device")
+    check_denoiser(spec.family, backbone.denoiser.config, spec.name)  # an adapter may have been loaded by hand
     check_scheduler(spec, backbone.pipe.scheduler, solver)
     guidance, solver, size = settle(spec, guidance, solver, size)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)

@@ -6,14 +6,17 @@ import resource
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from postdiff import cli, commands, search
+from postdiff import backbones, cli, commands, search
 from postdiff.methods import METHODS, settings_of
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, flag
 from postdiff.terminal import doing, one_line
+
+ROOT = Path(__file__).parents[1]
 
 GENERATE = ("generate", "a cat")
 REALS = ["guidance", "beta", "s", "m", "gate-step", "ratio", "threshold", "prior-noise", "fresh-ratio", "soft"]
@@ -279,3 +282,33 @@ def test_help_fits_80_columns_and_shows_defaults(monkeypatch):
     assert "[0,7,10,12,19,24,29,34,44,45,46,47,48]" in told["generate"]
     assert "a plan's JSON file [postdiff] --plan FILE" in told["generate"]
     assert "a block runs when its relative changes add up to more [0.5]" in told["search"]
+
+
+def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
+    spec = backbones.resolve("mini-sd")
+    with pytest.raises(
+        ValueError, match=r"--batch-size: a batch of 10000000 images of 64 px would need at least .* GiB"
+    ):
+        commands._check_memory(spec, 1, 10**7, 64)
+    commands._check_memory(spec, 256, 256, 64)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "coco_sweep.py --prompts nowhere.tsv",
+        "calibrate.py --share 0.5 --prompts nowhere.tsv",
+        "compare.py --backbones mini-sd --size-conditions --prompts nowhere.tsv",
+        "reproduce.py table2 --models real --prompts nowhere.tsv",
+        "analyse.py --prompts nowhere.tsv",
+        "finetune.py --data nowhere --out out/never",
+    ],
+)
+def test_a_job_that_refuses_takes_little_of_a_processor(command):
+    job, *words = command.split()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, f"jobs/{job}", *words], cwd=ROOT, capture_output=True, text=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -119,7 +119,7 @@ def test_a_name_is_text_in_a_table(name, cell):
 
 def test_a_run_that_ray_refuses_claims_no_store(tmp_path, capsys, monkeypatch):
     def dead(*args):
-        raise compare.workers.WorkersError("no Ray cluster at RAY_ADDRESS '192.0.2.1:6379'")
+        raise compare.evaluation.WorkersError("no Ray cluster at RAY_ADDRESS '192.0.2.1:6379'")
 
     monkeypatch.setattr(compare.evaluation, "connect", dead)
     args = ["--backbones", "mini-bk-sdm", "mini-sd", *TINY, "--out", tmp_path / "out"]

@@ -34,12 +34,13 @@ def in_threads(*calls):
 
 
 def test_threads_draw_what_they_draw_alone_and_leave_the_model_untouched(backbone):
+    attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     plans = [methods.deepcache(6, k=2), methods.dense(6), methods.deepcache(6, k=3), methods.postdiff(6)]
     calls = [lambda plan=plan: postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan) for plan in plans]
     alone = [call() for call in calls]
     for found, expected in zip(in_threads(*calls), alone, strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert not [name for name, module in backbone.denoiser.named_modules() if "forward" in module.__dict__]
+    assert attributes == {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
 
 
 def test_what_watches_a_run_sees_its_own_threads_alone(backbone):

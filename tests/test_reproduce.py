@@ -120,7 +120,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
     reproduce.main(args)
     assert folders == {file: file.stat().st_mtime_ns for file in tmp_path.glob("finetuned/*/postdiff.json")}
     with pytest.raises(SystemExit, match="must be a local folder, got s3://bucket/paper"):
-        reproduce.main([*args, "--out", "s3://bucket/paper"])
+        reproduce.main([*args[:-1], "s3://bucket/paper"])
 
 
 def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypatch, capsys):
