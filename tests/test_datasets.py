@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import refusal
 from PIL import Image
+from test_images import EPS, bomb
 
 from pipelines import datasets, pairs, prompts
 from pipelines.datasets import Source
@@ -95,6 +97,24 @@ def test_all_of_a_data_set_without_ids(tmp_path):
         {"without a caption": 1},
     )
     assert sorted(row["text"] for row in rows_of(tmp_path / "all")) == ["a list's first", "b"]
+
+
+def test_a_bomb_and_a_program_are_each_one_row_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "Popen", None)  # Ghostscript
+    data = [picture(1), bomb(), EPS]
+    table = {"id": ["a", "b", "c"], "text": ["one", "two", "three"], "image": [{"bytes": each} for each in data]}
+    pq.write_table(pa.table(table), tmp_path / "hub.parquet")
+    fetch.main([str(tmp_path / "hub.parquet"), "--out", str(tmp_path / "out")])
+    assert "1 pairs, 2 left out without an image that can be read" in capsys.readouterr().out
+    assert [row["text"] for row in rows_of(tmp_path / "out")] == ["one"]
+
+
+def test_credentials_of_an_address_are_in_no_message(tmp_path, capsys):
+    address = "ftp://user:secret@127.0.0.1:1/x/*.parquet"
+    told = refusal(fetch.main, [address, "--out", tmp_path / "out"], capsys)
+    assert "127.0.0.1" in told
+    assert "secret" not in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
