@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines.generate import Configuration
-from pipelines.options import one_line
 from pipelines.provenance import machine
 from pipelines.store import Store
+from postdiff.terminal import one_line
 
 if TYPE_CHECKING:
     from postdiff.text import Embeddings

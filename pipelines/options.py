@@ -11,6 +11,7 @@ from pathlib import Path
 from pipelines import prompts, protocols
 from postdiff.arguments import DTYPES
 from postdiff.backbones import HUB
+from postdiff.terminal import one_line
 
 ROOT = Path(__file__).parents[1]
 TRACEBACK = "POSTDIFF_TRACEBACK"  # set to anything, it shows where an unexpected error was raised
@@ -132,12 +133,6 @@ def gpus(text: str) -> float:
     if value > 1 and value != int(value):
         raise argparse.ArgumentTypeError(f"must be a share of one GPU or a whole number of them, got {value:g}")
     return value
-
-
-def one_line(text: object) -> str:
-    """`text` fit for a terminal: on one line, control characters and what is not UTF-8 spelled out."""
-    joined = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
 @contextmanager

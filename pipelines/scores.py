@@ -8,9 +8,9 @@ from hashlib import sha256
 import numpy as np
 
 from pipelines import records
-from pipelines.options import one_line
 from pipelines.store import Store
 from postdiff import distances, metrics
+from postdiff.terminal import one_line
 
 VERSION = 2  # counts changes of this file that change scores
 NEIGHBOURS = 10_000  # images a side of precision and recall, whose work grows with their product

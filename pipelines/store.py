@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.options import one_line
+from postdiff.terminal import one_line
 
 T = TypeVar("T")
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to

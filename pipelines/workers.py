@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pipelines import cluster
 from pipelines.cluster import Resources, Unit, WorkersError, in_a_cluster
-from pipelines.options import one_line
+from postdiff.terminal import one_line
 
 BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
 ATTEMPTS = 3
