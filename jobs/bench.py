@@ -33,6 +33,7 @@ from pipelines.store import Store
 from pipelines.workers import Resources
 from postdiff import methods, planfile
 from postdiff.backbones import resolve
+from postdiff.terminal import doing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,7 +194,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    with options.doing(f"measuring {args.what}"):
+    with doing(f"measuring {args.what}"):
         measured = {
             "overhead": lambda: overhead(args.pairs),
             "planning": planning,

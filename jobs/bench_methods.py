@@ -26,6 +26,7 @@ from pipelines import options, report
 from postdiff import methods, sampling, solvers
 from postdiff.backbones import HUB
 from postdiff.plan import Plan
+from postdiff.terminal import doing
 
 
 def speedup(pairs: int, size: int = 256, steps: int = 8, batch: int = 4) -> dict:
@@ -170,7 +171,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    with options.doing(f"measuring {args.what}"):
+    with doing(f"measuring {args.what}"):
         measured = {"speedup": speedup, "authors": authors}[args.what](args.pairs)
     about = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))

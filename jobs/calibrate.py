@@ -31,6 +31,7 @@ from pipelines.store import Store, below, local_path
 from postdiff import methods, planfile
 from postdiff.backbones import Spec, fingerprint, resolve
 from postdiff.metrics import Interval
+from postdiff.terminal import doing
 
 UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
 
@@ -58,7 +59,7 @@ def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Cand
 
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
         of = [evaluation.configure(args, args.backbone, plan) for plan in longest]
-        with options.doing("measuring latencies"):
+        with doing("measuring latencies"):
             times = latency.kept(store, of, args.rounds, workers.cluster_has_gpus(args.gpus_per_worker))
         timed = dict(zip((plan.id for plan in longest), times, strict=True))
         cost = calibration.seconds(plans, {id: one.flops for id, one in counted.items()}, timed)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         for c, value in zip(left, scores, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
         left = [left[i] for i in calibration.ranked(scores, args.by)[: part.keep]]
-    with options.doing("writing the report"):
+    with doing("writing the report"):
         write(args, store, candidates, left[0], curves, whole_protocol, budget, whole)
 
 

@@ -27,6 +27,7 @@ from pipelines.evaluation import Point, Protocol
 from pipelines.store import Store, local_path
 from postdiff.backbones import resolve
 from postdiff.families import FAMILIES
+from postdiff.terminal import doing
 
 
 def plan_sweep(args: argparse.Namespace) -> list[Point]:
@@ -35,7 +36,7 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     spec = resolve(args.backbone)
     entries = grids.grid(args.grid, spec.settings)
     for file in args.plans:
-        with options.doing(f"reading the plan {file!r}"):
+        with doing(f"reading the plan {file!r}"):
             plan = postdiff.load_plan(file)
         entries.append((plan.name, "", plan))
     prices = postdiff.costs([plan for _, _, plan in entries], spec)
@@ -56,7 +57,7 @@ def sweep(args: argparse.Namespace) -> None:
     resources = evaluation.connect(args, [args.backbone])
     store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     rows = evaluation.evaluate(store, points, protocol, resources)
-    with options.doing("writing the report"):
+    with doing("writing the report"):
         write_report(args, store, points, rows, protocol, time.time() - began)
 
 

@@ -20,6 +20,7 @@ from pipelines import options, pairs
 from pipelines.finetune_settings import Settings
 from pipelines.store import clean, local_path
 from postdiff.backbones import resolve
+from postdiff.terminal import doing
 
 # What argparse takes for each field of Settings; Settings itself says what fits together.
 KINDS = {
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     from pipelines import finetuning
 
-    with options.doing(f"fine-tuning {args.backbone}"):
+    with doing(f"fine-tuning {args.backbone}"):
         finetuning.make(args.backbone, found, settings, Path(folder), args.checkpoint_every)
     if PartialState().is_main_process:
         print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")

@@ -52,6 +52,7 @@ from pipelines.store import Store, clean, local_path
 from postdiff import methods, published
 from postdiff.backbones import RUN, resolve
 from postdiff.plan import Plan
+from postdiff.terminal import doing
 
 SEARCHED = ("table3", "table4")  # exhibits with plans that are found with the model
 
@@ -105,12 +106,12 @@ def run(args: argparse.Namespace) -> None:
     job = prepare(args, chosen, names)
     stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     first = next(iter(stores.values()))
-    with options.doing("fine-tuning the models of Table 7"):
+    with doing("fine-tuning the models of Table 7"):
         names = tune(job)
-    with options.doing("searching the plans of Tables 3 and 4"):
+    with doing("searching the plans of Tables 3 and 4"):
         found = search(job, names, chosen, first)
     chosen = [told_of_tuning(args, one) for one in exhibits.gather(args.exhibits, found)]
-    with options.doing("measuring latencies"):
+    with doing("measuring latencies"):
         own = next(iter(job.options.values()))
         times = reproduction.time_plans(first, chosen, names, own, job.gpu) if args.rounds else {}
     sections, facts, answers = [], {}, []

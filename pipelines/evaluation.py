@@ -17,13 +17,13 @@ from pathlib import Path
 from pipelines import coco, features, generate, prompts, protocols, scores, tables
 from pipelines.cluster import Resources, Unit, WorkersError, in_a_cluster
 from pipelines.generate import Configuration
-from pipelines.options import doing
 from pipelines.records import Prompt
 from pipelines.store import Store, shard_name
 from postdiff import encoders
 from postdiff.backbones import resolve
 from postdiff.metrics import Interval
 from postdiff.plan import Plan
+from postdiff.terminal import doing
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipelines import prompts, protocols
@@ -135,16 +134,6 @@ def gpus(text: str) -> float:
     return value
 
 
-@contextmanager
-def doing(what: str) -> Iterator[None]:
-    """What is being done, in words, for the message of an error that nobody foresaw."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(what)
-        raise
-
-
 def job(run: Callable, parse: Callable, argv: Sequence[str] | None) -> None:
     """`run(parse(argv))`. What is wrong with the input, or stops the work, is one line and exit status 1 (2 if the
     options themselves are wrong); so is what nobody foresaw, with what was being done and where. Ctrl-C is 130."""
@@ -163,14 +152,14 @@ def told(error: Exception) -> str:
     """An error in one line: its message where we wrote it, else also its type, what was being done, and where."""
     if isinstance(error, OSError | FloatingPointError | Stopped) or type(error) is ValueError:
         return one_line(error)
-    what = getattr(error, "__notes__", ["this job was at work"])[0]
+    what = getattr(error, "__notes__", ["while this job was at work"])[0]
     where, at = "", error.__traceback__
     while at:
         file = Path(at.tb_frame.f_code.co_filename)
         if file.is_relative_to(ROOT) and "site-packages" not in file.parts:
             where = f" in {file.relative_to(ROOT)}, line {at.tb_lineno}"
         at = at.tb_next
-    return f"while {what}: {type(error).__name__}: {one_line(error)}{where} ({TRACEBACK}=1 shows the whole traceback)"
+    return f"{what}: {type(error).__name__}: {one_line(error)}{where} ({TRACEBACK}=1 shows the whole traceback)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

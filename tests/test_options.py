@@ -9,6 +9,7 @@ from conftest import refusal
 
 from pipelines import options
 from pipelines.options import Parser
+from postdiff.terminal import doing
 
 JOBS = Path(__file__).parents[1] / "jobs"
 sys.path.insert(0, str(JOBS))
@@ -119,7 +120,7 @@ def test_a_parser_refuses_in_one_line(args, line, capsys):
 
 def test_an_error_that_nobody_foresaw_says_what_was_being_done_and_where(monkeypatch):
     def run(args):
-        with options.doing("drawing"):
+        with doing("drawing"):
             one_option(None if args else [])
             options.whole(1, "9")("3")  # compares a number with a text
 
