@@ -19,7 +19,6 @@ Imports neither ray, open_clip nor pyarrow: torch, diffusers and transformers ar
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
@@ -37,7 +36,7 @@ import diffusers
 import torch
 import transformers
 
-from pipelines import gpu_checks, gpu_speed, gpu_tables, provenance
+from pipelines import gpu_checks, gpu_speed, gpu_tables, options, provenance
 from pipelines.gpu_runs import Budget, Found, Settings, reason
 from postdiff import minis
 
@@ -66,14 +65,20 @@ def carried() -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but compile)")
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--thin", action="store_true", help="thin models, few steps, small batches: a rehearsal")
     add("--minis", nargs="+", default=carried(), help="of agree and half (default: those that are here)")
-    add("--minutes", type=float, default=9.0, help="for all parts together (default: 9)")
-    add("--rounds", type=int, help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")
+    add(
+        "--minutes",
+        type=options.number(0, 24 * 60, above=True),
+        default=9.0,
+        help="for all parts together (default: 9)",
+    )
+    add("--rounds", type=options.whole(1, 10_000),
+        help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")  # fmt: skip
     add("--out", type=Path, default=Path("out/gpu"), help="a folder (default: out/gpu)")
     args = parser.parse_args(argv)
     args.parts = list(dict.fromkeys(args.parts)) or [part for part in PARTS if part != "compile"]
@@ -91,10 +96,6 @@ def check(args: argparse.Namespace) -> None:
                 )
     if not args.minis and {"agree", "half"} & set(args.parts):
         raise ValueError("agree and half need a mini model: expected a folder below postdiff/mini, got none")
-    if not (math.isfinite(args.minutes) and args.minutes > 0):
-        raise ValueError(f"--minutes must be a number above 0, got {args.minutes:g}")
-    if args.rounds < 1:
-        raise ValueError(f"--rounds must be 1 or more, got {args.rounds}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; --device cpu --thin rehearses without one")
     try:
@@ -153,6 +154,10 @@ def listed(items: list[str]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """All parts, each with its share of the minutes that are left. Returns the exit status."""
+    check(args)
+    for library in (diffusers, transformers):  # a bar and a warning for every model and cast would hide what is found
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     settings = Settings(args.device, args.thin, tuple(args.minis), args.rounds)
     budget, failed, left_out = Budget(60 * args.minutes), [], []
     for part, share in budget.shares(args.parts):
@@ -171,15 +176,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    try:
-        check(args)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    for library in (diffusers, transformers):  # a bar and a warning for every model and cast would hide what is found
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    raise SystemExit(run(args))
+    def end_with_status(args: argparse.Namespace) -> None:
+        raise SystemExit(run(args))
+
+    options.job(end_with_status, parse, argv)
 
 
 if __name__ == "__main__":

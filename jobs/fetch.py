@@ -21,6 +21,13 @@ from pipelines import datasets, options, prompts
 from pipelines.options import whole
 
 
+def folder(text: str) -> Path:
+    """A folder, for argparse; an empty text would be the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a folder, got {text!r}")
+    return Path(text)
+
+
 def run(args: argparse.Namespace) -> None:
     if args.what == "coco2014":
         options.refuse(args, "on coco2014, which is whole", "text", "n", "per_file")
@@ -32,9 +39,9 @@ def run(args: argparse.Namespace) -> None:
             if "*" not in args.what and not args.what.endswith(".parquet"):
                 known = ", ".join(["coco2014", *datasets.SOURCES])
                 raise ValueError(f"unknown data set {args.what!r}: expected {known}, or a glob of Parquet files")
-            source = datasets.Source(args.what, args.text or "text")
+            source = datasets.Source(args.what, "text")
         given = {"text": args.text, "n": args.n, "per_file": args.per_file}
-        chosen = replace(source, **{key: value for key, value in given.items() if value})
+        chosen = replace(source, **{key: value for key, value in given.items() if value is not None})
         drawn, left_out = datasets.draw(chosen, args.out)
         reasons = "".join(f", {count} left out {reason}" for reason, count in left_out.most_common())
         print(f"{args.out}: {drawn} pairs{reasons}")
@@ -47,7 +54,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.Parser(__doc__)
     add = parser.add_argument
     add("what", help=f"coco2014, {', '.join(datasets.SOURCES)}, or a glob of Parquet files with images")
-    add("--out", type=Path, required=True, help="a folder")
+    add("--out", type=folder, required=True, help="a folder")
     add("--text", help="column of the captions (default: the data set's own, else text)")
     add("--n", type=whole(1, *options.MOST_PROMPTS), help="pairs to draw (default: as many as the paper, else all)")
     add(

@@ -1,4 +1,7 @@
-"""What the jobs' command lines have in common: what a number may be, which options fit together, how a job ends."""
+"""What the jobs' command lines have in common: what a number may be, which options fit together, how a job ends.
+
+Prompts, and with them pyarrow, are imported by the options of an evaluation alone: a bare GPU machine has none.
+"""
 
 import argparse
 import os
@@ -7,10 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines import prompts, protocols
 from postdiff.arguments import DTYPES
 from postdiff.backbones import HUB
-from postdiff.terminal import one_line
+from postdiff.terminal import one_line, warnings_as_lines
 
 ROOT = Path(__file__).parents[1]
 TRACEBACK = "POSTDIFF_TRACEBACK"  # set to anything, it shows where an unexpected error was raised
@@ -138,7 +140,8 @@ def job(run: Callable, parse: Callable, argv: Sequence[str] | None) -> None:
     """`run(parse(argv))`. What is wrong with the input, or stops the work, is one line and exit status 1 (2 if the
     options themselves are wrong); so is what nobody foresaw, with what was being done and where. Ctrl-C is 130."""
     try:
-        run(parse(argv))
+        with warnings_as_lines():
+            run(parse(argv))
     except KeyboardInterrupt:
         print("\nstopped; run again to go on", file=sys.stderr)
         raise SystemExit(130) from None
@@ -152,7 +155,8 @@ def told(error: Exception) -> str:
     """An error in one line: its message where we wrote it, else also its type, what was being done, and where."""
     if isinstance(error, OSError | FloatingPointError | Stopped) or type(error) is ValueError:
         return one_line(error)
-    what = getattr(error, "__notes__", ["while this job was at work"])[0]
+    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith("while "))
+    what = next(notes, "while this job was at work")
     where, at = "", error.__traceback__
     while at:
         file = Path(at.tb_frame.f_code.co_filename)
@@ -164,6 +168,8 @@ def told(error: Exception) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every job that evaluates; `settle_options` fills what depends on others."""
+    from pipelines import protocols
+
     parser.set_defaults(given=frozenset())  # of another kind of parser than ours
     add = parser.add_argument
     add(
@@ -213,6 +219,8 @@ def settle_dry_run(args: argparse.Namespace) -> None:
 def refuse_unused(args: argparse.Namespace, fid: str = "", other: str | None = None) -> None:
     """Raise ValueError for an option that was given, and that others leave without effect. fid: why a job has none.
     other: another folder of references that a job has."""
+    from pipelines import prompts
+
     shapes = args.prompts in prompts.SHAPES
     if fid:
         refuse(args, fid, "reference", "n_reference", "fid", "matched")
@@ -225,6 +233,8 @@ def refuse_unused(args: argparse.Namespace, fid: str = "", other: str | None = N
 
 
 def settle_options(args: argparse.Namespace) -> argparse.Namespace:
+    from pipelines import prompts, protocols
+
     if args.protocol:
         protocols.apply(args)
     mini = args.prompts in prompts.SHAPES

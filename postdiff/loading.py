@@ -167,6 +167,8 @@ def _told(what: str) -> Iterator[None]:
     go together and torn files end as errors of every kind."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         cause = printable(" ".join(str(error).split()).split(". ")[0])
         raise ValueError(f"{what}: {type(error).__name__}: {cause}") from error

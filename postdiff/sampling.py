@@ -189,7 +189,7 @@ def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size:
         replay.draw_ahead(i, grid, state.drawn)
 
 
-# inference_mode takes 0.96 of no_grad's time on mini-SD (40 alternating pairs). `decode` casts weights and stays out.
+# inference_mode takes 0.96 of no_grad's time on mini-SD (40 alternating pairs).
 @torch.inference_mode()
 def denoise(
     backbone: Backbone,

@@ -109,6 +109,18 @@ def test_a_bomb_and_a_program_are_each_one_row_left_out(tmp_path, monkeypatch, c
     assert [row["text"] for row in rows_of(tmp_path / "out")] == ["one"]
 
 
+def test_no_folder_is_not_the_current_one(hub, capsys):
+    assert "--out must be a folder, got ''" in refusal(fetch.main, [hub, "--out", ""], capsys)
+
+
+def test_two_files_with_one_id_are_refused(tmp_path):
+    for name in "ab":
+        rows = {"id": ["same"], "text": ["one"], "image": [{"bytes": picture(1)}]}
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"ids must differ, in all files, got 'same' twice"):
+        datasets.draw(Source(str(tmp_path / "*.parquet"), "text"), tmp_path / "out")
+
+
 def test_credentials_of_an_address_are_in_no_message(tmp_path, capsys):
     address = "ftp://user:secret@127.0.0.1:1/x/*.parquet"
     told = refusal(fetch.main, [address, "--out", tmp_path / "out"], capsys)
@@ -125,6 +137,7 @@ def test_credentials_of_an_address_are_in_no_message(tmp_path, capsys):
         (["HUB", "--text", "long"], "has no column long: it has id, short, image"),
         (["HUB", "--text", "short", "--n", "99"], "gave 35 pairs at None a file, expected 99"),
         (["HUB", "--n", "0"], "--n must be 1 or more, got 0"),
+        (["HUB", "--text", ""], "has no column : it has id, short, image"),
     ],
 )
 def test_bad_input_is_told_and_claims_no_folder(hub, tmp_path, capsys, arguments, message):

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,27 @@ def test_an_error_that_nobody_foresaw_says_what_was_being_done_and_where(monkeyp
     assert told.endswith("(POSTDIFF_TRACEBACK=1 shows the whole traceback)")
     monkeypatch.setenv("POSTDIFF_TRACEBACK", "1")
     with pytest.raises(TypeError):
+        options.job(run, list, [])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_inside_a_job_is_one_line_and_said_once(capsys):
+    def run(args):
+        for _ in "ab":
+            warnings.warn("a scheduler is replaced", stacklevel=2)
+
+    options.job(run, list, [])
+    assert capsys.readouterr().err == "warning: a scheduler is replaced\n"
+
+
+def test_what_a_library_notes_is_not_what_was_being_done():
+    def run(args):
+        error = KeyError("x")
+        error.add_note("see the manual")
+        with doing("drawing"):
+            raise error
+
+    with pytest.raises(SystemExit, match=r"^error: while drawing: KeyError: 'x'"):
         options.job(run, list, [])
 
 
