@@ -84,7 +84,7 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
 def read_profile(store: Store, task: Task) -> Profile:
     from postdiff.analysis import Profile
 
-    value = json.loads(store.get(task.name))
+    value = store.json(task.name)
     blocks, layers = ({name: np.array(row) for name, row in value[part].items()} for part in ("blocks", "layers"))
     return Profile(blocks, layers, value["n"])
 
