@@ -14,10 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import dynamics, evaluation, exhibits, figures, options, plots
-from pipelines.dynamics import Task
+from pipelines import evaluation, options
+from pipelines.paper import exhibits, figures
+from pipelines.report import plots
+from pipelines.stages import trajectories
+from pipelines.stages.trajectories import Task
 from postdiff import methods
-from postdiff.backbones import resolve
+from postdiff.models.checkpoints import resolve
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
     resources = evaluation.connect(args, [args.backbone])
     store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
-    evaluation.run_units(units, partial(dynamics.Watcher, store), store, resources, "steps")
+    evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
 
-    found = dynamics.read_profile(store, profile)
+    found = trajectories.read_profile(store, profile)
     store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{args.backbone}, {steps} steps")))
     store.put("profile.csv", figures.profile_csv(found).encode())
     drawn = figures.draw_trajectories(store, paths, (0,), args.backbone)

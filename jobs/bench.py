@@ -26,13 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import postdiff
-from pipelines import embeddings, generate, latency, options, prompts, records, report, tables, workers
-from pipelines.grids import grid
-from pipelines.records import Prompt
-from pipelines.store import Store
-from pipelines.workers import Resources
+from pipelines import options
+from pipelines.data import prompts
+from pipelines.engine import records, workers
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import Store
+from pipelines.engine.workers import Resources
+from pipelines.report import document, tables
+from pipelines.stages import embeddings, generation, latency
+from pipelines.sweeps import grid
 from postdiff import methods, planfile
-from postdiff.backbones import resolve
+from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,16 +44,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
     """Both sides start `processes` single-threaded processes, load mini-SD and draw the same images."""
-    configuration = generate.configure("mini-sd", methods.dense(20))
+    configuration = generation.configure("mini-sd", methods.dense(20))
     shards = prompts.shard(prompts.load_prompts("shapes", images), 16)
     workers.connect()
     ray_seconds, bare_seconds = [], []
     for pair in range(pairs):
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
-            units = generate.units([configuration], shards, [1.0])
+            units = generation.units([configuration], shards, [1.0])
             began = time.perf_counter()
-            failed = workers.run(units, partial(generate.Generator, store), store.has, Resources(processes))
+            failed = workers.run(units, partial(generation.Generator, store), store.has, Resources(processes))
             ray_seconds.append(time.perf_counter() - began)
             assert not failed, failed
             assert len(store.names("images")) == len(shards)
@@ -92,9 +96,9 @@ def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     shards = prompts.shard([Prompt(str(i), f"caption {i}") for i in range(prompts_each)], per_shard)
-    base = generate.configure("mini-sd", methods.postdiff())
+    base = generation.configure("mini-sd", methods.postdiff())
     grid = [replace(base, guidance=1 + i / 1000) for i in range(configurations)]
-    units = generate.units(grid, shards, [1.0] * configurations)
+    units = generation.units(grid, shards, [1.0] * configurations)
     listed = {unit.name for unit in units[: len(units) // 2]}
     todo = [unit for unit in units if unit.name not in listed]
     seconds = time.perf_counter() - began
@@ -112,21 +116,21 @@ def reuse(pairs: int, images: int = 32) -> dict:
     name = "mini-pixart"
     backbone = postdiff.load(name, device="cpu")
     plans = [plan for _, _, plan in grid("laptop", {**backbone.spec.settings, "steps": 8})][:10]
-    configurations = [generate.configure(name, plan) for plan in plans]
+    configurations = [generation.configure(name, plan) for plan in plans]
     shards = prompts.shard(prompts.load_prompts("shapes", images), images)
-    units = generate.units(configurations, shards, [1.0] * len(plans))
+    units = generation.units(configurations, shards, [1.0] * len(plans))
     text, tasks = units[0].task, [unit.task for unit in units[1:]]
     ids = [prompt.id for prompt in shards[0]]
 
     def each() -> list[bytes]:
-        return [generate.generate(backbone, task.configuration, task.prompts) for task in tasks]
+        return [generation.generate(backbone, task.configuration, task.prompts) for task in tasks]
 
     def once() -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             store.put(text.name, embeddings.make(backbone, text))
             return [
-                generate.generate(
+                generation.generate(
                     backbone, task.configuration, task.prompts, embeddings.from_bytes(store.get(task.text), ids)
                 )
                 for task in tasks
@@ -163,7 +167,7 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
             continue
         settings = methods.settings_for(one, spec.settings)  # raises for an unknown method
         plans.append(methods.METHODS[one](**settings))
-    of = [generate.configure(name, plan, batch_size=1) for plan in plans]
+    of = [generation.configure(name, plan, batch_size=1) for plan in plans]
     times = latency.measure(of, rounds, workers.cluster_has_gpus())
     header = ("plan", "p50 (s)", "p90", "denoise", "decode", "encode", "peak GiB", "speed-up")
     lines = [
@@ -201,7 +205,7 @@ def run(args: argparse.Namespace) -> None:
             "reuse": lambda: reuse(args.pairs),
             "latency": lambda: measure_latency(args.backbone, args.methods, args.rounds),
         }[args.what]()
-    about = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
+    about = {"commit": document.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
 
 

@@ -36,17 +36,19 @@ import diffusers
 import torch
 import transformers
 
-from pipelines import gpu_checks, gpu_speed, gpu_tables, options, provenance
-from pipelines.gpu_runs import Budget, Found, Settings, reason
-from postdiff import minis
+from pipelines import options
+from pipelines.engine import provenance
+from pipelines.gpu import checks, speed, tables
+from pipelines.gpu.runs import Budget, Found, Settings, reason
+from postdiff.models import minis
 
 PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
-    "agree": gpu_checks.agree,
-    "latency": gpu_speed.latency,
-    "batch": gpu_speed.batch,
-    "full": gpu_checks.full,
-    "half": gpu_checks.half,
-    "compile": gpu_speed.compiled,
+    "agree": checks.agree,
+    "latency": speed.latency,
+    "batch": speed.batch,
+    "full": checks.full,
+    "half": checks.half,
+    "compile": speed.compiled,
 }
 ROUNDS, THIN_ROUNDS = 7, 1
 SHOWN = 8  # of what failed, in the last line
@@ -141,8 +143,8 @@ def report(part: str, told: dict[str, Any], out: Path) -> None:
     print(f"\n{part}: {rehearsal}{len(told['numbers'])} measured, {counts}, {told['seconds']:.0f} s")
     for note in told["notes"]:
         print(f"  {note}")
-    if part in gpu_tables.TABLES:
-        table = gpu_tables.TABLES[part](told)
+    if part in tables.TABLES:
+        table = tables.TABLES[part](told)
         write(out / f"{part}.md", table)
         print(f"\n{table}", flush=True)
 

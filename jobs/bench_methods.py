@@ -22,9 +22,10 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import postdiff
-from pipelines import options, report
+from pipelines import options
+from pipelines.report import document
 from postdiff import methods, sampling, solvers
-from postdiff.backbones import HUB
+from postdiff.models.checkpoints import HUB
 from postdiff.plan import Plan
 from postdiff.terminal import doing
 
@@ -173,7 +174,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     with doing(f"measuring {args.what}"):
         measured = {"speedup": speedup, "authors": authors}[args.what](args.pairs)
-    about = {"commit": report.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
+    about = {"commit": document.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
 
 

@@ -24,13 +24,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 import postdiff
-from pipelines import calibration, evaluation, options, prompts, tables
+from pipelines import calibration, evaluation, options
 from pipelines.calibration import Candidate
+from pipelines.data import prompts
+from pipelines.engine.store import Store, below, local_path
 from pipelines.evaluation import Point, Protocol
-from pipelines.store import Store, below, local_path
+from pipelines.metrics.statistics import Interval
+from pipelines.report import tables
 from postdiff import methods, planfile
-from postdiff.backbones import Spec, fingerprint, resolve
-from postdiff.metrics import Interval
+from postdiff.models.checkpoints import Spec, fingerprint, resolve
 from postdiff.terminal import doing
 
 UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
@@ -55,7 +57,8 @@ def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Cand
     listed = list({plan.id: plan for plan in (as_it_is, *chain.from_iterable(plans.values()))}.values())
     counted = dict(zip((plan.id for plan in listed), postdiff.costs(listed, spec), strict=True))
     if args.of == "seconds":
-        from pipelines import latency, workers
+        from pipelines.engine import workers
+        from pipelines.stages import latency
 
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
         of = [evaluation.configure(args, args.backbone, plan) for plan in longest]
@@ -164,7 +167,7 @@ def sure(scored: list[Scored], chosen: Candidate, by) -> str:
 
 
 def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, budget: float, whole: float) -> None:
-    from pipelines import plots, report
+    from pipelines.report import document, plots
 
     metric, unit = tables.METRICS[args.by], UNITS[args.of]
     scored = compare(candidates, chosen, curves, args.by)
@@ -181,7 +184,7 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
         **({"latency": f"median of {args.rounds} rounds"} if args.of == "seconds" else {}),
         "model": f"{args.backbone}, weights {fingerprint(resolve(args.backbone))}",
         **protocol.facts(),
-        "commit": report.commit(),
+        "commit": document.commit(),
     }
     del facts["CLIP score" if args.by == "fid" else "FID"]
     note = (
@@ -190,8 +193,8 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
         "chosen by it: score it on other prompts before you quote it."
     )
     picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'
-    body = f"<p>{escape(note)}</p>{picture}{report.table(header, lines)}"
-    store.put("report.html", report.page(f"postdiff: a plan for {args.backbone}", answer, body, facts).encode())
+    body = f"<p>{escape(note)}</p>{picture}{document.table(header, lines)}"
+    store.put("report.html", document.page(f"postdiff: a plan for {args.backbone}", answer, body, facts).encode())
     store.put("halving.png", plots.as_png(figure))
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *lines])

@@ -22,11 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 import postdiff
-from pipelines import evaluation, grids, options, prompts, tables
+from pipelines import evaluation, options, sweeps
+from pipelines.data import prompts
+from pipelines.engine.store import Store, local_path
 from pipelines.evaluation import Point, Protocol
-from pipelines.store import Store, local_path
-from postdiff.backbones import resolve
-from postdiff.families import FAMILIES
+from pipelines.report import tables
+from postdiff.models.checkpoints import resolve
+from postdiff.models.families import FAMILIES
 from postdiff.terminal import doing
 
 
@@ -34,7 +36,7 @@ def plan_sweep(args: argparse.Namespace) -> list[Point]:
     """The grid as configurations with their costs; two names of one computation become one."""
     points: dict[str, Point] = {}
     spec = resolve(args.backbone)
-    entries = grids.grid(args.grid, spec.settings)
+    entries = sweeps.grid(args.grid, spec.settings)
     for file in args.plans:
         with doing(f"reading the plan {file!r}"):
             plan = postdiff.load_plan(file)
@@ -64,7 +66,8 @@ def sweep(args: argparse.Namespace) -> None:
 def write_report(
     args, store: Store, points: list[Point], rows: list[tables.Row], protocol: Protocol, seconds: float
 ) -> None:
-    from pipelines import plots, report, tracking, workers
+    from pipelines.engine import workers
+    from pipelines.report import document, plots, tracking
 
     metrics = [metric for metric in tables.METRICS if tables.measured(rows, metric)]
     n = len(protocol.prompts)
@@ -80,12 +83,12 @@ def write_report(
         "seconds an image": "median over batches of "
         f"{args.batch_size}, wall time in a worker, decoding included, while other workers were busy",
         "machine": workers.machine(),
-        "commit": report.commit(),
+        "commit": document.commit(),
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
     more = tables.more_steps(rows)
-    body = report.sweep_body("" if more in answer else more, rows, fronts, figures, report.examples(store, rows))
-    page = report.page(f"postdiff: {args.backbone}", answer, body, facts)
+    body = document.sweep_body("" if more in answer else more, rows, fronts, figures, document.examples(store, rows))
+    page = document.page(f"postdiff: {args.backbone}", answer, body, facts)
     pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
     store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
@@ -127,7 +130,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--backbone", default="mini-sd", help="a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")
     options.add_options(parser)
     add("--out", default="out/sweep", help="the store: a folder or any pyarrow.fs or fsspec URL")
-    add("--grid", choices=list(grids.NAMES), help="(default: laptop for Shapes, full else)")
+    add("--grid", choices=list(sweeps.NAMES), help="(default: laptop for Shapes, full else)")
     add("--plans", nargs="+", default=[], metavar="FILE", help="plans of your own (save_plan) beside the grid's")
     options.add_dry_run(parser)
     args = options.settle_options(parser.parse_args(argv))

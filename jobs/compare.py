@@ -17,13 +17,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 import postdiff
-from pipelines import evaluation, generate, grids, options, tables
+from pipelines import evaluation, options, sweeps
 from pipelines.evaluation import Point
-from pipelines.tables import METRICS, Row
+from pipelines.metrics.statistics import Interval
+from pipelines.report import tables
+from pipelines.report.tables import METRICS, Row
+from pipelines.stages import generation
 from postdiff import methods
-from postdiff.backbones import resolve
-from postdiff.families import adapt
-from postdiff.metrics import Interval
+from postdiff.models.checkpoints import resolve
+from postdiff.models.families import adapt
 from postdiff.plan import SIZE_CONDITIONS, Plan
 
 HEADER = ("plan", "variant", "GFLOPs", "FID", "change", "CLIP score", "change")
@@ -70,7 +72,7 @@ def plans(names: list[str], settings: dict) -> list[tuple[str, str, Plan]]:
     for name in names:
         given = methods.settings_for(name, settings)
         plan = methods.METHODS[name](**given)
-        text = grids.label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
+        text = sweeps.label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
         found.setdefault(plan.id, (name, text, plan))
     return list(found.values())
 
@@ -93,7 +95,7 @@ def plan_points(args: argparse.Namespace, among: list[Variant]) -> list[list[Poi
             raise ValueError(f"expected models of one size, got {spec.size} px and {own.size} px ({variant.backbone})")
         changed = [adapt(replace(plan, size_condition=variant.size_condition), own.family) for _, _, plan in listed]
         guidance, solver, dtype = shared
-        base = generate.configure(variant.backbone, changed[0], guidance, solver, args.batch_size, dtype)
+        base = generation.configure(variant.backbone, changed[0], guidance, solver, args.batch_size, dtype)
         shared = base.guidance, base.solver, base.dtype  # the first one's, for all
         columns.append([
             Point(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
@@ -163,7 +165,8 @@ def run(args: argparse.Namespace) -> None:
     store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
     points = [point for group in groups for point in group]
     rows = evaluation.evaluate(store, points, protocol, resources)
-    from pipelines import report, workers
+    from pipelines.engine import workers
+    from pipelines.report import document
 
     names = [variant.name for variant in among]
     found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
@@ -174,14 +177,14 @@ def run(args: argparse.Namespace) -> None:
         "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",
         **protocol.facts(),
         "machine": workers.machine(),
-        "commit": report.commit(),
+        "commit": document.commit(),
     }
     labels = [f"{of.variant}: {of.row.label}" for of in found]
     body = (
-        f'<p class="dim">{escape(LEGEND)}</p>\n{report.table(HEADER, lines)}\n<h2>The same prompts and noise</h2>\n'
-        + report.examples(store, [of.row for of in found], labels)
+        f'<p class="dim">{escape(LEGEND)}</p>\n{document.table(HEADER, lines)}\n<h2>The same prompts and noise</h2>\n'
+        + document.examples(store, [of.row for of in found], labels)
     )
-    page = report.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
+    page = document.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
     markdown = tables.markdown(HEADER, lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())

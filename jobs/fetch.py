@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import datasets, options, prompts
+from pipelines import options
+from pipelines.data import fetch, prompts
 from pipelines.options import whole
 
 
@@ -31,21 +32,21 @@ def folder(text: str) -> Path:
 def run(args: argparse.Namespace) -> None:
     if args.what == "coco2014":
         options.refuse(args, "on coco2014, which is whole", "text", "n", "per_file")
-        datasets.fetch_coco(args.out)
+        fetch.fetch_coco(args.out)
         file = args.out / "annotations" / "captions_val2014.json"
     else:
-        source = datasets.SOURCES.get(args.what)
+        source = fetch.SOURCES.get(args.what)
         if source is None:
             if "*" not in args.what and not args.what.endswith(".parquet"):
-                known = ", ".join(["coco2014", *datasets.SOURCES])
+                known = ", ".join(["coco2014", *fetch.SOURCES])
                 raise ValueError(f"unknown data set {args.what!r}: expected {known}, or a glob of Parquet files")
-            source = datasets.Source(args.what, "text")
+            source = fetch.Source(args.what, "text")
         given = {"text": args.text, "n": args.n, "per_file": args.per_file}
         chosen = replace(source, **{key: value for key, value in given.items() if value is not None})
-        drawn, left_out = datasets.draw(chosen, args.out)
+        drawn, left_out = fetch.draw(chosen, args.out)
         reasons = "".join(f", {count} left out {reason}" for reason, count in left_out.most_common())
         print(f"{args.out}: {drawn} pairs{reasons}")
-        file = args.out / datasets.METADATA
+        file = args.out / fetch.METADATA
     listed = prompts.load_prompts(str(file))
     print(f"{file}: {len(listed)} captions, checksum {prompts.fingerprint(listed)}")
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.Parser(__doc__)
     add = parser.add_argument
-    add("what", help=f"coco2014, {', '.join(datasets.SOURCES)}, or a glob of Parquet files with images")
+    add("what", help=f"coco2014, {', '.join(fetch.SOURCES)}, or a glob of Parquet files with images")
     add("--out", type=folder, required=True, help="a folder")
     add("--text", help="column of the captions (default: the data set's own, else text)")
     add("--n", type=whole(1, *options.MOST_PROMPTS), help="pairs to draw (default: as many as the paper, else all)")

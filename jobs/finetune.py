@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import options, pairs
-from pipelines.finetune_settings import Settings
-from pipelines.store import clean, local_path
-from postdiff.backbones import resolve
+from pipelines import options
+from pipelines.data import pairs
+from pipelines.engine.store import clean, local_path
+from pipelines.training.finetune_settings import Settings
+from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing
 
 # What argparse takes for each field of Settings; Settings itself says what fits together.
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     found = pairs.open_pairs(args.data, args.limit)
     from accelerate import PartialState
 
-    from pipelines import finetuning
+    from pipelines.training import finetuning
 
     with doing(f"fine-tuning {args.backbone}"):
         finetuning.make(args.backbone, found, settings, Path(folder), args.checkpoint_every)

@@ -23,34 +23,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import (
-    answer,
-    budget,
-    dynamics,
-    evaluation,
+from pipelines import evaluation, options, protocols
+from pipelines.data import pairs
+from pipelines.engine import workers
+from pipelines.engine.store import Store, clean, local_path
+from pipelines.evaluation import Protocol
+from pipelines.paper import (
+    datasets,
+    dry_run,
+    exhibit_text,
     exhibits,
     figures,
-    latency,
-    options,
-    pairs,
-    paper,
-    protocols,
-    report,
+    published,
     reproduction,
-    rivals,
-    roles,
-    tables,
-    tracking,
-    workers,
+    searched_plans,
+    verdict,
 )
-from pipelines.evaluation import Protocol
-from pipelines.exhibits import Exhibit
-from pipelines.finetune_settings import Settings
-from pipelines.generate import Configuration
-from pipelines.latency import Latency
-from pipelines.store import Store, clean, local_path
-from postdiff import methods, published
-from postdiff.backbones import RUN, resolve
+from pipelines.paper.exhibits import Exhibit
+from pipelines.report import document, tables, tracking
+from pipelines.stages import latency, trajectories
+from pipelines.stages.generation import Configuration
+from pipelines.stages.latency import Latency
+from pipelines.training.finetune_settings import Settings
+from postdiff import methods
+from postdiff.models.checkpoints import RUN, resolve
 from postdiff.plan import Plan
 from postdiff.terminal import doing
 
@@ -75,12 +71,12 @@ class Job:
 def prepare(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> Job:
     """Raises ValueError or OSError for whatever only later stages would meet."""
     tuned = {model: tuned_folder(args, before(model)) for model in names if model != before(model)}
-    settled = {dataset: roles.of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
+    settled = {dataset: datasets.of_dataset(args, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
     protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
     if exhibits.APPENDIX_J in protocols:  # a few images: to be seen
         protocols[exhibits.APPENDIX_J] = replace(protocols[exhibits.APPENDIX_J], reference=())
     searched = any(exhibit.key in SEARCHED for exhibit in chosen)
-    captions = rivals.calibration_prompts(args.prompts, args.calibration) if searched else []
+    captions = searched_plans.calibration_prompts(args.prompts, args.calibration) if searched else []
     for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
         for model, plan in {run.model: run.plan for run in exhibit.runs}.items():
             evaluation.configure(settled[exhibit.dataset], names[model], plan)
@@ -129,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         facts["latency"] = (
             f"one image, decoding included, text encoded before; {args.rounds} rounds after warming up, on {where}"
         )
-    facts |= {"machine": workers.machine(), "commit": report.commit()}
+    facts |= {"machine": workers.machine(), "commit": document.commit()}
     publish(first, args, sections, answers, facts)
 
 
@@ -137,7 +133,7 @@ def tune(job: Job) -> dict[str, str]:
     """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made if missing."""
     for model, folder in job.tuned.items():
         if job.args.models == "mini" and not (folder / RUN).exists():
-            from pipelines import finetuning  # with torch
+            from pipelines.training.loop import finetuning  # with torch
 
             finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
     return job.names | {model: str(folder) for model, folder in job.tuned.items()}
@@ -162,7 +158,7 @@ def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store)
         if exhibit.key in SEARCHED:
             of = evaluation.configure(job.options[exhibit.dataset], names[exhibit.models[0]], methods.dense())
             task = exhibit.key, of, store, job.captions
-            found |= workers.alone(rivals.find, *task) if job.gpu else rivals.find(*task)
+            found |= workers.alone(searched_plans.find, *task) if job.gpu else searched_plans.find(*task)
     return found
 
 
@@ -175,21 +171,21 @@ def publish(
 ) -> None:
     """Write the report, and print it."""
     sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
-    legend = paper.LEGEND + (paper.MINI_LEGEND if args.models == "mini" else "")
+    legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if args.models == "mini" else "")
     above, headline = "", f"{len(sections)} exhibits."
     if answers:
         headline = "Fewer denoising steps, or cheaper steps?"
-        above = f"{report.table(answer.HEADER, answers)}<p>{escape(answer.LEGEND)}</p>\n"
-        store.put("answer.md", f"{tables.markdown(answer.HEADER, answers)}\n{answer.LEGEND}\n".encode())
+        above = f"{document.table(verdict.HEADER, answers)}<p>{escape(verdict.LEGEND)}</p>\n"
+        store.put("answer.md", f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}\n".encode())
     body = "\n".join(html for _, html, _ in sections)
-    page = report.page(
+    page = document.page(
         "postdiff: the paper, reproduced", headline, f'{above}<p class="dim">{escape(legend)}</p>\n{body}', facts
     )
     store.put("report.html", page.encode())
     for exhibit, _, markdown in sections:
         print(f"\n{exhibit.key}: {exhibit.title}\n{markdown}")
     if answers:
-        print(f"\n{tables.markdown(answer.HEADER, answers)}\n{answer.LEGEND}")
+        print(f"\n{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}")
     print(f"report: {store.shown}/report.html")
 
 
@@ -237,8 +233,10 @@ def make(
     configurations = {key: point.configuration for key, point in zip(runs, points, strict=True)}
     tasks = {task.name: task for exhibit in group for task in figures.tasks(exhibit, configurations, protocol)}
     units = [task.unit for task in tasks.values()]
-    evaluation.run_units(units, partial(dynamics.Watcher, store), store, resources, "steps")
-    results = {key: paper.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)}
+    evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
+    results = {
+        key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)
+    }
     made = [
         (exhibit, *reproduction.write(store, exhibit, results, names, protocol, configurations)) for exhibit in group
     ]
@@ -252,7 +250,7 @@ def make(
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
     once = list({row.configuration: row for row in rows}.values())
     tracking.log(store, f"paper-{args.models}", protocol.facts(), once, specs, {})
-    return made, facts, answer.lines(results, names, group)
+    return made, facts, verdict.lines(results, names, group)
 
 
 def describe(of: Configuration) -> str:
@@ -260,9 +258,9 @@ def describe(of: Configuration) -> str:
 
 
 def print_dry_run(args: argparse.Namespace, chosen: list[Exhibit], names: dict[str, str]) -> None:
-    groups, read = budget.gather(args, chosen)
+    groups, read = dry_run.gather(args, chosen)
     print(*read, sep="\n")
-    print(budget.text(groups, names, args.models == "real", args.price, latency.measured(Store(args.out))))
+    print(dry_run.text(groups, names, args.models == "real", args.price, latency.measured(Store(args.out))))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

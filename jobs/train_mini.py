@@ -30,8 +30,10 @@ from torch.multiprocessing.spawn import ProcessException
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import postdiff
-from pipelines import mini, options, shapes
-from pipelines.train_denoisers import (
+from pipelines import options
+from pipelines.data import shapes
+from pipelines.metrics.encoders import ClipEncoder
+from pipelines.training.denoisers import (
     mini_sd,
     train_full,
     train_lcm,
@@ -39,9 +41,8 @@ from pipelines.train_denoisers import (
     train_unet,
     train_xl,
 )
-from pipelines.train_encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
-from pipelines.train_transformer import refine_pixart, train_pixart
-from pipelines.training import (
+from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
+from pipelines.training.loop import (
     N_TRAIN,
     N_VAL,
     SEED,
@@ -49,12 +50,13 @@ from pipelines.training import (
     data,
     latents,
     load_ema,
+    mini,
     scaling_factor,
     to_tensor,
 )
-from postdiff import minis
-from postdiff.backbones import MINI, TINY_SETTINGS, resolve, write_run
-from postdiff.encoders import ClipEncoder
+from pipelines.training.transformer import refine_pixart, train_pixart
+from postdiff.models import minis
+from postdiff.models.checkpoints import MINI, TINY_SETTINGS, resolve, write_run
 
 STAGES = {
     "autoencoder": train_autoencoder,

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines import features, scores
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import Store
 from pipelines.evaluation import Point, Protocol
-from pipelines.records import Prompt
-from pipelines.store import Store
-from pipelines.tables import METRICS, Metric
-from postdiff import methods, metrics
-from postdiff.backbones import Spec
-from postdiff.families import FAMILIES
-from postdiff.metrics import Interval
+from pipelines.metrics import statistics
+from pipelines.metrics.statistics import Interval
+from pipelines.report.tables import METRICS, Metric
+from pipelines.stages import features, scores
+from postdiff import methods
+from postdiff.models.checkpoints import Spec
+from postdiff.models.families import FAMILIES
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
-    from pipelines.latency import Latency
+    from pipelines.stages.latency import Latency
 
 FINALISTS = 4  # plans that are scored on all prompts, at the least
 # Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
@@ -138,7 +139,7 @@ def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], 
     reference = None
     if metric == "fid":
         folder = features.folder(protocol.fid, features.reference_name(list(protocol.reference)))
-        reference = metrics.moments(scores.read_features(stores[0], folder)[1])
+        reference = statistics.moments(scores.read_features(stores[0], folder)[1])
     found = []
     for point in points:
         parts = []
@@ -148,17 +149,17 @@ def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], 
             ids, images = scores.read_features(store, features.folder(encoder, id))
             if not reference:
                 of, texts = scores.read_features(store, features.folder(encoder, "prompts"))
-                parts.append(metrics.clip_scores(images, texts[[of.index(id) for id in ids]]))
+                parts.append(statistics.clip_scores(images, texts[[of.index(id) for id in ids]]))
             else:
                 parts.append(images)
         whole = np.concatenate(parts)
-        found.append(metrics.frechet_interval(whole, reference) if reference else metrics.mean_interval(whole))
+        found.append(statistics.frechet_interval(whole, reference) if reference else statistics.mean_interval(whole))
     return found
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
     """Indices, the best first; of equals the earlier. FID counts without its bias at this many images."""
-    best = [metrics.extrapolated(value).value if metric == "fid" else -value.value for value in values]
+    best = [statistics.extrapolated(value).value if metric == "fid" else -value.value for value in values]
     return sorted(range(len(values)), key=lambda i: best[i])
 
 

@@ -14,14 +14,17 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
-from pipelines import coco, features, generate, prompts, protocols, scores, tables
-from pipelines.cluster import Resources, Unit, WorkersError, in_a_cluster
-from pipelines.generate import Configuration
-from pipelines.records import Prompt
-from pipelines.store import Store, shard_name
-from postdiff import encoders
-from postdiff.backbones import resolve
-from postdiff.metrics import Interval
+from pipelines import protocols
+from pipelines.data import coco, prompts
+from pipelines.engine.cluster import Resources, Unit, WorkersError, in_a_cluster
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import Store, shard_name
+from pipelines.metrics import encoders
+from pipelines.metrics.statistics import Interval
+from pipelines.report import tables
+from pipelines.stages import features, generation, scores
+from pipelines.stages.generation import Configuration
+from postdiff.models.checkpoints import resolve
 from postdiff.plan import Plan
 from postdiff.terminal import doing
 
@@ -146,12 +149,12 @@ def open_store(url: str, of: Protocol) -> Store:
 
 def configure(args: argparse.Namespace, backbone: str, plan: Plan) -> Configuration:
     """`plan` on `backbone` under the options of a job."""
-    return generate.configure(backbone, plan, args.guidance, args.solver, args.batch_size, args.dtype)
+    return generation.configure(backbone, plan, args.guidance, args.solver, args.batch_size, args.dtype)
 
 
 def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
     """Join or start Ray. Raises ValueError where GPUs are needed and none is up or asked for."""
-    from pipelines import workers
+    from pipelines.engine import workers
 
     workers.connect()
     resources = workers.default_resources(args.workers, args.gpus_per_worker)
@@ -166,13 +169,13 @@ def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
 
 def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Resources) -> list[tables.Row]:
     """One row a point; two of one configuration share its images. Raises SystemExit if units keep failing."""
-    from pipelines import workers
+    from pipelines.engine import workers
 
     shards, reference = of.shards, list(of.reference)
     different = {point.configuration.id: point for point in points}
     costs = [point.flops / 1e9 for point in different.values()]
-    units = generate.units([point.configuration for point in different.values()], shards, costs)
-    run_units(units, partial(generate.Generator, store), store, resources, "images")
+    units = generation.units([point.configuration for point in different.values()], shards, costs)
+    run_units(units, partial(generation.Generator, store), store, resources, "images")
     units = features.prompt_units(of.clip, shards)
     if reference:
         units += features.reference_units(of.fid, reference)
@@ -224,7 +227,7 @@ def _handler(make_handler: Callable, store: Store) -> Callable:
 
 def run_units(units: list[Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
     """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the job stops, exit 1."""
-    from pipelines import workers
+    from pipelines.engine import workers
 
     done = store.names()
     todo = [unit for unit in units if unit.name not in done]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from postdiff.arguments import DTYPES
-from postdiff.backbones import HUB
+from postdiff.models.checkpoints import HUB
 from postdiff.terminal import one_line, warnings_as_lines
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +219,7 @@ def settle_dry_run(args: argparse.Namespace) -> None:
 def refuse_unused(args: argparse.Namespace, fid: str = "", other: str | None = None) -> None:
     """Raise ValueError for an option that was given, and that others leave without effect. fid: why a job has none.
     other: another folder of references that a job has."""
-    from pipelines import prompts
+    from pipelines.data import prompts
 
     shapes = args.prompts in prompts.SHAPES
     if fid:
@@ -233,7 +233,8 @@ def refuse_unused(args: argparse.Namespace, fid: str = "", other: str | None = N
 
 
 def settle_options(args: argparse.Namespace) -> argparse.Namespace:
-    from pipelines import prompts, protocols
+    from pipelines import protocols
+    from pipelines.data import prompts
 
     if args.protocol:
         protocols.apply(args)

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from pipelines import coco, prompts
+from pipelines.data import coco, prompts
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from postdiff import methods
-from postdiff.compose import low_first
+from postdiff.methods.schedule import low_first
 from postdiff.plan import Plan, StepPlan
 from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
-    from postdiff.loading import Backbone, load
+    from postdiff.models.loading import Backbone, load
     from postdiff.pricing import cost, costs
     from postdiff.sampling import sample
     from postdiff.text import encode

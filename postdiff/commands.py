@@ -27,7 +27,7 @@ from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
 from postdiff.terminal import doing, quiet_libraries, warn
 
 if TYPE_CHECKING:
-    from postdiff.backbones import Spec
+    from postdiff.models.checkpoints import Spec
 
 SLOW = 3  # seconds after which loading says that it is going on
 
@@ -37,10 +37,11 @@ def generate(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from postdiff import backbones, outputs
+    from postdiff import outputs
+    from postdiff.models import checkpoints
 
-    spec = backbones.resolve(args.backbone)
-    settled = backbones.settle(spec, args.guidance, args.solver, args.size)
+    spec = checkpoints.resolve(args.backbone)
+    settled = checkpoints.settle(spec, args.guidance, args.solver, args.size)
     images = len(args.prompt) * args.n
     batches = ceil(images / args.batch_size)
     batch_size = arguments.batch_size(ceil(images / batches))
@@ -59,7 +60,7 @@ def generate(args: argparse.Namespace) -> None:
             batch_size=batch_size, on_step=lambda i: bar.update(),
         )  # fmt: skip
     # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
-    others = [backbones.fingerprint(spec), plan.id, *settled]
+    others = [checkpoints.fingerprint(spec), plan.id, *settled]
     args.out.mkdir(parents=True, exist_ok=True)
     files = []
     for prompt, seed, image in zip(prompts, seeds, made, strict=True):
@@ -84,9 +85,10 @@ def search(args: argparse.Namespace) -> None:
     _check_searchable(args.search, plan)
     from tqdm import tqdm
 
-    from postdiff import backbones, outputs
+    from postdiff import outputs
+    from postdiff.models import checkpoints
 
-    spec = backbones.resolve(args.backbone)
+    spec = checkpoints.resolve(args.backbone)
     outputs.check_file("--out", args.out)
     plan = _runnable(plan, spec)
     _draw(plan, args.plan_picture)
@@ -106,9 +108,9 @@ def search(args: argparse.Namespace) -> None:
 def cost(args: argparse.Namespace) -> None:
     """What a plan costs, as text or JSON."""
     plan = _plan(None, args.method, args.backbone, _given(args))
-    from postdiff import backbones
+    from postdiff.models import checkpoints
 
-    spec = backbones.resolve(args.backbone)
+    spec = checkpoints.resolve(args.backbone)
     with doing("counting"):
         price = postdiff.cost(plan, spec, args.size)
     _draw(plan, args.plan_picture)
@@ -166,11 +168,11 @@ def _print_told(told: dict[str, tuple[str, list[str]]]) -> None:
 
 def models(args: argparse.Namespace) -> None:
     """The backbones that have a name here, with the settings that the paper runs them at."""
-    from postdiff import backbones
+    from postdiff.models import checkpoints
 
     rows = []
-    for name in backbones.NAMES:
-        spec = backbones.resolve(name)
+    for name in checkpoints.NAMES:
+        spec = checkpoints.resolve(name)
         where = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
         settings = [f"{key}={value:g}" for key, value in spec.settings.items()]
         rows.append([name, f"{spec.size}px".rjust(6), f"w={spec.guidance:g}", spec.solver, *settings, where])
@@ -190,7 +192,7 @@ def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) 
         file = Path(method)
     if file is None:
         check_taken(method, given, settings_of(method))
-        settings = settings_for(method, postdiff.backbones.resolve(backbone).settings)
+        settings = settings_for(method, postdiff.models.checkpoints.resolve(backbone).settings)
         return METHODS[method](**{**settings, **given})
     check_taken(str(file), given, ())
     if file.exists() and not file.is_file():  # a pipe or a device may never end
@@ -200,8 +202,9 @@ def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) 
 
 def _runnable(plan: Plan, spec: "Spec") -> Plan:
     """`plan` as the family of `spec` runs it. Raises ValueError, before weights are read, if its denoiser cannot."""
-    from postdiff import caching, loading
-    from postdiff.families import adapt
+    from postdiff import caching
+    from postdiff.models import loading
+    from postdiff.models.families import adapt
 
     plan = adapt(plan, spec.family)
     with doing(f"building {spec.name}"):

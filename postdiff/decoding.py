@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from postdiff.loading import Backbone
+from postdiff.models.loading import Backbone
 
 DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from postdiff import caching, duca
 from postdiff.arguments import instance, side
-from postdiff.backbones import Spec
-from postdiff.families import FAMILIES, adapt
-from postdiff.loading import outline
+from postdiff.models.checkpoints import Spec
+from postdiff.models.families import FAMILIES, adapt
+from postdiff.models.loading import outline
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size

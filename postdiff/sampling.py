@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from postdiff import arguments, caching, resolution, solvers
-from postdiff.backbones import settle
-from postdiff.configs import check_denoiser
 from postdiff.decoding import decode
-from postdiff.families import FAMILIES, Text, adapt
-from postdiff.loading import Backbone
+from postdiff.models.checkpoints import settle
+from postdiff.models.configs import check_denoiser
+from postdiff.models.families import FAMILIES, Text, adapt
+from postdiff.models.loading import Backbone
+from postdiff.models.schedulers import check_scheduler
 from postdiff.plan import Plan
-from postdiff.schedulers import check_scheduler
 from postdiff.text import Embeddings, encode
 
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often

@@ -15,7 +15,7 @@ import torch
 
 from postdiff import caching, sampling
 from postdiff.arguments import callback, instance, number
-from postdiff.loading import Backbone
+from postdiff.models.loading import Backbone
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 

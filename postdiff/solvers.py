@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
 
-from postdiff.schedulers import PINNED, SCHEDULERS
+from postdiff.models.schedulers import PINNED, SCHEDULERS
 
 
 class HostUniPC(UniPCMultistepScheduler):

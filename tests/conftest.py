@@ -1,6 +1,8 @@
 """Fixtures: the mini backbones, loaded once; Ray, started once."""
 
 import os
+import struct
+import zlib
 from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
-from pipelines import mini
+from pipelines.training import mini
 from postdiff import sampling, solvers
-from postdiff.backbones import MINI
-from postdiff.families import adapt
+from postdiff.models.checkpoints import MINI
+from postdiff.models.families import adapt
 
 torch.set_num_threads(1)
 PROMPTS = [
@@ -105,7 +107,7 @@ def flops_of_run(backbone, plan):
 def ray_session():
     import ray
 
-    from pipelines import workers
+    from pipelines.engine import workers
 
     workers.connect()
     yield
@@ -122,3 +124,16 @@ def refusal(main, args, capsys):
     assert line.startswith("error: ")
     assert "\n" not in line
     return line.removeprefix("error: ")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n/x 1 def\nshowpage\n%%EOF\n"
+
+
+def bomb():
+    """A PNG of a few bytes that claims 30,000 x 30,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")

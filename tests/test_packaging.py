@@ -15,7 +15,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_en
 from ray._private.runtime_env.packaging import create_package
 from setuptools import Distribution
 
-from postdiff import minis
+from postdiff.models import minis
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20

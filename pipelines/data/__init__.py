@@ -1,0 +1,1 @@
+"""What is generated from and compared with: prompts, captions, images, training pairs."""

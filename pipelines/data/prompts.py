@@ -1,0 +1,180 @@
+"""Prompts from Shapes or from files, and their shards. Prompts are data: never part of a path or a command."""
+
+import json
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pipelines.data import coco, rows, shapes
+from pipelines.engine.records import Prompt
+from postdiff.models.checkpoints import Spec
+
+# Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
+SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
+TEXT_COLUMNS = ("caption", "prompt", "text")
+ID_COLUMNS = ("id", "prompt_id", "caption_id", "file_name")
+# Control characters that are no white space, a byte order mark inside a text, and halves of a character (surrogates).
+_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff\ud800-\udfff]")
+_SHOWN = 60  # characters of a prompt in `describe`
+
+
+def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) -> list[Prompt]:
+    """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
+
+    .txt: one a line, the line's number is the id; blank lines are layout. .csv, .tsv, .parquet: a column caption,
+    prompt or text; ids from a column id, prompt_id, caption_id or file_name, else the row's number, both counted from
+    0. .jsonl: the same names in an object a line, as the metadata.jsonl of a folder of images (jobs/fetch.py). .json:
+    COCO's annotations (coco.py): one caption an image in a fixed order, of which the first 5,000, 10,000 and 30,000
+    are the lists to use. White space around a prompt is no part of it.
+
+    shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
+
+    Raises: ValueError naming the file, the line (or row, or annotation), and what was expected, if any of the file is
+        not what a person would read there: nothing is cut, left out or guessed. OSError if it cannot be opened.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
+    if source in SHAPES:
+        scenes = shapes.distinct_scenes(SHAPES[source], limit or 256)
+        return [Prompt(f"{source}-{i}", scene.caption) for i, scene in enumerate(scenes)]
+    path = Path(source)
+    readers = {
+        ".txt": _lines,
+        ".csv": lambda path: _table(path, ","),
+        ".tsv": lambda path: _table(path, "\t"),
+        ".parquet": _parquet,
+        ".jsonl": _objects,
+        ".json": coco.captions,
+    }
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(
+            f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
+        )
+    if not path.exists():
+        raise ValueError(
+            f"no prompt file at {source!r} (jobs/fetch.py gets the paper's; COCO's captions are in {coco.SOURCE})"
+        )
+    places: dict[str, str] = {}  # of ids
+    prompts = []
+    for where, id, text in read(path):
+        if reason := unfit(text):
+            raise rows.fault(path, where, reason)
+        prompt = Prompt(_id(path, where, id), text.strip())
+        if prompt.id in places:
+            raise rows.fault(path, where, f"two prompts of one id, {prompt.id!r}: {places[prompt.id]} has it too")
+        places[prompt.id] = where
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
+    if shuffled:
+        prompts.sort(key=lambda prompt: sha256(json.dumps([prompt.id, prompt.text]).encode()).digest())
+    return prompts[:limit]
+
+
+def unfit(text: Any) -> str:
+    """Why `text` can be no prompt; "" if it can.
+
+    White space is text; other control characters, lone surrogates and byte order marks are signs of a broken file.
+    """
+    if not isinstance(text, str):
+        return f"a prompt must be text, got {text!r:.60}"
+    if found := _NOT_TEXT.search(text):
+        return f"a prompt must be text without control characters and halves of characters, got {found[0]!r}"
+    return "" if text.strip() else "the prompt is blank"
+
+
+def _id(path: Path, where: str, id: Any) -> str:
+    number = isinstance(id, int | float) and not isinstance(id, bool) and id == id
+    if not number and (not isinstance(id, str) or unfit(id)):
+        raise rows.fault(path, where, f"an id must be a number or text that is not blank, got {id!r:.60}")
+    return str(id)
+
+
+def describe(prompts: Sequence[Prompt]) -> str:
+    """What was read, on one line: how many prompts, and the first three, as `256 prompts, the first: 'a', 'b', 'c'`."""
+    texts = [prompt.text for prompt in prompts[:3]]
+    shown = ", ".join(repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...") for text in texts)
+    return f"{len(prompts)} prompts, the first: {shown}" if len(prompts) > 1 else f"1 prompt: {shown}"
+
+
+# Readers: (place in the file, id, text) of every prompt.
+
+
+def _lines(path: Path) -> list[tuple[str, Any, Any]]:
+    numbered = enumerate(rows.lines(path))
+    return [(f"line {number + 1}", number, text) for number, text in numbered if text.strip()]
+
+
+def _table(path: Path, delimiter: str) -> list[tuple[str, Any, Any]]:
+    header, found = rows.table(path, delimiter)
+    return _picked(path, header, [(f"line {line}", row) for line, row in found])
+
+
+def _objects(path: Path) -> list[tuple[str, Any, Any]]:
+    found = [(f"line {line}", row) for line, row in rows.objects(path)]
+    return _picked(path, list(dict.fromkeys(name for _, row in found for name in row)), found)
+
+
+def _parquet(path: Path) -> list[tuple[str, Any, Any]]:
+    names = rows.columns(path)
+    found = rows.parquet(path, [name for name in _columns(path, names) if name])
+    return _picked(path, names, [(f"row {number}", row) for number, row in enumerate(found.to_pylist())])
+
+
+def _picked(path: Path, names: Sequence[str], found: Sequence[tuple[str, dict]]) -> list[tuple[str, Any, Any]]:
+    text, id = _columns(path, names)
+    for where, row in found:
+        if lacks := [name for name in (text, id) if name and name not in row]:
+            raise rows.fault(path, where, f"no {lacks[0]!r}, which other lines have; it has {rows.listed(row)}")
+    return [(where, row[id] if id else number, row[text]) for number, (where, row) in enumerate(found)]
+
+
+def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:
+    text = next((name for name in TEXT_COLUMNS if name in names), None)
+    if text is None:
+        raise ValueError(f"{str(path)!r} needs a column {', '.join(TEXT_COLUMNS)}; it has {rows.listed(names)}")
+    id = next((name for name in ID_COLUMNS if name in names), None)
+    if twice := next((name for name in (text, id) if name and names.count(name) > 1), None):
+        raise ValueError(f"{str(path)!r} has two columns {twice!r}")
+    return text, id
+
+
+def seed(prompt: Prompt, sample: int = 0) -> int:
+    """The seed of a prompt's `sample`-th image: 63 bits that depend on nothing else."""
+    return int.from_bytes(sha256(f"{prompt.id}/{sample}".encode()).digest()[:8], "little") >> 1
+
+
+def shard(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
+    if size < 1:
+        raise ValueError(f"prompts a shard must be 1 or more, got {size}")
+    return [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+
+
+def token_lengths(prompts: Sequence[Prompt], spec: Spec) -> list[int]:
+    """Tokens of each prompt, start and end included, by the backbone's tokenizer (open_clip carries CLIP's own).
+
+    Raises: OSError if the tokenizer must come from the hub, and cannot.
+    """
+    texts = [prompt.text for prompt in prompts]
+    if spec.family == "pixart":
+        from transformers import T5Tokenizer
+
+        pieces = T5Tokenizer.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
+        return [len(ids) for ids in pieces([text.lower().strip() for text in texts]).input_ids]  # as its pipeline
+    if spec.revision:
+        from open_clip import SimpleTokenizer
+
+        encode = SimpleTokenizer().encode
+        return [len(encode(text)) + 2 for text in texts]
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(f"{spec.source}/tokenizer")
+    return [len(ids) for ids in words(texts).input_ids]
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """12 hex digits of ids and texts, in order."""
+    return sha256(json.dumps([(p.id, p.text) for p in prompts]).encode()).hexdigest()[:12]

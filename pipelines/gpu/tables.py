@@ -1,0 +1,77 @@
+"""What jobs/bench_gpu.py measured, as Markdown: the paper's Tables 2 to 6 with its latencies beside, batches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines.gpu.speed import MADE_UP, OTHER_VAE
+from pipelines.gpu.speed import tables as exhibits
+from pipelines.paper.exhibits import Exhibit, Run
+from pipelines.report import tables
+
+Told = Mapping[str, Any]  # a part's JSON
+
+HEADER = ("setting", "s/image p50 (p90)", "denoise", "decode", "peak GiB", "speed-up", "of denoising", "FLOPs allow",
+          "paper: s", "paper: speed-up")  # fmt: skip
+LEGEND = f"""\
+One image, noise to pixels, text encoded before; random weights. Speed-up: the model's dense plan at its most steps over
+this one, median of the rounds; of denoising: without the autoencoder, which is what the FLOPs are of. DiTFastAttn runs
+a made-up schedule ({MADE_UP} repeated: in full, reused, in a window), since a search needs weights; CA-ToMe
+merges another share of random images than of real ones. –: not measured, not printed, or no cost without images."""
+
+
+def heading(told: Told) -> str:
+    """What ran where. A rehearsal says so."""
+    where = f"{told['machine']}, {told['dtype']}, commit {told['commit']}"
+    if not told["rehearsal"]:
+        return where
+    models = "thin random models" if told["settings"]["thin"] else "random models"
+    return f"REHEARSAL ({models} on {told['settings']['device']}): no number is a GPU's or the paper's. {where}"
+
+
+def latency(told: Told) -> str:
+    """Tables 2 to 6, and SDXL with its other autoencoder. Of a plan that was not measured, dashes."""
+    numbers, parts = told["numbers"], [f"# Latency\n\n{heading(told)}\n\n{LEGEND}\n"]
+    for exhibit in exhibits(told["settings"]["thin"]):
+        title = f"## Table {exhibit.key.removeprefix('table')}: {exhibit.title}{_rehearsal(told)}"
+        parts.append(f"{title}\n\n{tables.markdown(HEADER, [_line(exhibit, run, numbers) for run in exhibit.runs])}")
+    others = [[row["plan"], *_measured(row)] for key, row in numbers.items() if key.startswith(f"{OTHER_VAE} ")]
+    if others:
+        title = f"## SDXL with an autoencoder that decodes in half precision, not in the paper{_rehearsal(told)}"
+        parts.append(f"{title}\n\n{tables.markdown(HEADER[:-2], others)}")
+    return "\n".join(parts)
+
+
+def batches(told: Told) -> str:
+    header = ("model", "plan", "images", "images/s", "decoding", "peak GiB")
+    lines = [
+        [row["model"], row["plan"], str(row["batch"]), f"{row['images_per_s']:.2f}", f"{row['decode_share']:.0%}",
+         _text(row["peak_gib"], ".1f")]
+        for row in told["numbers"].values()
+    ]  # fmt: skip
+    table, notes = tables.markdown(header, lines, 2), "".join(f"{note}\n" for note in told["notes"])
+    return f"# Batches\n\n{heading(told)}\n\n## Images a second{_rehearsal(told)}\n\n{table}\n{notes}"
+
+
+def _line(exhibit: Exhibit, run: Run, numbers: Mapping[str, Any]) -> list[str]:
+    first = exhibit.reference(run.model)
+    printed = [f"{run.seconds:.3f} ({run.gpu})" if run.seconds else "–"]
+    printed += [f"{first.seconds / run.seconds:.2f}" if run.seconds and first.seconds else "–"]
+    return [exhibit.name(run), *_measured(numbers.get(f"{run.model} {run.plan.id}", {})), *printed]
+
+
+def _measured(row: Told) -> list[str]:
+    seconds = f"{row['p50_s']:.3f} ({row['p90_s']:.3f})" if row else "–"
+    shown = (("denoise_s", ".3f"), ("decode_s", ".3f"), ("peak_gib", ".2f"), ("speedup", ".2f"),
+             ("denoise_speedup", ".2f"), ("flops_allow", ".2f"))  # fmt: skip
+    return [seconds, *(_text(row.get(key), form) for key, form in shown)]
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _rehearsal(told: Told) -> str:
+    return " (REHEARSAL)" if told["rehearsal"] else ""
+
+
+TABLES: dict[str, Callable[[Told], str]] = {"latency": latency, "batch": batches}

@@ -1,0 +1,1 @@
+"""The metrics: distances between sets of features, encoders that make them, intervals."""

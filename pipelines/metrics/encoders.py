@@ -1,0 +1,114 @@
+"""Scoring networks: uint8 images [N, H, W, 3] -> float32 features [N, D]; texts -> float32 [N, D].
+
+ClipEncoder("mini-clip")                       trained on Shapes, in the repository
+ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
+InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from postdiff.models.checkpoints import MINI, digest_of
+
+# What clean-fid downloads.
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+
+
+def clip_folder(name: str) -> Path | None:
+    """The folder of a CLIP model, None for open_clip's `MODEL/WEIGHTS`. Raises ValueError if it is neither."""
+    folder = MINI / name if name == "mini-clip" else Path(name)
+    if folder.is_dir():
+        return folder
+    import open_clip  # with timm and torchvision: seconds
+
+    if tuple(name.split("/", 1)) in open_clip.list_pretrained():
+        return None
+    raise ValueError(
+        f"unknown CLIP model {name!r}: expected mini-clip, a folder, or open_clip's MODEL/WEIGHTS "
+        "(as ViT-L-14/openai; open_clip.list_pretrained() has them all)"
+    )
+
+
+def fingerprint(encoder: str) -> str:
+    """Names the weights of an encoder, fit for a path: `mini-clip-1f2e3d4c`, `ViT-L-14-openai`.
+
+    Raises: ValueError if there is no such encoder.
+    """
+    if encoder.endswith(".pt"):
+        return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
+    folder = clip_folder(encoder)
+    if folder is None:
+        return encoder.replace("/", "-")
+    return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
+
+
+def _digest(files: Sequence[Path]) -> str:
+    stats = [(file, file.stat()) for file in files]
+    return sha256(b"".join(digest_of(f, s.st_size, s.st_mtime_ns) for f, s in stats)).hexdigest()[:8]
+
+
+class ClipEncoder:
+    """An open_clip model: image and text embeddings of length 10. `name` is `MODEL/WEIGHTS`, or a folder.
+
+    CLIP compares directions; lengths vary twofold, and left in they decide a Frechet distance. Ten instead of one makes
+    that distance a number to read.
+    """
+
+    def __init__(self, name: str = "mini-clip", device: str = "cpu"):
+        import open_clip
+
+        folder = clip_folder(name)
+        model, weights = (f"local-dir:{folder}", None) if folder else name.split("/", 1)
+        self.device = device
+        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
+        self.model.eval()
+        self.tokenizer = open_clip.get_tokenizer(model)
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
+        with torch.no_grad():
+            return 10 * self.model.encode_image(batch.to(self.device), normalize=True).float().cpu().numpy()
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        with torch.no_grad():
+            return 10 * self.model.encode_text(tokens, normalize=True).float().cpu().numpy()
+
+
+def inception_file(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"no Inception weights at {path}: expected the file of {INCEPTION_URL}")
+    return Path(path)
+
+
+class InceptionEncoder:
+    """clean-fid's features, [N, 2048]: its antialiased bicubic resize to 299x299, then its TorchScript Inception.
+
+    `path` is clean-fid's `inception-2015-12-05.pt`, or a TorchScript file whose `layers` takes [N, 3, 299, 299] in
+    about [-1, 1]. Load only files that you trust: TorchScript is a program.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu"):
+        import torch
+        from cleanfid.resize import build_resizer
+
+        self.device = device
+        self.resize = build_resizer("clean")
+        self.layers = torch.jit.load(str(inception_file(path)), map_location=device).eval().layers
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        resized = np.stack([self.resize(image) for image in images]).transpose(0, 3, 1, 2)
+        batch = (torch.from_numpy(resized).to(self.device) - 128) / 128
+        # Without TF32: as clean-fid on a CPU, to the last digits.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.layers(batch).flatten(1).float().cpu().numpy()

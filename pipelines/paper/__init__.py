@@ -1,0 +1,1 @@
+"""The paper: its printed numbers, its exhibits, what they run, and how they are drawn."""

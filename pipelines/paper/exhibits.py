@@ -1,0 +1,285 @@
+"""The paper's exhibits, each declared once: which runs it shows, under which labels, beside which printed numbers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+from pipelines.paper import presets, published
+from pipelines.report.tables import Metric
+from postdiff import methods
+from postdiff.plan import Plan
+
+STEPS = (8, 10, 12, 14, 16, 18, 20)  # sec. 2.4
+FEWEST = (4, 6)  # ours: PostDiff saves more than T = 8 does, and must be held against something
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+WATCHED = (0.0, 0.1, 0.2, 0.3, 0.5)  # s of the rows of Fig. 3 and 12
+SCALES = (0.375, 0.5, 0.625, 0.75, 0.875)  # App. B
+CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
+APPENDIX_J = "appendix_j"  # the data set of the galleries: the paper's own 24 prompts, 6 a model
+# What plays each of the paper's models in the laptop's edition.
+MINI = {
+    "sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart",
+    "sd15-original": "mini-sd", "bk-sdm-tiny": "mini-bk-sdm",
+}  # fmt: skip
+TUNED = " fine-tuned"  # after a model's name: its weights after App. F
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: a table may print one run twice
+class Run:
+    """One plan on one of the paper's models.
+
+    label: as the table prints it; of a figure, the point's on its curve. curve: of a figure, the series it belongs to.
+    x: of a figure over a setting, that setting. values: as `published.Line`, of a figure those that a table has of the
+        same plan. notes: what the paper says of it, or leaves open.
+    searched: the plan, or its cost, was found on the model that runs, and is of no other.
+    """
+
+    label: str
+    model: str
+    plan: Plan
+    curve: str = ""
+    x: float = 0.0
+    values: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    searched: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds an image that the paper printed."""
+        return next((value for key, value in self.values.items() if key.startswith(published.SECONDS)), None)
+
+    @property
+    def gpu(self) -> str:
+        """The GPU of those seconds."""
+        keys = [key for key in self.values if key.startswith(published.SECONDS)]
+        return keys[0].removeprefix(published.SECONDS).upper() if keys else ""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """kind: `table`; `plane`, quality against cost of all models; `front`, a panel a model and metric; `subsets`, the
+    CLIP score against s on parts of the prompts; `trajectory`, what each step predicts; `profile`, how far features
+    move from step to step; `gallery`, images. shown: of a trajectory, which prompts. note: what the paper leaves open.
+    """
+
+    key: str
+    title: str
+    kind: str
+    runs: tuple[Run, ...]
+    metrics: tuple[Metric, ...] = ("fid", "clip")
+    timed: bool = False
+    note: str = ""
+    dataset: str = "coco2014"
+    shown: tuple[int, ...] = (0,)
+
+    def name(self, run: Run) -> str:
+        """What tells a run from the others: of a figure, its model and curve too."""
+        return (
+            run.label
+            if self.kind in ("table", "trajectory", "profile")
+            else " ".join(filter(None, (run.model, run.curve, run.label)))
+        )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.model for run in self.runs))
+
+    def reference(self, model: str) -> Run:
+        """What changes are from: the model as it is, at its most steps; of a table without it, the model's first run
+        before fine-tuning."""
+        own = [run for run in self.runs if run.model == model.removesuffix(TUNED)]
+        return max((run for run in own if run.plan.name == "dense"), key=lambda run: len(run.plan), default=own[0])
+
+
+Found = Mapping[str, Plan]  # plans that a search found, {"table4.ditfastattn": plan}
+
+
+def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Exhibit:
+    runs = []
+    for line in published.lines(key):
+        preset = f"{key}.{line.method}"
+        notes, plan = _notes(line), found.get(preset)
+        if preset in presets.PRESETS and presets.PRESETS[preset].note:
+            notes = (*notes, f"{line.label}, not told by the paper: {presets.PRESETS[preset].note}")
+        if plan is None:
+            plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
+        runs.append(
+            Run(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
+        )  # fmt: skip
+    return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note, dataset=published.lines(key)[0].dataset)
+
+
+def _notes(line: published.Line) -> tuple[str, ...]:
+    return tuple(f"of the paper's: {note}" for note in line.notes)
+
+
+@cache
+def _printed() -> dict[tuple[str, str], dict[str, float]]:
+    """{(model, plan id): FID and CLIP score} that the tables on COCO have."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key in ("table1", "table2", "table5"):
+        for line in published.lines(key):
+            values = {key: value for key, value in line.values.items() if key in ("fid", "clip")}
+            found.setdefault((line.model, published.plan(line).id), {}).update(values)
+    return found
+
+
+def _point(label: str, model: str, plan: Plan, curve: str = "", x: float = 0.0) -> Run:
+    """A point of a figure, with what the paper's tables have of its plan."""
+    return Run(label, model, plan, curve, x, _printed().get((model, plan.id), {}))
+
+
+def _plan(preset: str) -> Plan:
+    """Of what needs the model, and is not found yet, the dense plan: it costs no less."""
+    return methods.dense() if presets.PRESETS[preset].needs_model else presets.plan(preset)
+
+
+def figure1(found: Found) -> Exhibit:
+    runs = [
+        Run(f"T={line.settings['steps']}", line.model, published.plan(line),
+            "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
+        for line in published.lines("table2") if line.method in ("dense", "postdiff")
+    ]  # fmt: skip
+    return Exhibit("fig1", "PostDiff on four models", "plane", tuple(runs), ("fid",), note="its points are Table 2's")
+
+
+def figure4(found: Found) -> Exhibit:
+    runs = [
+        _point(f"s={s:g}", "sd15", methods.mixed_resolution(steps, 0.5, s) if s else methods.dense(steps), f"T={steps}",
+               s)
+        for steps in STEPS
+        for s in SHARES
+    ]  # fmt: skip
+    note = "s T is rounded: at T = 8 s = 0.2 and 0.3 are one plan, and so are others at few steps"
+    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), ("fid",), note=note)
+
+
+def figure5(found: Found) -> Exhibit:
+    runs = []
+    # m of SD1.5: 0.45, 0.6, 0.75 and 0.9 of T are Table 5's.
+    for model, beta, k, shares, gates in (
+        ("sd15", 0.5, 2, (0.5,), (5, 9, 12, 15, 18)),
+        ("pixart", 0.75, 1, (0.2, 0.3, 0.5), (5, 10, 12, 15, 18)),
+    ):
+        runs += [_point(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in (*FEWEST, *STEPS)]
+        runs += [
+            _point(f"m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
+            for s in shares
+            for m in gates
+        ]
+    note = (
+        "the paper varies m on SD1.5, m and s on PixArt-alpha, and does not list their values: of SD1.5 these are "
+        "Table 5's and m = 5, of PixArt-alpha ours; T = 4 and 6 are added, since PostDiff costs less than T = 8"
+    )
+    return Exhibit("fig5", "Fewer steps or cheaper steps", "front", tuple(runs), note=note)
+
+
+def figure8(found: Found) -> Exhibit:
+    runs = [
+        _point(f"beta={beta:g}", "sd15",
+               methods.mixed_resolution(steps, beta, 0.5) if beta < 1 else methods.dense(steps), f"T={steps}", beta)
+        for steps in STEPS
+        for beta in (*SCALES, 1.0)
+    ]  # fmt: skip
+    note = "the paper does not list its numbers of steps; these are Fig. 4's; beta=1, full resolution, is added"
+    return Exhibit("fig8", "Scale of the low resolution", "front", tuple(runs), ("fid",), note=note)
+
+
+def figure9(found: Found) -> Exhibit:
+    runs = [
+        _point("Full" if s == 0 else f"s={s:g}", "sd15",
+               methods.mixed_resolution(20, 0.5, s) if s else methods.dense(), x=s)
+        for s in (0.0, 0.3, 0.5, 0.6)
+    ]  # fmt: skip
+    note = (
+        "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
+        "prompts of the list, and part of the full set"
+    )
+    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), ("clip",), note=note)
+
+
+def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
+    runs = [
+        Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
+    ]
+    note = "the paper names neither its prompts nor its s; row 1 is full resolution, rows 2 to 5 are mixed, as there"
+    return Exhibit(key, "CLIP score after each denoising step", "trajectory", tuple(runs), note=note, shown=shown)
+
+
+def figure7(found: Found) -> Exhibit:
+    note = "the paper does not say how L2 distances of layers of different sizes are averaged: here root mean squares"
+    runs = (Run("Original", "sd15", methods.dense(20)),)
+    return Exhibit("fig7", "Features from step to step", "profile", runs, note=note)
+
+
+def table7(found: Found) -> Exhibit:
+    runs = [
+        Run(line.label, f"{line.model}{TUNED if line.label.endswith(TUNED) else ''}",
+            methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=_notes(line))
+        for line in published.lines("table7")
+    ]  # fmt: skip
+    note = (
+        "the paper does not tell k and m: these are its usual k = 2, m = 15 of 20; changes are from before fine-tuning"
+    )
+    return Exhibit("table7", "PostDiff with fine-tuning", "table", tuple(runs), note=note)
+
+
+def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
+    """Fig. 6 and 11: models as they are and under PostDiff, Table 2's plans; prompts of App. J."""
+    runs = []
+    for model in models:
+        own = [line for line in published.lines("table2") if line.model == model]
+        dense = max((line for line in own if line.method == "dense"), key=lambda line: line.settings["steps"])
+        ours = next(line for line in own if line.method == "postdiff" and line.settings.get("m"))
+        for label, line in (("original", dense), ("PostDiff", ours)):
+            runs.append(Run(label, model, published.plan(line)))
+    return Exhibit(key, "Images without and with PostDiff", "gallery", tuple(runs), ("clip",), dataset=APPENDIX_J)
+
+
+def figure13(found: Found) -> Exhibit:
+    cached = [line for line in published.lines("table1") if line.settings.get("mode")]
+    runs = [Run("Ori", "sd15", methods.dense(20))]
+    runs += [Run(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
+    note = (
+        "the paper does not list Fig. 13's prompts: these are SD1.5's of Fig. 6; the plans are Table 1's; Ori is the "
+        "model as it is"
+    )
+    return Exhibit(
+        "fig13",
+        "What the cached cross-attention holds",
+        "gallery",
+        tuple(runs),
+        ("clip",),
+        note=note,
+        dataset=APPENDIX_J,
+    )
+
+
+EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order
+    "fig1": figure1,
+    "fig3": partial(trajectory, "fig3", (0,)),
+    "fig4": figure4,
+    "table1": partial(table, "table1", "Caching strategies", False),
+    "fig5": figure5,
+    "table2": partial(table, "table2", "PostDiff on four models", True),
+    "table3": partial(table, "table3", "Other methods, SD1.5", True),
+    "table4": partial(table, "table4", "Other methods, PixArt-alpha", True),
+    "fig6": partial(gallery, "fig6", ("sd15", "pixart")),
+    "fig7": figure7,
+    "fig8": figure8,
+    "table5": partial(table, "table5", "Ablation of k and m", True),
+    "fig9": figure9,
+    "table6": partial(table, "table6", "Another data set", True),
+    "table7": table7,
+    "fig11": partial(gallery, "fig11", ("lcm", "sdxl")),
+    "fig12": partial(trajectory, "fig12", (1, 2)),
+    "fig13": figure13,
+}
+
+
+def gather(keys: list[str], found: Found) -> list[Exhibit]:
+    """The exhibits named, or `all`, in the paper's order. Raises ValueError for one that is not here."""
+    unknown = [key for key in keys if key not in (*EXHIBITS, "all")]
+    if unknown:
+        raise ValueError(f"unknown exhibit {unknown[0]!r}: expected all, or any of {', '.join(EXHIBITS)}")
+    return [make(found) for key, make in EXHIBITS.items() if "all" in keys or key in keys]

@@ -1,0 +1,116 @@
+"""Exhibits from declared runs to files: which configurations they share, what those cost and take, what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import postdiff
+from pipelines import evaluation
+from pipelines.engine.store import Store
+from pipelines.evaluation import Point, Protocol
+from pipelines.paper import exhibit_text, exhibits, figures, significance
+from pipelines.paper.exhibits import Exhibit, Run
+from pipelines.report import document, plots, tables
+from pipelines.stages import latency
+from pipelines.stages.latency import Latency
+from postdiff.models.checkpoints import resolve
+
+if TYPE_CHECKING:
+    from postdiff.pricing import Cost
+
+Key = tuple[str, str]  # the paper's model, plan id
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one image. there: of the paper's model, None for a plan that was searched on another; here: of the model that
+    runs."""
+
+    there: Cost | None
+    here: Cost
+
+
+def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Run]:
+    return {(run.model, run.plan.id): run for exhibit in chosen for run in exhibit.runs}
+
+
+def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]:
+    """What every run costs."""
+    found: dict[Key, Price] = {}
+    for model, name in names.items():
+        keys = [key for key in runs if key[0] == model]
+        plans = [runs[key].plan for key in keys]
+        prices = postdiff.costs(plans, resolve(name))
+        shared = [key for key in keys if name == model or not runs[key].searched]
+        first = model.removesuffix(exhibits.TUNED)
+        theirs = prices if name == first else postdiff.costs([runs[key].plan for key in shared], resolve(first))
+        there = dict(zip(shared, theirs, strict=True))
+        found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
+    return found
+
+
+def points_of(options, runs: dict[Key, Run], prices: dict[Key, Price], names: dict[str, str]) -> list[Point]:
+    """Each run as a configuration under a job's `options`, in order. names: the paper's model -> the one that runs."""
+    return [
+        Point(run.plan.name, run.label, evaluation.configure(options, names[run.model], run.plan),
+              prices[key].here.macs_paper, prices[key].here.flops)
+        for key, run in runs.items()
+    ]  # fmt: skip
+
+
+def time_plans(
+    store: Store, chosen: Sequence[Exhibit], names: dict[str, str], options, gpu: bool
+) -> dict[Key, Latency]:
+    """Latencies of the timed exhibits' runs, each model's beside that model as it is."""
+    timed = [exhibit for exhibit in chosen if exhibit.timed]
+    found: dict[Key, Latency] = {}
+    for model, name in names.items():
+        plans = {run.plan.id: run.plan for run in distinct(timed).values() if run.model == model}
+        if plans:
+            first = next(exhibit for exhibit in timed if model in exhibit.models).reference(model).plan
+            among = list({first.id: first, **plans}.values())
+            of = [evaluation.configure(options, name, plan) for plan in among]
+            times = latency.kept(store, of, options.rounds, gpu)
+            found |= {(model, plan.id): took for plan, took in zip(among, times, strict=True)}
+    return found
+
+
+def write(
+    store: Store,
+    exhibit: Exhibit,
+    results: exhibit_text.Results,
+    names: dict[str, str],
+    protocol: Protocol,
+    configurations: figures.Configurations,
+) -> tuple[str, str]:
+    """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    table = exhibit_text.table(exhibit, results)
+    title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
+    of = protocol.facts()["protocol"]
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), f"n = {len(protocol.prompts)}, protocol {of}"]
+    base = f"exhibits/{exhibit.key}"
+    body = f"<h2>{escape(title)}</h2>\n"
+    drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
+    if drawn:
+        notes += [drawn.note] if drawn.note else []
+        svg = plots.as_svg(drawn.figure)
+        store.put(f"{base}.svg", svg.encode())
+        store.put(f"{base}.png", plots.as_png(drawn.figure))
+        if drawn.numbers:
+            store.put(f"{base}.points.csv", drawn.numbers.encode())
+        body += f'<div class="plots"><div>{svg}</div></div>\n'
+    told = significance.sentences(exhibit, results)
+    listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
+    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
+    store.put(f"{base}.md", markdown.encode())
+    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
+    picture = f"{exhibit.key}.png" if drawn else ""
+    store.put(f"{base}.tex", exhibit_text.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
+    folded = f"<details><summary>{len(exhibit.runs)} points</summary>{whole}</details>"
+    html = f"{body}{whole if exhibit.kind == 'table' else folded}\n<p>{escape(told)}</p>"
+    return html, markdown

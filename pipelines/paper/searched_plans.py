@@ -1,0 +1,51 @@
+"""Plans that a method must learn from the model (DiTFastAttn's schedule, CA-ToMe's share of merged tokens): searched on
+a few calibration prompts that no table is made of, and kept in the store."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from tqdm import tqdm
+
+import postdiff
+from pipelines.data import prompts, shapes
+from pipelines.engine.store import Store
+from pipelines.paper import presets
+from pipelines.stages.generation import Configuration
+from postdiff import planfile
+from postdiff.plan import Plan
+
+CALIBRATION = 8  # prompts
+
+
+def calibration_prompts(source: str, calibration: str | None) -> list[str]:
+    """The first of `calibration`, a file; else of Shapes' train split. Raises ValueError where `source` is no Shapes
+    and there is none."""
+    if calibration:
+        return [prompt.text for prompt in prompts.load_prompts(calibration, CALIBRATION)]
+    if source not in prompts.SHAPES:
+        raise ValueError(f"--prompts {source} needs --calibration, a file of other prompts ({CALIBRATION} are read)")
+    return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
+
+
+def find(table: str, of: Configuration, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
+    """{preset: plan} of a table's presets that need the model, under `of`'s model, guidance, solver, size and dtype."""
+    settings: dict[str, Any] = {"guidance": of.guidance, "solver": of.solver, "size": of.size}
+    key = sha256(json.dumps([of.weights, of.dtype, settings, *captions]).encode()).hexdigest()[:12]
+    found: dict[str, Plan] = {}
+    backbone = None
+    for name, preset in presets.PRESETS.items():
+        if not name.startswith(f"{table}.") or not preset.needs_model:
+            continue
+        file = f"plans/{name}-T{steps}-{key}.json"
+        if not store.has(file):
+            backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
+            with tqdm(total=steps, desc=name, unit="step") as bar:
+                seeds = list(range(len(captions)))
+                plan = presets.find(
+                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **settings
+                )  # fmt: skip
+            store.put(file, planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)).encode())
+        found[name] = planfile.from_json(store.get(file), file)
+    return found

@@ -1,0 +1,79 @@
+"""What the prompts can tell apart in an exhibit: changes from the model as it is, and the order of a table's rows."""
+
+from itertools import combinations
+
+from pipelines.metrics.statistics import Interval
+from pipelines.paper import exhibit_text
+from pipelines.paper.exhibit_text import Results, of
+from pipelines.paper.exhibits import TUNED, Exhibit
+from pipelines.report import tables
+from pipelines.report.tables import METRICS, Metric
+
+LISTED = 15  # names in a sentence, at the most
+
+
+def sentences(exhibit: Exhibit, results: Results) -> str:
+    """A sentence or two a metric: how many changes, and of a table how many orderings, are clear, and go the paper's
+    way; which are not resolved."""
+    parts = []
+    for metric in exhibit.metrics:
+        found = [changes(exhibit, results, metric), orderings(exhibit, results, metric)]
+        parts += [text for text in found if text]
+    return " ".join(parts)
+
+
+def is_clear(moved: Interval) -> bool:
+    """Does the interval leave out 0?"""
+    return moved.low > 0 or moved.high < 0
+
+
+def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
+    since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
+    found = {run: exhibit_text.change(exhibit, results, run, metric) for run in exhibit.runs}
+    known = {run: moved for run, moved in found.items() if moved}
+    if not known:
+        return ""
+    sure = {run: moved for run, moved in known.items() if is_clear(moved)}
+    there = {run: exhibit_text.printed_change(exhibit, run, metric) for run in sure}
+    alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
+    against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
+    text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from {since} are clear"
+    if 0 < len(sure) <= LISTED:
+        text += f" ({'; '.join(exhibit.name(run) for run in sure)})"
+    if any(there.values()):
+        text += f", {len(alike)} of them in the paper's direction"
+        text += f" (against it: {'; '.join(against)})" if against else ""
+    unresolved = [exhibit.name(run) for run in known if run not in sure]
+    if len(unresolved) > LISTED:
+        return f"{text}. The other {len(unresolved)} are not resolved."
+    return f"{text}. Not resolved: {'; '.join(unresolved) or 'none'}."
+
+
+def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
+    """Of a table: every two rows of one model against each other, all at once (Bonferroni)."""
+    if exhibit.kind != "table":
+        return ""
+    runs = [run for run in exhibit.runs if tables.measured([of(results, run).row], metric)]
+    pairs = [
+        (a, b)
+        for a, b in combinations(runs, 2)
+        if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED) and of(results, a).row is not of(results, b).row
+    ]
+    clear, agree, against = 0, 0, []
+    for a, b in pairs:
+        first, second = (of(results, run).row.interval(metric) for run in (a, b))
+        moved = tables.PAIRED[metric](first, [(1.0, second)], len(pairs))
+        if is_clear(moved):
+            clear += 1
+            printed = a.values.get(metric, 0.0) - b.values.get(metric, 0.0)
+            known = metric in a.values and metric in b.values
+            agree += known and printed * moved.value > 0
+            if known and printed * moved.value < 0:
+                lower, higher = (a, b) if moved.value < 0 else (b, a)
+                against.append(f"{exhibit.name(lower)} below {exhibit.name(higher)}")
+    if not pairs:
+        return ""
+    text = f"{METRICS[metric]} tells {clear} of {len(pairs)} pairs of rows apart"
+    text += f", {agree} of them in the paper's order" if clear else ""
+    text += f" (against it: {'; '.join(against)})" if against else ""
+    return f"{text}; the order of the other {len(pairs) - clear} is not resolved."

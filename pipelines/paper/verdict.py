@@ -1,0 +1,79 @@
+"""The paper's question, answered from what was run, beside the paper's own answer."""
+
+from collections.abc import Sequence
+
+from pipelines.metrics.statistics import Interval
+from pipelines.paper.exhibit_text import Results
+from pipelines.paper.exhibits import Exhibit
+from pipelines.report import tables
+
+LEGEND = (
+    "Plans that the paper lists for Figures 1, 4, 5 and Table 2 (of Figure 5, whose m and s it does not list, those "
+    "that a table has too), each held against fewer steps of the same model at equal FLOPs, paired; the intervals of a "
+    "model and metric hold together at 95 %, with our own plans of Figure 5. Here: the direction that a quarter of the "
+    "plans or more take clearly, if that is more than take the other. The paper: of mixed resolution sec. 2.4, which "
+    "is of SD1.5 and FID; of PostDiff sec. 3.2 and 3.3."
+)
+HEADER = (
+    "model", "cheaper by", "metric", "FLOPs saved", "plans", "clearly better", "clearly worse", "here", "the paper",
+    "agrees",
+)  # fmt: skip
+RECOMMENDED = ("fig1", "fig4", "fig5", "table2")  # where the paper answers its question; the others hold ablations too
+FEW_FLOPS = 0.4  # "e.g., reducing >60% FLOPs" is where fewer steps become "increasingly beneficial" (sec. 2.4)
+ORDER = list(tables.FAMILIES)
+SILENT = "says nothing"
+CLAIMS = {  # (cheaper by, metric, is more than that saved): what the paper finds
+    ("mixed resolution", "fid", False): "cheaper steps",  # sec. 2.4 (3)
+    ("mixed resolution", "fid", True): "fewer steps, increasingly",
+    ("PostDiff", "fid", False): "cheaper steps",  # sec. 3.2 (1): "across all FLOPs ranges"; sec. 3.3 (1)
+    ("PostDiff", "fid", True): "cheaper steps",
+    ("PostDiff", "clip", False): "comparable",  # sec. 3.2 (2)
+    ("PostDiff", "clip", True): "fewer steps, slightly",
+}
+
+
+def claim(model: str, by: str, metric: tables.Metric, few: bool) -> str:
+    """What the paper finds for plans of the family `by` that save more than 60 % (`few`) or less."""
+    if by == "mixed resolution" and model != "sd15":  # of the others it has a row of Table 2, and no word
+        return SILENT
+    return CLAIMS.get((by, metric, few), SILENT)
+
+
+def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) -> list[list[str]]:
+    """The paper's question for each model, lines under `HEADER`: its plans against fewer steps at equal FLOPs."""
+    asked = [(exhibit, run) for exhibit in chosen if exhibit.key in RECOMMENDED for run in exhibit.runs]
+    keys = list(dict.fromkeys((run.model, run.plan.id) for _, run in asked))
+    listed = {(run.model, run.plan.id) for exhibit, run in asked if exhibit.key != "fig5" or run.values}
+    told = []
+    for model, name in names.items():
+        found = {results[key].row.configuration: results[key].row for key in keys if key[0] == model}
+        counted = {results[key].row.configuration for key in listed if key[0] == model}
+        rows = sorted(found.values(), key=lambda row: row.flops)
+        dense = [row for row in rows if row.family == "fewer steps"]
+        if not dense:
+            continue
+        for metric in tables.METRICS:
+            gains = tables.gains(rows, metric) if tables.measured(rows, metric) else {}
+            groups: dict[tuple[str, bool], list[Interval]] = {}
+            for row in rows:
+                if row.configuration in gains and row.configuration in counted:
+                    few = row.flops < FEW_FLOPS * dense[-1].flops
+                    groups.setdefault((row.family, few), []).append(gains[row.configuration])
+            for (by, few), own in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
+                better, worse = tables.clear(own, metric)
+                here, there = tables.verdict(better, worse, len(own)), claim(model, by, metric, few)
+                saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
+                counts = [str(count) for count in (len(own), better, worse)]
+                told.append([f"{name} ({model})", by, tables.METRICS[metric], saved, *counts, here, there,
+                              agrees(here, there)])  # fmt: skip
+    return told
+
+
+def agrees(here: str, there: str) -> str:
+    """Of verdicts: yes, no, or open; – where the paper says nothing. Plans that cannot be told apart may be comparable,
+    or too few were drawn."""
+    if there == SILENT:
+        return "–"
+    if there == "comparable":
+        return {tables.OPEN: "not contradicted", tables.CHEAPER: "better"}.get(here, "no")
+    return "open" if here == tables.OPEN else "yes" if there.startswith(here) else "no"

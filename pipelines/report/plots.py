@@ -1,0 +1,272 @@
+"""The pictures: the only file that imports matplotlib."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from pipelines.metrics.statistics import Interval
+from pipelines.paper import exhibit_text
+from pipelines.paper.exhibits import Exhibit
+from pipelines.report.tables import FAMILIES, Metric, Row, front
+from postdiff.plan import Plan
+
+if TYPE_CHECKING:
+    from pipelines.paper.analysis import Profile
+
+mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
+MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
+STYLE = dict(zip(FAMILIES, MARKS, strict=True))
+AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
+
+
+def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
+    """Quality against FLOPs with 95 % intervals; the fewer-step curve and the front are lines."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for family, (colour, marker) in STYLE.items():
+        own = sorted((row for row in rows if row.family == family), key=lambda r: r.flops)
+        if not own:
+            continue
+        x = [row.flops / 1e9 for row in own]
+        intervals = [row.interval(metric) for row in own]
+        y = [interval.value for interval in intervals]
+        spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        axes.errorbar(x, y, spread, fmt=marker, ms=5, color=colour, ecolor=colour + "55", elinewidth=1, label=family)
+        if family == "fewer steps":
+            axes.plot(x, y, "-", color=colour, lw=1, alpha=0.6)
+            for row, px, py in zip(own, x, y, strict=True):
+                axes.annotate(f"{row.steps}", (px, py), (0, 7), textcoords="offset points", ha="center", size=7)
+    best = front(rows, metric)
+    axes.plot(
+        [r.flops / 1e9 for r in best],
+        [r.interval(metric).value for r in best],
+        "-",
+        color="#bbbbbb",
+        lw=5,
+        alpha=0.5,
+        zorder=0,
+        label="front",
+    )
+    axes.set(xlabel="GFLOPs an image", ylabel=AXES[metric], title=title)
+    _plain(axes)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
+    return figure
+
+
+def profile_plot(profile: Profile, title: str) -> plt.Figure:
+    """Fig. 7: (a) relative L1 distance between consecutive steps by block, (b) L2 distance by type of layer."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(profile.blocks)))
+    for (name, values), colour in zip(profile.blocks.items(), colours, strict=True):
+        left.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, lw=1.2, color=colour, label=name)
+    for name, values in profile.layers.items():
+        right.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, lw=1.5, label=name)
+    left.set(title="(a) blocks", ylabel="relative L1 distance to the step before")
+    right.set(title="(b) types of layers", ylabel="L2 distance to the step before (RMS)")
+    for axes in (left, right):
+        axes.set(xlabel="step", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _plain(axes)
+    for axes, columns in ((left, 3), (right, 2)):
+        axes.legend(frameon=False, fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    figure.suptitle(f"{title}, n = {profile.n}", fontsize=10)
+    return figure
+
+
+Watched = tuple[
+    str, Plan, Sequence[np.ndarray], Sequence[float] | np.ndarray
+]  # label, plan, image a step, CLIP score a step
+
+
+def trajectory_plot(groups: Mapping[str, Sequence[Watched]], title: str) -> plt.Figure:
+    """Fig. 3, 12: what each step predicts: a group a prompt, a row a plan. Frames: green at low resolution, orange at
+    full."""
+    columns = max(len(plan) for rows in groups.values() for _, plan, _, _ in rows)
+    heights = [0.9 * len(rows) + 0.4 for rows in groups.values()]
+    figure = plt.figure(figsize=(0.72 * columns + 1, sum(heights) + 0.3), layout="constrained")
+    parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (caption, rows) in zip(parts, groups.items(), strict=True):
+        grid = part.subplots(len(rows), columns, squeeze=False)
+        for at, (line, (label, plan, images, scores)) in enumerate(zip(grid, rows, strict=True), 1):
+            for axes in line[len(plan) :]:
+                axes.axis("off")
+            for i, (axes, step, image, score) in enumerate(zip(line, plan.steps, images, scores, strict=False)):
+                axes.imshow(image)
+                axes.set_title(f"{score:.1f}", size=7, pad=2)
+                axes.set(xticks=[], yticks=[], xlabel=f"{i}" if at == len(rows) else "")
+                axes.xaxis.label.set_size(7)
+                for spine in axes.spines.values():
+                    spine.set(color="#ff7f0e" if step.scale == 1 else "#2ca02c", linewidth=2)
+            line[0].set_ylabel(label, size=8)
+        part.suptitle(caption, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def gallery_plot(panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[np.ndarray]]]]]) -> plt.Figure:
+    """Fig. 6, 11, 13: images, a panel a model (its title, prompts, rows of (label, an image a prompt))."""
+    columns = max(len(prompts) for _, prompts, _ in panels)
+    heights = [1.3 * len(rows) + 0.8 for _, _, rows in panels]
+    figure = plt.figure(figsize=(1.3 * columns + 1.4, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (title, prompts, rows) in zip(parts, panels, strict=True):
+        grid = part.subplots(len(rows), columns, squeeze=False)
+        for at, (line, (label, images)) in enumerate(zip(grid, rows, strict=True)):
+            for axes in line[len(images) :]:
+                axes.axis("off")
+            for axes, image, prompt in zip(line, images, prompts, strict=False):
+                axes.imshow(image)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if at == 0:
+                    short = textwrap.wrap(prompt, 22, max_lines=3, placeholder=" ...")
+                    axes.set_title("\n".join(short), size=6, pad=3)
+            line[0].set_ylabel(label, size=7, rotation=0, ha="right", va="center")
+        part.suptitle(title, fontsize=9)
+    return figure
+
+
+def exhibit_plot(
+    exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[str, str], metrics: Sequence[Metric]
+) -> plt.Figure:
+    """Fig. 4, 5, 8: quality against cost, a panel a model and metric, a curve a series; 95 % intervals faint.
+
+    names: the paper's model -> the one that was run. Cost is the paper's "FLOPs" (MACs without attention products).
+    """
+    panels = [(model, metric) for model in exhibit.models for metric in metrics]
+    columns = min(len(panels), 2)
+    figure, grid = plt.subplots(
+        -(-len(panels) // columns), columns, figsize=(5.4 * columns, 4.1 * -(-len(panels) // columns)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axes, (model, metric) in zip(grid.flat, panels, strict=True):
+        own = [run for run in exhibit.runs if run.model == model]
+        curves = list(dict.fromkeys(run.curve for run in own))
+        colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
+        if len(curves) > len(colours):
+            colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
+        unit, scale = _unit([exhibit_text.of(results, run).row for run in own])
+        for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
+            points = sorted(
+                (run for run in own if run.curve == curve), key=lambda r: exhibit_text.of(results, r).row.macs_paper
+            )
+            rows = [exhibit_text.of(results, run).row for run in points]
+            x, y = _errorbars(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
+            if len(curves) > 4 and curve not in (curves[0], curves[-1]):  # of many curves the outer ones alone
+                continue
+            for i, (run, px, py) in enumerate(zip(points, x, y, strict=True)):
+                below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
+                axes.annotate(run.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
+        axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
+        _plain(axes)
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.axis("off")
+    return figure
+
+
+def plane_plot(exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[str, str]) -> plt.Figure:
+    """Fig. 1: FID against cost of all models at once. "-PD": the model under PostDiff, joined to the model as it is."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
+    unit, scale = _unit([exhibit_text.of(results, run).row for run in exhibit.runs])
+    for i, (model, (colour, mark)) in enumerate(zip(exhibit.models, MARKS[1:], strict=False)):
+        own = [run for run in exhibit.runs if run.model == model]
+        dense = sorted((run for run in own if run.curve != "PostDiff"), key=lambda r: len(r.plan))
+        ours = [run for run in own if run.curve == "PostDiff"]
+        (x, y), (px, py) = (
+            _errorbars(axes, [exhibit_text.of(results, run).row for run in part], "fid", scale, color=colour, **style)
+            for part, style in (
+                (dense, {"fmt": f"{mark}-", "label": f"{model}: {names[model]}"}),
+                (ours, {"fmt": "*", "ms": 13}),
+            )
+        )
+        words = {"textcoords": "offset points", "ha": "center", "color": colour}
+        for run, at, value in zip(dense, x, y, strict=True):
+            axes.annotate(run.label, (at, value), (0, -11 if i % 2 else 7), size=6, **words)
+        for at, value in zip(px, py, strict=True):
+            arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
+            axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
+            axes.annotate(f"{model}-PD", (at, value), (0, -15 if i % 2 else 9), size=8, **words)
+    axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES["fid"])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=7)
+    _plain(axes)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(exhibit.models))
+    return figure
+
+
+def _unit(rows: Sequence[Row]) -> tuple[str, float]:
+    """What a cost axis counts in."""
+    return ("T MACs", 1e12) if max(row.macs_paper for row in rows) >= 1e12 else ("GMACs", 1e9)
+
+
+def _errorbars(axes, rows: Sequence[Row], metric: Metric, scale: float, **style) -> tuple[list[float], list[float]]:
+    """Points with faint 95 % intervals; returns where they are."""
+    intervals = [row.interval(metric) for row in rows]
+    x, y = [row.macs_paper / scale for row in rows], [interval.value for interval in intervals]
+    spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    axes.errorbar(x, y, spread, **{"ms": 5, "lw": 1.2, "elinewidth": 0.6, **style})
+    for bar in axes.containers[-1][2]:
+        bar.set_alpha(0.25)
+    return x, y
+
+
+def _plain(axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> plt.Figure:
+    """Fig. 9: CLIP score against s, a curve a set of prompts: {its name: [(s, interval), ...]}."""
+    figure, axes = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for (name, points), (colour, mark) in zip(curves.items(), MARKS, strict=False):
+        x, intervals = [s for s, _ in points], [interval for _, interval in points]
+        spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        y = [i.value for i in intervals]
+        axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=0.6, capsize=2, label=name)
+    axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=AXES["clip"], title=title)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: str, title: str) -> plt.Figure:
+    """Scores of plans against the prompts that they were scored on, a line a plan, until it was dropped."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    ends = sorted({interval.n for curve in curves.values() for interval in curve})
+    for id, curve in curves.items():
+        x, y = [interval.n for interval in curve], [interval.value for interval in curve]
+        own = {"color": "#d62728", "lw": 2.2, "zorder": 3, "label": "chosen"} if id == chosen else {"color": "#8888"}
+        axes.plot(x, y, "o-", **{"ms": 3, "lw": 0.8, **own})
+        axes.plot(x[-1:], y[-1:], "x" if x[-1] < ends[-1] else "o", ms=5, color=own["color"])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ends, [str(n) for n in ends])
+    axes.minorticks_off()
+    axes.set(xlabel="prompts (a cross: dropped there)", ylabel=metric, title=title)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def as_svg(figure: plt.Figure) -> str:
+    """The figure as an <svg> element, the same bytes for the same figure."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "postdiff"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def as_png(figure: plt.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

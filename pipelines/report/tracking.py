@@ -1,0 +1,105 @@
+"""Weights & Biases: a mirror of committed results, never the record. The only file that imports wandb.
+
+One run a configuration, one group a sweep, and a run with the summary table. A configuration is logged once: its
+marker in the store is written after its run is finished. Offline runs are kept in the store: `wandb sync
+STORE/wandb-offline/wandb/offline-run-*` uploads them.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+
+from PIL import Image
+
+from pipelines.engine.store import Store
+from pipelines.report.tables import Row
+
+
+def log(
+    store: Store,
+    sweep: str,
+    protocol: dict[str, str],
+    rows: Sequence[Row],
+    specs: dict[str, dict],
+    pictures: dict[str, bytes],
+    project: str = "postdiff",
+) -> int:
+    """Log what is not logged yet; returns the number of runs made. Offline unless WANDB_MODE says otherwise.
+
+    A failure is printed and goes no further: results are in the store, and the next run of the sweep tries again.
+
+    Args:
+        protocol: prompts and scoring networks; with `sweep` it names the group, so that two protocols never share one.
+        specs: configuration id -> what it is, the run's config.
+        pictures: name -> PNG, logged with the summary.
+    """
+    mode = os.environ.setdefault("WANDB_MODE", "offline")
+    if mode == "disabled":
+        return 0
+    os.environ.setdefault("WANDB_SILENT", "true")
+    digest = sha256(json.dumps([sweep, protocol]).encode()).hexdigest()[:8]
+    group = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep)}-{digest}"
+    runs = [(row.configuration, row.label, {**specs[row.configuration], **protocol}) for row in rows]
+    by_id = {row.configuration: row for row in rows}
+    # The summary's id holds the grid: a larger one gets a summary of its own.
+    whole = f"summary-{sha256(''.join(sorted(by_id)).encode()).hexdigest()[:8]}"
+    made = 0
+    try:
+        import wandb
+
+        folder = Path(store.root) / "wandb-offline" if store.is_local else Path(mkdtemp(prefix="wandb-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        done = store.names("wandb")
+        for id, name, config in [*runs, (whole, "summary", protocol)]:
+            marker = f"wandb/{mode}/{group}/{id}.json"  # what is logged offline only may go online later
+            if marker in done:
+                continue
+            kind = "configuration" if id in by_id else "summary"
+            run = wandb.init(
+                project=project,
+                group=group,
+                id=f"{group}-{id}",
+                name=name,
+                job_type=kind,
+                config=config,
+                dir=str(folder),
+            )
+            if id in by_id:
+                run.summary.update(_numbers(by_id[id]))
+            else:
+                _log_summary(run, rows, pictures)
+            run.finish()
+            if mode == "offline" and not store.is_local:  # a job's own disk goes away with the job
+                for file in (file for file in folder.rglob("*") if file.is_file()):
+                    store.put(f"wandb-offline/{file.relative_to(folder)}", file.read_bytes())
+                rmtree(folder / "wandb")
+            store.put(marker, json.dumps({"run": run.id}).encode())
+            made += 1
+    except Exception as error:  # wandb raises what it likes: no login, no network, a full disk
+        print(f"warning: not all is logged to W&B: {error!r}", file=sys.stderr)
+    return made
+
+
+def _log_summary(run, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
+    import wandb
+
+    lines = [{"configuration": row.label, **_numbers(row)} for row in rows]
+    columns = list(lines[0])
+    run.log({"configurations": wandb.Table(columns=columns, data=[[line.get(c) for c in columns] for line in lines])})
+    for name, png in pictures.items():
+        run.log({name: wandb.Image(Image.open(io.BytesIO(png), formats=("PNG",)))})
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    numbers = {"steps": row.steps, "macs_paper": row.macs_paper, "flops": row.flops, "seconds": row.seconds}
+    for name, interval in (("fid", row.fid), ("clip_score", row.clip)):
+        if interval:
+            numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {**numbers, "n": row.clip.n}

@@ -1,0 +1,1 @@
+"""The units of work: embeddings, images, features, scores, latencies, trajectories."""

@@ -1,0 +1,103 @@
+"""Text embeddings of a shard of prompts: made once a sweep, and shared by all of its configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import postdiff
+from pipelines.engine import records
+from pipelines.engine.cluster import Unit
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import shard_name
+from postdiff.plan import PIXELS
+
+if TYPE_CHECKING:
+    import torch
+
+    from postdiff.models.families import Text
+    from postdiff.text import Embeddings
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    backbone: str
+    dtype: str
+    batch_size: int
+    prompts: tuple[Prompt, ...]
+
+
+def name(weights: str, dtype: str, batch_size: int, shard: int, shards: int) -> str:
+    """Where the embeddings of a shard are kept: named by all that changes their bits."""
+    key = sha256(json.dumps([weights, dtype, batch_size, PIXELS]).encode()).hexdigest()[:12]
+    return shard_name(f"text/{key}", shard, shards)
+
+
+def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
+    tasks = [
+        Task(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
+        for i, shard in enumerate(shards)
+    ]
+    return [Unit(task.name, f"text {backbone} {dtype}", 0.01 * len(task.prompts), task) for task in tasks]
+
+
+def make(backbone: postdiff.Backbone, task: Task) -> bytes:
+    """The embeddings of the task's prompts as a Parquet file (records.TEXT)."""
+    made = postdiff.encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
+    return to_bytes(made, [prompt.id for prompt in task.prompts])
+
+
+def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:
+    """A Parquet file (records.TEXT), one row a tensor of a prompt. What a mask hides is left out."""
+    import torch
+
+    columns: dict[str, list] = {column: [] for column in records.TEXT.names}
+    halves = [("uncond", embeddings.uncond, [""] * len(embeddings.uncond.get("text", ())))]
+    for half, text, prompts in [*halves, ("cond", embeddings.cond, list(ids))]:
+        for i, prompt in enumerate(prompts):
+            for tensor, rows in text.items():
+                value = rows[i]
+                if tensor == "text" and "mask" in text:
+                    value = value[: int(text["mask"][i].sum())]
+                flat = value.cpu().contiguous()
+                columns["prompt_id"].append(prompt)
+                columns["half"].append(half)
+                columns["tensor"].append(tensor)
+                columns["dtype"].append(str(flat.dtype).removeprefix("torch."))
+                columns["shape"].append(list(flat.shape))
+                columns["data"].append(flat.view(torch.uint8).numpy().tobytes())
+    return records.to_parquet(records.TEXT, columns)
+
+
+def from_bytes(data: bytes, ids: Sequence[str]) -> Embeddings:
+    """The embeddings as they were; zeros where a mask hides. Raises ValueError if they are not of the prompts `ids`."""
+    import torch
+
+    from postdiff.text import Embeddings
+
+    found: dict[str, dict[str, list[torch.Tensor]]] = {"uncond": {}, "cond": {}}
+    of = []
+    for row in records.from_parquet(data).to_pylist():
+        if row["half"] == "cond" and row["tensor"] == "text":
+            of.append(row["prompt_id"])
+        raw = torch.from_numpy(np.frombuffer(row["data"], np.uint8).copy())
+        value = raw.view(getattr(torch, row["dtype"])).reshape(row["shape"])
+        found[row["half"]].setdefault(row["tensor"], []).append(value)
+    if of != list(ids):
+        raise ValueError(f"embeddings must be of prompts {list(ids)[:3]} ..., got {of[:3]} ...")
+    return Embeddings(*(_stack(found[half]) for half in ("cond", "uncond")))
+
+
+def _stack(tensors: dict[str, list[torch.Tensor]]) -> Text:
+    import torch
+
+    if "mask" in tensors:
+        length = len(tensors["mask"][0])
+        tensors["text"] = [torch.cat([v, v.new_zeros(length - len(v), v.shape[1])]) for v in tensors["text"]]
+    return {name: torch.stack(values) for name, values in tensors.items()}

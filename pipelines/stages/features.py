@@ -1,0 +1,169 @@
+"""Features of stored images, of prompts, and of reference images: units of work downstream of the images."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from pipelines.data import images, shapes
+from pipelines.engine import records
+from pipelines.engine.cluster import Unit
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import Store, shard_name
+from pipelines.metrics.encoders import INCEPTION_URL, ClipEncoder, InceptionEncoder, clip_folder, fingerprint
+from postdiff.models.checkpoints import digest_of
+
+BATCH = 50
+_SHAPES = re.compile(r"val/\d+")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Encode `of` with `encoder` and commit the result as `name`.
+
+    of: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
+    """
+
+    name: str
+    encoder: str
+    of: str | tuple[Prompt, ...] | tuple[str, ...]
+
+
+def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
+    """`mini-clip`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception (.pt)."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
+
+
+def check_encoder(name: str) -> None:
+    """Raise ValueError, in one line, if `make_encoder` could make nothing of `name`. Reads no weights.
+
+    A TorchScript file is a zip archive of code and data; of a CLIP folder open_clip needs its config and weights.
+    """
+    fingerprint(name)  # raises if there is no such file, folder or pretrained model
+    if not name.endswith(".pt"):
+        where = clip_folder(name)
+        if where and not (where / "open_clip_config.json").is_file():
+            raise ValueError(f"a CLIP folder must hold open_clip_config.json, {name!r} does not")
+        if where and not any(where.glob("*.safetensors")):
+            raise ValueError(f"a CLIP folder must hold its weights as .safetensors, {name!r} does not")
+        return
+    try:
+        with ZipFile(name) as archive:
+            code = [entry for entry in archive.namelist() if "/code/" in entry and entry.endswith(".py")]
+            texts = [archive.read(entry) for entry in code]
+    except BadZipFile:
+        texts = []
+    if not any(b"layers" in text for text in texts):
+        raise ValueError(f"{name!r} must be a TorchScript file with `layers`, as {INCEPTION_URL}")
+
+
+def folder(encoder: str, of: str) -> str:
+    """Where the features of `of` are kept. `encoder` is named by its weights: another file makes other features."""
+    return f"features/{fingerprint(encoder)}/{of}"
+
+
+def image_units(encoder: str, image_names: Sequence[str]) -> list[Unit]:
+    """One unit a committed shard of images, named after it."""
+    named = [(name.replace("images/", folder(encoder, ""), 1), name) for name in image_names]
+    return [Unit(name, encoder, 1, Task(name, encoder, source)) for name, source in named]
+
+
+def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
+    return _numbered(encoder, folder(encoder, "prompts"), shards)
+
+
+def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> list[Unit]:
+    """`keys`: all `val/INDEX` of Shapes, or all paths of image files that every worker can read."""
+    shards = [tuple(keys[i : i + per_shard]) for i in range(0, len(keys), per_shard)]
+    return _numbered(encoder, folder(encoder, reference_name(keys)), shards)
+
+
+def reference_files(folder: Path, chosen: Sequence[Path] | None = None) -> tuple[list[str], str]:
+    """The absolute paths of all images of a folder, or of those `chosen` from it, and one line that says what is used.
+
+    Each is read whole, since a broken one would be met hours from now.
+
+    Raises: ValueError if there are fewer than 2, or naming the first that cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--reference must be a folder of at least 2 images, got {str(folder)!r}, which is no folder")
+    found, left_out = images.find(folder)
+    files = [file.absolute() for file in (found if chosen is None else chosen)]
+    if len(files) < len(found):
+        left_out["images that no prompt is of"] = len(found) - len(files)
+    if len(files) < 2:
+        told = images.counted(left_out) or "nothing"
+        raise ValueError(
+            f"--reference must be a folder of at least 2 images, got {len(files)} in {str(folder)!r}, left out: {told}"
+        )
+    return list(map(str, files)), images.describe(str(folder), images.examine(files, "reference images"), left_out)
+
+
+def reference_name(keys: Sequence[str]) -> str:
+    """Names a reference set by all that its features depend on, so that two of them never mix in one store.
+
+    Files count by their bytes and the version of their reader, wherever they are and however they are called; scenes
+    of Shapes by their numbers, the program that draws them, and the first picture.
+
+    Raises: ValueError if a file cannot be read as an image.
+    """
+    if _SHAPES.fullmatch(keys[0]):
+        source = Path(shapes.__file__)
+        stat = source.stat()
+        facts = [json.dumps(list(keys)).encode(), digest_of(source, stat.st_size, stat.st_mtime_ns)]
+        facts.append(reference_image(keys[0]).tobytes())
+    else:
+        found = images.examine([Path(key) for key in keys], "reference images")
+        facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in found)]
+    return f"reference-{sha256(b''.join(facts)).hexdigest()[:12]}"
+
+
+def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
+    named = [(shard_name(where, i, len(shards)), shard) for i, shard in enumerate(shards)]
+    return [Unit(name, encoder, 1, Task(name, encoder, shard)) for name, shard in named]
+
+
+def reference_image(key: str) -> np.ndarray:
+    """uint8 [H, W, 3] of `val/INDEX` (Shapes) or of an image file."""
+    if _SHAPES.fullmatch(key):
+        return shapes.render(shapes.scene("val", int(key[4:])))
+    return np.asarray(images.open_file(Path(key)).rgb)
+
+
+class Extractor:
+    """A worker's handler: keeps one encoder loaded, commits one file a task."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.loaded: dict[str, ClipEncoder | InceptionEncoder] = {}
+
+    def __call__(self, task: Task) -> None:
+        if task.encoder not in self.loaded:
+            self.loaded = {task.encoder: make_encoder(task.encoder)}  # the other one is freed
+        encoder = self.loaded[task.encoder]
+        if isinstance(task.of, str):
+            table = records.from_parquet(self.store.get(task.of), ["prompt_id", "image"])
+            ids = table["prompt_id"].to_pylist()
+            pictures = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
+            features = _batched(encoder.images, pictures)
+        elif isinstance(task.of[0], Prompt):
+            if not isinstance(encoder, ClipEncoder):
+                raise ValueError(f"{task.encoder} encodes images only, not prompts")
+            ids = [prompt.id for prompt in task.of]
+            features = _batched(encoder.texts, [prompt.text for prompt in task.of])
+        else:
+            ids = list(task.of)
+            features = _batched(encoder.images, [reference_image(key) for key in task.of])
+        self.store.put(task.name, records.feature_rows(ids, features))
+
+
+def _batched(encode: Callable, items: Sequence) -> np.ndarray:
+    return np.concatenate([encode(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])

@@ -1,0 +1,161 @@
+"""Images of a configuration for a shard of prompts: the unit of work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+import postdiff
+from pipelines.data import prompts as prompting
+from pipelines.engine import records
+from pipelines.engine.cluster import Unit
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import Store, shard_name
+from pipelines.stages import embeddings
+from postdiff.arguments import DTYPES, one_of
+from postdiff.models.checkpoints import fingerprint, resolve, settle
+from postdiff.models.families import adapt
+from postdiff.plan import PIXELS, Plan
+
+if TYPE_CHECKING:
+    from postdiff.text import Embeddings
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that changes pixels but prompt and seed. `backbone` is what `postdiff.load` takes."""
+
+    backbone: str
+    weights: str  # fingerprint of the checkpoint
+    plan: Plan
+    guidance: float
+    solver: str
+    size: int
+    batch_size: int
+    dtype: str = "float32"
+    sampler: int = PIXELS
+
+    @cached_property
+    def id(self) -> str:
+        value = {**asdict(self), "plan": self.plan.id}
+        del value["backbone"]  # two names of one checkpoint make the same pixels
+        return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def configure(
+    backbone: str,
+    plan: Plan,
+    guidance: float | None = None,
+    solver: str | None = None,
+    batch_size: int = 8,
+    dtype: str | None = None,
+) -> Configuration:
+    """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range.
+
+    dtype: float16 for checkpoints of the hub, float32 for folders: what a configuration is must not depend on the
+    machine that plans it.
+    """
+    spec = resolve(backbone)
+    plan = adapt(plan, spec.family)
+    guidance, solver, size = settle(spec, guidance, solver, None)
+    dtype = dtype or ("float16" if spec.revision else "float32")
+    if batch_size < 1:
+        raise ValueError(f"batch size must be 1 or more, got {batch_size}")
+    one_of("dtype", dtype, DTYPES)
+    return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size, dtype)
+
+
+@dataclass(frozen=True)
+class Task:
+    """text: the name of the prompts' embeddings in the store."""
+
+    name: str
+    configuration: Configuration
+    prompts: tuple[Prompt, ...]
+    text: str
+
+
+def units(
+    configurations: Sequence[Configuration], shards: Sequence[tuple[Prompt, ...]], costs_per_image: Sequence[float]
+) -> list[Unit]:
+    """One unit a configuration and shard, and before them one a shard for the embeddings that they share.
+
+    costs_per_image: relative, one a configuration; they order the units and feed the progress bar.
+    """
+    n, found = len(shards), []
+    texts: dict[tuple, list[Unit]] = {}
+    for of, cost in zip(configurations, costs_per_image, strict=True):
+        key = of.weights, of.dtype, of.batch_size  # two names of one checkpoint share them
+        if key not in texts:
+            texts[key] = embeddings.units(of.backbone, *key, shards)
+        for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
+            task = Task(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
+            found.append(Unit(task.name, f"{of.backbone} {of.dtype}", cost * len(shard), task, (text.name,)))
+    return [*chain.from_iterable(texts.values()), *found]
+
+
+class Generator:
+    """A worker's handler: keeps a text encoder or a denoiser loaded, never both; commits one file a task."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
+
+    def __call__(self, task: Task | embeddings.Task) -> None:
+        if isinstance(task, embeddings.Task):
+            self.store.put(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
+            return
+        of = task.configuration
+        text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
+        backbone = self._load(of.backbone, of.dtype, "denoiser")
+        self.store.put(task.name, generate(backbone, of, task.prompts, text))
+
+    def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
+        wanted = backbone, dtype, parts
+        if self.loaded is None or self.loaded[0] != wanted:
+            self.loaded = None  # free the old one first
+            self.loaded = wanted, postdiff.load(backbone, dtype=dtype, parts=parts)
+        return self.loaded[1]
+
+
+def generate(
+    backbone: postdiff.Backbone,
+    configuration: Configuration,
+    prompts: Sequence[Prompt],
+    text: Embeddings | None = None,
+) -> bytes:
+    """The images of `prompts` as a Parquet file (records.IMAGES). Without `text` the prompts are encoded here."""
+    seeds = [prompting.seed(prompt) for prompt in prompts]
+    images, seconds = [], []
+    for start in range(0, len(prompts), configuration.batch_size):
+        batch = slice(start, start + configuration.batch_size)
+        began = time.perf_counter()
+        made = postdiff.sample(
+            backbone,
+            [prompt.text for prompt in prompts[batch]],
+            seeds[batch],
+            configuration.plan,
+            guidance=configuration.guidance,
+            solver=configuration.solver,
+            size=configuration.size,
+            batch_size=configuration.batch_size,
+            embeddings=None if text is None else text.rows(batch),
+        )
+        seconds += [(time.perf_counter() - began) / len(made)] * len(made)
+        images += [records.encode_image(image) for image in made]
+    columns: dict[str, Sequence] = {
+        "prompt_id": [prompt.id for prompt in prompts],
+        "prompt": [prompt.text for prompt in prompts],
+        "seed": seeds,
+        "configuration": [configuration.id] * len(prompts),
+        "plan": [configuration.plan.id] * len(prompts),
+        "image": [{"bytes": data, "path": f"{i}.webp"} for i, data in enumerate(images)],
+        "seconds": seconds,
+    }
+    return records.to_parquet(records.IMAGES, columns)

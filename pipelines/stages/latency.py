@@ -1,0 +1,172 @@
+"""Seconds an image of plans side by side: in a process of its own, before anything else runs, the plans alternating."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+import postdiff
+from pipelines.engine.provenance import machine
+from pipelines.engine.store import Store
+from pipelines.stages.generation import Configuration
+from postdiff.terminal import one_line
+
+if TYPE_CHECKING:
+    from postdiff.text import Embeddings
+
+FORMAT = 3  # of what is kept
+WARM_UP = 3  # rounds that do not count, of a GPU; of a CPU one
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one image alone, from noise to pixels, text encoded before. speedup: the first plan's seconds over this
+    one's, the median of `n` rounds; p50, p90: seconds.
+
+    denoise, decode, encode: medians of the stages in seconds, the last of one prompt. memory: GiB at the peak of a
+    GPU's, None on a CPU. machine: what it was measured on, in words.
+    """
+
+    p50: float
+    p90: float
+    speedup: float
+    n: int
+    denoise: float
+    decode: float
+    encode: float
+    memory: float | None
+    machine: str
+
+
+def measure(of: Sequence[Configuration], rounds: int = 7, gpu: bool = False) -> list[Latency]:
+    """Time configurations of one backbone, one image each: after rounds to warm up, `rounds` of all, alternating.
+
+    gpu: in a process that Ray gives a GPU of its own, waiting for a cluster to bring one up; else on this machine.
+
+    Raises: ValueError if there are fewer than 3 rounds.
+    """
+    check_rounds(rounds)
+    return _alone(gpu, _measure, list(of), rounds)
+
+
+def kept(store: Store, of: Sequence[Configuration], rounds: int, gpu: bool = False) -> list[Latency]:
+    """As `measure`, but once a machine, torch and list of configurations: what the store holds is read."""
+    here = _alone(gpu, machine) if gpu else machine()
+    key = [FORMAT, of[0].backbone, here, rounds, *(one.id for one in of)]
+    file = f"latency/{sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
+    if not store.has(file):
+        times = [asdict(took) for took in measure(of, rounds, gpu)]
+        plans = [one.plan.id for one in of]
+        told = {"backbone": of[0].backbone, "machine": here, "rounds": rounds, "plans": plans, "times": times}
+        store.put(file, json.dumps(told, indent=2).encode())
+    return read(store, file)[1]
+
+
+def read(store: Store, file: str) -> tuple[dict, list[Latency]]:
+    """What `kept` wrote, and the latencies in it. Raises ValueError, naming the file, if it is something else."""
+    told = store.json(file)
+    try:
+        times = [Latency(**took) for took in told["times"]]
+        seconds = [x for took in times for x in (took.p50, took.p90, took.speedup, took.denoise, took.decode)]
+        if not all(isinstance(x, int | float) for x in seconds) or len(times) != len(told["plans"]):
+            raise TypeError("expected seconds, a number a plan")
+        return {**told, "backbone": str(told["backbone"]), "machine": str(told["machine"])}, times
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{store.shown}/{file} must hold latencies that a job wrote, got {one_line(repr(error))}; deleted, "
+            "they are measured again"
+        ) from None
+
+
+def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
+    """{backbone: (machine, {plan id: seconds an image, p50})} of all that the store keeps: where several machines were
+    timed, the one with most plans."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for file in sorted(store.names("latency")):
+        if "plans" in store.json(file):  # not of an older format
+            told, times = read(store, file)
+            seconds = {plan: took.p50 for plan, took in zip(told["plans"], times, strict=True)}
+            found.setdefault((told["backbone"], told["machine"]), {}).update(seconds)
+    best = sorted(found.items(), key=lambda item: len(item[1]))
+    return {backbone: (where, seconds) for (backbone, where), seconds in best}
+
+
+def _alone(gpu: bool, function: Callable, *args):
+    """`function(*args)` in a process of its own: on a GPU of the cluster that nothing else is given (the jobs measure
+    before they generate), or on this machine."""
+    if gpu:
+        from pipelines.engine import workers
+
+        return workers.alone(function, *args)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def check_rounds(rounds: int) -> None:
+    if rounds < 3:
+        raise ValueError(f"rounds must be 3 or more (a median of fewer says little), got {rounds}")
+
+
+def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    backbone = postdiff.load(of[0].backbone, dtype=of[0].dtype)
+    gpu = torch.cuda.is_available()
+    warm_up = WARM_UP if gpu else 1
+    encode, memory = [], np.zeros((warm_up + rounds, len(of)))
+    stages = np.empty((warm_up + rounds, len(of), 2))  # denoise, decode
+    for i in tqdm(range(warm_up + rounds), desc="latency", unit="round"):
+        began = _now()
+        embeddings = postdiff.encode(backbone, ["a big red star on snow"], 1)
+        encode.append(_now() - began)
+        for at, one in enumerate(of):
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
+            stages[i, at] = _draw(backbone, embeddings, one)
+            memory[i, at] = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0
+    peaks = [float(x) if gpu else None for x in memory[warm_up:].max(0)]
+    return summarise(stages[warm_up:], float(np.median(encode[warm_up:])), peaks, machine())
+
+
+def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration) -> tuple[float, float]:
+    """Seconds of denoising and of decoding."""
+    from postdiff import sampling
+
+    text = embeddings.batch(0, 1, of.plan.needs_both_texts)
+    state = sampling.begin(backbone, text, [0], of.plan, of.solver, of.size)
+    began = _now()
+    latents = sampling.denoise(backbone, state, of.plan, of.guidance, of.size)
+    denoised = _now()
+    sampling.decode(backbone, latents)
+    return denoised - began, _now() - denoised
+
+
+def _now() -> float:
+    """Seconds, once the GPU has done all that it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def summarise(stages: np.ndarray, encode: float, peaks: Sequence[float | None], where: str) -> list[Latency]:
+    """stages: seconds of denoising and decoding [rounds, plans, 2] -> one Latency a plan."""
+    seconds = stages.sum(2)
+    speedups = np.median(seconds[:, :1] / seconds, axis=0)
+    p50, p90 = np.percentile(seconds, (50, 90), axis=0)
+    columns = zip(p50, p90, speedups, *np.median(stages, axis=0).T, peaks, strict=True)
+    return [
+        Latency(float(a), float(b), float(ratio), len(seconds), float(denoise), float(decode), encode, peak, where)
+        for a, b, ratio, denoise, decode, peak in columns
+    ]

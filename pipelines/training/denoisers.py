@@ -1,0 +1,269 @@
+"""Training of the denoisers on Shapes' latents. All but mini-SD start from it, or learn its output."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+
+from pipelines.training.encoders import TextTeacher
+from pipelines.training.loop import (
+    N_LATENTS,
+    N_TRAIN,
+    Trainer,
+    conditioned_latents,
+    data,
+    latents,
+    load_ema,
+    mini,
+    scaling_factor,
+    tokenise,
+)
+from postdiff.models.families import guidance_embedding
+
+ALPHAS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+
+
+@dataclass
+class Batch:
+    """x0, noise [B, C, side, side]; t [B] in [0, 1000); rows [B] of `captions`, a tenth of them -1: no caption."""
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    rows: torch.Tensor
+
+    @property
+    def noisy(self) -> torch.Tensor:
+        return add_noise(self.x0, self.noise, self.t)
+
+
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    alpha = ALPHAS[t][:, None, None, None]
+    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+
+def captions(work: Path, words=None) -> torch.Tensor:
+    """The training captions as ids [N_TRAIN + 1, L]; the last is empty. words: a tokenizer, mini-SD's by default."""
+    return tokenise(words or mini.tokenizer(), [*data("train", N_TRAIN, work)[1], ""])
+
+
+def batches(work: Path, sizes: dict[int, int], low_until: int = 0) -> Callable[[int, np.random.Generator], Batch]:
+    """A function (step, rng) -> Batch, at 16x16 for 70 % of the steps, at 12x12 for 14 %, at 8x8 for 16 %.
+
+    sizes: images a batch at each side, for about equal time a step; a side that is left out is 16 instead. Before step
+    `low_until`, 8x8 only: words and colours are learned there for a quarter of the price.
+    """
+    stored = latents(work)
+    scale = scaling_factor(stored)
+
+    def draw(step: int, rng: np.random.Generator) -> Batch:
+        side = 8 if step < low_until else int(rng.choice([16, 12, 8], p=[0.7, 0.14, 0.16]))
+        side = side if side in sizes else 16
+        pick = np.sort(rng.choice(N_LATENTS, sizes[side], replace=False))
+        x0 = torch.from_numpy(stored[side][pick]).float() * scale
+        rows = torch.from_numpy(np.where(rng.random(len(pick)) < 0.1, -1, pick))
+        # One time from each of n equal parts of [0, 1000): the same mean loss, a quieter gradient.
+        t = ((torch.randperm(len(pick)) + torch.rand(len(pick))) * 1000 / len(pick)).long()
+        return Batch(x0, torch.randn_like(x0), t, rows)
+
+    return draw
+
+
+def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Min-SNR weighted (gamma 5) error of the predicted noise, and the plain one to log."""
+    error = (out - batch.noise).square().mean((1, 2, 3))
+    snr = ALPHAS[batch.t] / (1 - ALPHAS[batch.t])
+    return (error * (5 / snr).clamp(max=1)).mean(), {f"eps_mse_{out.shape[-1]}": float(error.detach().mean())}
+
+
+def distillation_loss(out: torch.Tensor, batch: Batch, teacher: UNet2DConditionModel, words: torch.Tensor) -> tuple:
+    """The noise loss, and the squared distance to what mini-SD says of `words`, its own embeddings of the captions:
+    the same mean as the noise has, without its variance."""
+    with torch.no_grad():
+        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0]
+    loss, numbers = noise_loss(out, batch)
+    distance = F.mse_loss(out, wanted)
+    return loss + distance, {**numbers, f"to_teacher_{out.shape[-1]}": float(distance.detach())}
+
+
+def trainable(model):
+    model.set_attn_processor(AttnProcessor())  # a third faster than SDPA to train at these sizes on a CPU
+    return model
+
+
+def mini_sd(work: Path) -> tuple[UNet2DConditionModel, torch.nn.Module]:
+    """mini-SD as trained: (U-Net, text encoder), frozen."""
+    parts = torch.nn.ModuleDict({"unet": mini.unet(), "text": mini.text_encoder(mini.tokenizer())})
+    load_ema(parts, work, "unet")
+    return trainable(parts["unet"]), parts["text"]
+
+
+def train_unet(work: Path, steps: int = 5800) -> None:
+    """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
+    words = mini.tokenizer()
+    text = load_ema(TextTeacher(words, mini.text_encoder(words)), work, "text").text.train().requires_grad_(True)
+    model = torch.nn.ModuleDict({"unet": trainable(mini.unet()), "text": text})
+    draw, ids = batches(work, {16: 32, 12: 48, 8: 96}, low_until=400), captions(work)
+
+    def loss_of(step, rng):
+        batch = draw(step, rng)
+        told = model["text"](ids[batch.rows]).last_hidden_state
+        return noise_loss(model["unet"](batch.noisy, batch.t, told, return_dict=False)[0], batch)
+
+    Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
+
+
+def train_full(work: Path, steps: int = 1600) -> None:
+    """mini-SD that has seen full-size images alone, as SD1.5 has: what fine-tuning for mixed resolution starts from.
+
+    Its U-Net starts from nothing and learns the noise and mini-SD's output; the text encoder is mini-SD's.
+    """
+    distil("full", mini.unet(), *mini_sd(work), work, {16: 32}, steps)
+
+
+def train_tiny(work: Path, steps: int = 1500) -> None:
+    """mini-BK-SDM, as BK-SDM: what mini-SD shares with it is copied, then it learns the noise and mini-SD's output."""
+    teacher, text = mini_sd(work)
+    model = mini.unet_tiny()
+    inherit(model, teacher)
+    distil("tiny", model, teacher, text, work, {16: 40, 12: 64, 8: 120}, steps)
+
+
+def distil(stage: str, model, teacher, text, work: Path, sizes: dict[int, int], steps: int) -> None:
+    """Train a U-Net that is told the same text as its teacher."""
+    model = trainable(model)
+    draw, ids = batches(work, sizes), captions(work)
+
+    def loss_of(step, rng):
+        batch = draw(step, rng)
+        told = text(ids[batch.rows]).last_hidden_state
+        out = model(batch.noisy, batch.t, told, return_dict=False)[0]
+        return distillation_loss(out, batch, teacher, told)
+
+    Trainer(stage, model, steps, 1.2e-3, work).run(loss_of)
+
+
+def inherit(model: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
+    """Copy from mini-SD what a U-Net of three levels shares with it. Returns how many tensors were copied.
+
+    Of fewer layers a level, the first of each encoder level are kept, and the first and last of each decoder level,
+    as BK-SDM-Tiny does. Where the text is wider, what the teacher was not told starts at 0.
+    """
+    have, copied = teacher.state_dict(), 0
+    fewer = model.config.layers_per_block < teacher.config.layers_per_block
+    for name, value in model.state_dict().items():
+        source = name
+        if name.startswith("up_blocks."):  # the teacher has one level more, below
+            _, level, part, layer, *rest = name.split(".")
+            layer = "2" if fewer and layer == "1" and part in ("resnets", "attentions") else layer
+            source = ".".join(["up_blocks", str(int(level) + 1), part, layer, *rest])
+        if source not in have:
+            continue
+        known = have[source].reshape(have[source].shape[: value.ndim])  # a linear layer, there a 1x1 convolution
+        if known.shape == value.shape:
+            value.copy_(known)
+        elif "attn2" in name and len(known) == len(value):
+            value.zero_()[:, : known.shape[1]] = known
+        else:
+            continue
+        copied += 1
+    return copied
+
+
+def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int = 60) -> None:
+    """mini-LCM: latent consistency distillation of mini-SD (Luo et al. 2023, Alg. 1), guidance told to the model.
+
+    The target is the model itself without gradient, one DDIM step of the guided teacher further: `skip` timesteps,
+    so that what the teacher knows at t = 0 reaches t = 999 in 17 links. t is one of the 50 that LCMScheduler takes.
+    """
+    teacher, text = mini_sd(work)
+    model = trainable(mini.unet_lcm())
+    model.load_state_dict(teacher.state_dict(), strict=False)  # all but the guidance's projection, which starts at 0
+    draw, ids = batches(work, {16: 24, 12: 36, 8: 72}), captions(work)
+    width = model.config.time_cond_proj_dim
+
+    def clean(x, t, eps):
+        alpha = ALPHAS[t][:, None, None, None]
+        return (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+
+    def consistent(x, t, words, w):
+        """The model's x0, blended so that it is x itself at t = 0 (LCMScheduler's c_skip, c_out)."""
+        eps = model(x, t, words, timestep_cond=w, return_dict=False)[0]
+        scaled = (10.0 * t)[:, None, None, None]
+        return 0.25 / (scaled**2 + 0.25) * x + scaled / (scaled**2 + 0.25).sqrt() * clean(x, t, eps)
+
+    def loss_of(step, rng):
+        batch = draw(step, rng)
+        n = len(batch.t)
+        t = batch.t // 20 * 20 + 19  # 19, 39, ..., 999
+        before = (t - skip).clamp(min=0)
+        noisy = add_noise(batch.x0, batch.noise, t)
+        guidance = 1 + (max_guidance - 1) * torch.from_numpy(rng.random(n)).float()
+        w = torch.cat([guidance_embedding(float(g), width) for g in guidance])
+        with torch.no_grad():
+            words = text(ids[batch.rows]).last_hidden_state
+            both = torch.cat([text(ids[-1:]).last_hidden_state.expand(n, -1, -1), words])
+            uncond, cond = teacher(torch.cat([noisy] * 2), torch.cat([t] * 2), both, return_dict=False)[0].chunk(2)
+            eps = uncond + guidance[:, None, None, None] * (cond - uncond)
+            further = add_noise(clean(noisy, t, eps), eps, before)
+            target = consistent(further, before, words, w)
+        error = consistent(noisy, t, words, w) - target
+        # In units of the noise: in those of x0 the noisiest steps weigh 200 times as much, and training diverges.
+        loss = (ALPHAS[t] * error.square().mean((1, 2, 3))).mean()
+        return loss, {f"distance_{noisy.shape[-1]}": float(loss.detach())}
+
+    Trainer("lcm", model, steps, 1e-4, work, ema=0.995).run(loss_of)
+
+
+def xl_text(text, second, ids: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B, L, sum of widths] and pooled [B, P] as SDXL's pipeline makes them: the layer before the last of both
+    encoders, the second one's pooled output, and zeros where `given` [B] is False."""
+    first, other = text(ids, output_hidden_states=True), second(ids, output_hidden_states=True)
+    tokens = torch.cat([first.hidden_states[-2], other.hidden_states[-2]], dim=-1)
+    return tokens * given[:, None, None], other.text_embeds * given[:, None]
+
+
+def train_xl(work: Path, steps: int = 1300) -> None:
+    """mini-SDXL: U-Net and both text encoders, told original size, crop and target size. It starts from mini-SD as
+    mini-BK-SDM does. A fifth of the full-size steps sees crops and images that were small, of which mini-SD knows
+    nothing: those learn the noise alone.
+
+    Small latents are told original 64, target their own side. The sampler says neither: it names one size for both
+    (`target`: 64; `current`: their own, which as an original also means blur here). So current is the nearer.
+    """
+    words = mini.tokenizer()
+    teacher, known = mini_sd(work)
+    text = mini.text_encoder(words, layers=3)
+    text.load_state_dict(known.state_dict(), strict=False)
+    for unread in (text.encoder.layers[-1], text.final_layer_norm):  # SDXL takes the layer before the last
+        unread.requires_grad_(False)
+    parts = {"unet": trainable(mini.unet_xl()), "text": text, "second": mini.second_text_encoder(words)}
+    inherit(parts["unet"], teacher)
+    model = torch.nn.ModuleDict(parts)
+    draw, ids = batches(work, {16: 32, 12: 52, 8: 100}), captions(work)
+    stored, conditions = conditioned_latents(work)
+    scale = scaling_factor(latents(work))
+
+    def loss_of(step, rng):
+        batch = draw(step, rng)
+        n, size = len(batch.t), 4 * batch.x0.shape[-1]
+        time_ids = torch.tensor([[64, 64, 0, 0, size, size]]).repeat(n, 1)
+        alone = size == 64 and rng.random() < 0.2
+        if alone:
+            pick = np.sort(rng.choice(len(stored), n, replace=False))
+            batch.x0, time_ids = torch.from_numpy(stored[pick]).float() * scale, torch.from_numpy(conditions[pick])
+            batch.rows = torch.where(batch.rows < 0, -1, torch.from_numpy(pick))
+        hidden, pooled = xl_text(model["text"], model["second"], ids[batch.rows], batch.rows >= 0)
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        out = model["unet"](batch.noisy, batch.t, hidden, added_cond_kwargs=added, return_dict=False)[0]
+        if alone:
+            loss, numbers = noise_loss(out, batch)
+            return loss, {f"alone_{name}": value for name, value in numbers.items()}
+        return distillation_loss(out, batch, teacher, known(ids[batch.rows]).last_hidden_state)
+
+    Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)

@@ -1,0 +1,254 @@
+"""How mini models are trained: the loop (data-parallel, checkpointed, resumable, logged), and its data."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from pipelines.data import shapes
+from pipelines.training import mini
+
+SEED = 20261122
+CHECKPOINT_SECONDS = 120
+N_TRAIN, N_LATENTS, N_VAL = 40_000, 24_000, 512
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal by Newton and Schulz, for a transformer's matrices (https://kellerjordan.github.io/posts/muon).
+
+    As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32: torch's runs in bfloat16, for which a CPU
+    without such instructions takes 25 times as long (8.1 s a step of mini-PixArt; NOTES.md).
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(torch.lerp(p.grad, state["momentum"], group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
+
+
+def orthogonal(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The matrix `m` [rows, columns], its singular values brought near 1 (0.7 to 1.2), its singular vectors kept."""
+    x = m if m.shape[0] <= m.shape[1] else m.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if m.shape[0] <= m.shape[1] else x.T
+
+
+def block_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights of linear layers inside a transformer's blocks: what Muon is for, unlike embeddings."""
+    inside = {name: p for name, p in model.named_parameters() if "block" in name and p.ndim == 2}
+    return [p for name, p in inside.items() if name.endswith("weight") and "_bias" not in name]
+
+
+class Trainer:
+    """AdamW, warm-up and cosine, clipping, EMA, gradient averaging, checkpoints, a CSV of losses.
+
+    `matrices` are parameters that Muon trains instead.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        model: torch.nn.Module,
+        steps: int,
+        lr: float,
+        work: Path,
+        ema: float = 0.999,
+        matrices: Sequence[torch.nn.Parameter] = (),
+    ):
+        self.stage, self.model, self.steps, self.lr, self.work, self.decay = stage, model, steps, lr, work, ema
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        muons = {id(p) for p in matrices}
+        others = [p for p in self.params if id(p) not in muons]
+        groups = [[p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]]
+        adamw = torch.optim.AdamW(
+            [{"params": groups[0], "weight_decay": 0.01}, {"params": groups[1], "weight_decay": 0.0}],
+            lr=lr,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        self.optimizers = [adamw, *([Muon(matrices, lr)] if matrices else [])]
+        self.ema = {k: v.clone() for k, v in model.state_dict().items()}
+        self.step = 0
+        self.file = work / f"{stage}.pt"
+        if self.file.exists():
+            saved = torch.load(self.file, weights_only=True)
+            if "optimizers" not in saved:
+                raise SystemExit(f"error: {self.file} was restored from finished weights, which cannot be resumed")
+            model.load_state_dict(saved["model"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.ema, self.step = saved["ema"], saved["step"]
+
+    def learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / 100)
+        return float(self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * self.step / self.steps))))
+
+    def run(self, loss_of, validate=None, every: int = 250) -> None:
+        """Take the steps left. `loss_of(step, rng) -> (loss, {name: number})`; rng differs by step and rank."""
+        rank, saved_at, seen = dist.get_rank(), time.monotonic(), []
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=rank > 0, mininterval=10)
+        parent = os.getppid()
+        while self.step < self.steps:
+            if os.getppid() != parent:  # a killed launcher must not leave its workers training on
+                raise SystemExit("the process that started this worker is gone")
+            torch.manual_seed(SEED + 1_000_003 * rank + self.step)
+            rng = np.random.default_rng([SEED, rank, self.step])
+            loss, numbers = loss_of(self.step, rng)
+            self.model.zero_grad(set_to_none=False)
+            loss.backward()
+            self._average_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            if not (loss.isfinite() and norm.isfinite()):
+                raise FloatingPointError(
+                    f"{self.stage} diverged: the loss of step {self.step + 1} is {float(loss.detach()):g}, the norm of "
+                    f"its gradient {float(norm):g}; nothing is written of it"
+                )
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate()
+                optimizer.step()
+            self.step += 1
+            decay = min(self.decay, (1 + self.step) / (10 + self.step))
+            for k, v in self.model.state_dict().items():
+                self.ema[k].lerp_(v, 1 - decay) if v.is_floating_point() else self.ema[k].copy_(v)
+            seen.append({"loss": float(loss.detach()), "grad_norm": float(norm), **numbers})
+            bar.update()
+            if rank == 0 and self.step % 50 == 0:
+                mean = {
+                    k: round(float(np.mean([s[k] for s in seen if k in s])), 5) for k in {k for s in seen for k in s}
+                }
+                self._log(mean)
+                bar.set_postfix(mean)
+                seen = []
+            if validate and rank == 0 and (self.step % every == 0 or self.step == self.steps):
+                self._log(validate(self.ema))
+            if rank == 0 and (time.monotonic() - saved_at > CHECKPOINT_SECONDS or self.step == self.steps):
+                self._save()
+                saved_at = time.monotonic()
+        dist.barrier()
+
+    def _average_gradients(self) -> None:
+        flat = torch.cat([p.grad.reshape(-1) for p in self.params])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for p, g in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
+            p.grad.copy_(g.view_as(p))
+
+    def _log(self, numbers: dict) -> None:
+        line = {"step": self.step, "time": time.strftime("%H:%M:%S"), **numbers}
+        with open(self.work / f"{self.stage}.csv", "a") as f:
+            f.write(" ".join(f"{k}={v}" for k, v in line.items()) + "\n")
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "ema": self.ema,
+            "step": self.step,
+        }
+        torch.save(state, self.file.with_suffix(".tmp"))
+        os.replace(self.file.with_suffix(".tmp"), self.file)
+
+
+def data(split: str, n: int, work: Path) -> tuple[np.ndarray, list[str]]:
+    """The first `n` scenes of `split`: uint8 [n, 64, 64, 3] (memory-mapped) and their captions."""
+    file = work / f"{split}-{n}.npy"
+    scenes = [shapes.scene(split, i) for i in range(n)]
+    if not file.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        images = np.stack([shapes.render(s) for s in tqdm(scenes, desc=f"draw {split}")])
+        np.save(file.with_suffix(".tmp.npy"), images)
+        os.replace(file.with_suffix(".tmp.npy"), file)
+    return np.load(file, mmap_mode="r"), [s.caption for s in scenes]
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tokenise(words, captions: list[str]) -> torch.Tensor:
+    return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def load_ema(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:
+    file = work / f"{stage}.pt"
+    if not file.exists():
+        raise FileNotFoundError(f"{stage} is not trained yet: expected {file}; run jobs/train_mini.py {stage}")
+    model.load_state_dict(torch.load(file, weights_only=True)["ema"])
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def conditioned_latents(work: Path, n: int = 8000) -> tuple[np.ndarray, np.ndarray]:
+    """What teaches SDXL its size and crop conditions: latents [n, C, 16, 16] and ids [n, 6] of
+
+    (original height, width, crop top, left, target height, width). Half are crops of images enlarged to 80 px, half
+    were enlarged from fewer pixels than they have now, which shows as blur.
+    """
+    files = work / "latents-conditioned.npy", work / "ids-conditioned.npy"
+    if not all(file.exists() for file in files):
+        images, _ = data("train", N_TRAIN, work)
+        vae = load_ema(mini.autoencoder(), work, "autoencoder")
+        rng, found, ids = np.random.default_rng(SEED), [], []
+        for i in tqdm(range(n), desc="encode crops and small originals"):
+            image = to_tensor(images[i : i + 1])
+            if i % 2:
+                top, left = (int(x) for x in rng.integers(0, 17, 2))
+                image = F.interpolate(image, 80, mode="bilinear")[:, :, top : top + 64, left : left + 64]
+                ids.append([64, 64, top, left, 64, 64])
+            else:
+                small = int(rng.integers(20, 49))
+                image = F.interpolate(F.interpolate(image, small, mode="bilinear", antialias=True), 64, mode="bilinear")
+                ids.append([small, small, 0, 0, 64, 64])
+            found.append(vae.encode(image).latent_dist.mean.half().numpy())
+        for file, values in zip(files, (np.concatenate(found), np.array(ids, np.int64)), strict=True):
+            np.save(file.with_suffix(".tmp.npy"), values)
+            os.replace(file.with_suffix(".tmp.npy"), file)
+    return np.load(files[0], mmap_mode="r"), np.load(files[1])
+
+
+@torch.no_grad()
+def latents(work: Path) -> dict[int, np.ndarray]:
+    """The first training images as latents, {side: float16 [N, C, side, side]}, of the full and of downsampled images.
+
+    Low-resolution latents encode downsampled images, which is what a real model has seen; pooled latents are not.
+    """
+    files = {side: work / f"latents-{side}.npy" for side in (16, 12, 8)}
+    if not all(file.exists() for file in files.values()):
+        images, _ = data("train", N_TRAIN, work)
+        vae = load_ema(mini.autoencoder(), work, "autoencoder")
+        torch.set_num_threads(os.cpu_count() or 1)
+        for side, file in files.items():
+            parts = []
+            for start in tqdm(range(0, N_LATENTS, 100), desc=f"encode {side}x{side}"):
+                batch = to_tensor(images[start : min(start + 100, N_LATENTS)])
+                batch = F.interpolate(batch, 4 * side, mode="bilinear", antialias=True) if side < 16 else batch
+                parts.append(vae.encode(batch).latent_dist.mean.half().numpy())
+            np.save(file.with_suffix(".tmp.npy"), np.concatenate(parts))
+            os.replace(file.with_suffix(".tmp.npy"), file)
+    return {side: np.load(file, mmap_mode="r") for side, file in files.items()}
+
+
+def scaling_factor(stored: dict[int, np.ndarray]) -> float:
+    """What brings the latents to unit variance (AutoencoderKL's `scaling_factor`)."""
+    return round(1 / float(np.std(stored[16][:4000].astype(np.float32))), 5)

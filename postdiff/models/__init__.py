@@ -1,0 +1,1 @@
+"""The models: families, checkpoints, what their folders may say, and loading."""

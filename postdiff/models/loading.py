@@ -1,0 +1,250 @@
+"""Loading: a checkpoint's weights, each component by itself, so that what a file lacks is an error.
+
+Weights are safetensors, hub revisions are pinned, no code from a checkpoint is run, and safety checkers are off
+(they would replace images, and so change what is measured).
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from postdiff.arguments import as_dtype, printable
+from postdiff.models.checkpoints import Spec, resolve
+from postdiff.models.configs import check_denoiser, check_vae
+from postdiff.models.families import FAMILIES, class_of
+from postdiff.models.schedulers import check_noise_schedule
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded pipeline. `pipe` is the untouched diffusers pipeline.
+
+    float32_vae: the autoencoder that decodes where the pipeline's own would overflow (SDXL's in float16).
+    """
+
+    spec: Spec
+    pipe: Any
+    float32_vae: Any = None
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        return self.pipe.vae if self.float32_vae is None else self.float32_vae
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return getattr(self.pipe, FAMILIES[self.spec.family].denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        # The pipeline's own looks through all modules: 1.5 ms.
+        return self.pipe.device if self._weight is None else self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype if self._weight is None else self._weight.dtype
+
+    @property
+    def _weight(self) -> torch.nn.Parameter | None:
+        return None if self.denoiser is None else next(self.denoiser.parameters(), None)
+
+
+def load(
+    where: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    parts: Literal["all", "text", "denoiser"] = "all",
+) -> Backbone:
+    """Load a backbone by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
+
+    Args:
+        device: a torch device; the GPU if there is one.
+        dtype: float32, float16 or bfloat16, of torch or by name; float16 on a GPU, float32 on a CPU by default.
+        parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
+            `sample` with `embeddings`): the two need never be in memory together.
+
+    Raises: ValueError, before any weights are read, if `where` is none of these or would not be run as it was made to
+        (`resolve`); ValueError if the weights are not those that its configs tell.
+    """
+    spec = resolve(where)
+    rules = FAMILIES[spec.family]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    dtype = own if dtype is None else as_dtype(dtype)
+    images, words = {rules.denoiser: rules.model, "vae": "AutoencoderKL"}, rules.text_encoders
+    wanted = {"all": {**images, **words}, "text": words, "denoiser": images}
+    left_out = {"all": (), "text": tuple(images), "denoiser": (*words, *rules.tokenizers)}
+    components: dict[str, Any] = {**rules.options, **dict.fromkeys(left_out[parts])}
+    pipeline = class_of(rules.pipeline)
+    with _quiet():
+        if spec.vae and parts != "text":
+            options = {"dtype": dtype, "use_safetensors": True}
+            of = class_of("AutoencoderKL")
+            components["vae"] = of.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
+        folder = _fetch(spec, components) if spec.revision else Path(spec.source)
+        for part, kind in wanted[parts].items():
+            if part not in components:
+                components[part] = _component(folder / part, kind, dtype)
+        with _told(f"{spec.name} cannot be loaded as {rules.pipeline}"):
+            if spec.scheduler:
+                # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
+                components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
+            pipe = pipeline.from_pretrained(folder, use_safetensors=True, **components)
+    check(spec, pipe)
+    pipe.set_progress_bar_config(disable=True)
+    spec = replace(spec, scheduler={"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
+    pipe.to(device)
+    return Backbone(spec, pipe, float32_vae(spec, pipe.vae))
+
+
+def float32_vae(spec: Spec, vae: Any) -> Any:
+    """A copy of `vae` in float32 if it is of float16 and would overflow so (SDXL's own asks for it), else None.
+
+    The pipelines cast theirs before each batch and back after it; one copy is cast once.
+    """
+    if not FAMILIES[spec.family].upcast_vae or vae is None or vae.dtype != torch.float16 or not vae.config.force_upcast:
+        return None
+    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
+
+
+def _fetch(spec: Spec, components: dict[str, Any]) -> Path:
+    """The folder into which a hub's pipeline is fetched, without what is among `components` (None: left out).
+
+    Raises: ValueError if its weights are not there as safetensors; OSError if the hub cannot be reached.
+    """
+    for variant in (None, "fp16"):
+        try:
+            fetched = class_of(FAMILIES[spec.family].pipeline).download(
+                spec.source, revision=spec.revision, variant=variant, use_safetensors=True, **components
+            )
+            return Path(fetched)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+    raise ValueError(f"{spec.source} must hold its weights as safetensors: {_convert(spec.source)}")
+
+
+def _convert(source: str) -> str:
+    load = f"diffusers.DiffusionPipeline.from_pretrained({source!r})"
+    return f"convert them with `{load}.save_pretrained(FOLDER, safe_serialization=True)`"
+
+
+def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of diffusers, or a text encoder of transformers, from its folder.
+
+    Raises: ValueError if its weights are not there as safetensors, or lack a key, have one too many, or one of another
+        shape: the libraries fill in random numbers and say so in a log.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    library = "transformers" if kind.startswith(("CLIP", "T5")) else "diffusers"
+    if library == "transformers":
+        # A checkpoint's own choice of attention could name a kernel on the hub, which is code.
+        options |= {"attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
+    of = class_of(kind, library)
+    if variant := _variant(folder):
+        options["variant"] = variant
+    with _told(f"{folder} cannot be loaded as {kind}"):
+        model, info = of.from_pretrained(folder, **options)
+    for what, keys in (
+        ("lack", info["missing_keys"]),
+        ("have, beside what its config tells,", info["unexpected_keys"]),
+        ("have, in another shape than its config tells,", [key for key, *_ in info["mismatched_keys"]]),
+    ):
+        if keys:
+            some = ", ".join(map(printable, sorted(keys)[:3]))
+            raise ValueError(f"the weights in {folder} {what} {len(keys)} tensors: {some}{', ...' * (len(keys) > 3)}")
+    return model
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raise ValueError, `what` and the first sentence of the cause, for whatever a library raises: settings that do not
+    go together and torn files end as errors of every kind."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        cause = printable(" ".join(str(error).split()).split(". ")[0])
+        raise ValueError(f"{what}: {type(error).__name__}: {cause}") from error
+
+
+def _variant(folder: Path) -> str | None:
+    """None if a component's weights are there as such, fp16 if they are there as that alone (`variant="fp16"`).
+
+    Raises: ValueError if neither is, with how to convert what is.
+    """
+    names = {file.name for file in folder.glob("*") if file.is_file()}
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        for stem in ("diffusion_pytorch_model", "model"):
+            index = f"{stem}.safetensors.index{middle}.json"
+            if f"{stem}{middle}.safetensors" in names or index in names:
+                return variant
+    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
+    if not others:
+        raise ValueError(f"{folder} must hold weights (.safetensors), got none")
+    got = printable(", ".join(others))
+    raise ValueError(f"{folder} must hold its weights as safetensors, got {got}: {_convert(str(folder.parent))}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings of weights, which are errors here."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    for library, _ in before:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
+
+
+def outline(spec: Spec) -> torch.nn.Module:
+    """The denoiser of `spec` on torch's meta device: all of it but the weights.
+
+    Raises: ValueError if its config asks for what is not passed on, or is none of its class.
+    """
+    rules = FAMILIES[spec.family]
+    check_denoiser(spec.family, spec.denoiser, spec.name)
+    with _told(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
+        return class_of(rules.model).from_config(spec.denoiser).eval()
+
+
+# Of a denoiser's config: what its cost depends on.
+_SIZES = (
+    "in_channels", "out_channels", "block_out_channels", "down_block_types", "mid_block_type", "layers_per_block",
+    "cross_attention_dim", "attention_head_dim", "transformer_layers_per_block", "time_cond_proj_dim",
+    "projection_class_embeddings_input_dim", "num_layers", "num_attention_heads", "caption_channels", "patch_size",
+)  # fmt: skip
+
+
+def check(spec: Spec, pipe) -> None:
+    """Raise ValueError if what is loaded of `pipe` is not what `spec` says (costs are computed from the spec alone), or
+    is of a kind that would run, and give wrong images."""
+    rules = FAMILIES[spec.family]
+    denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
+    if denoiser is not None:
+        check_denoiser(spec.family, denoiser.config, spec.name)
+        expected = outline(spec).config
+        pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
+    if vae is not None:
+        pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
+    if pipe.tokenizer and spec.family != "pixart":  # PixArt's pipeline pads to the length it is told
+        pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
+    alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
+    wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
+    if wrong:
+        raise ValueError(f"{spec.name} is not the kind of model that is expected here: {'; '.join(wrong)}")
+    if vae is not None:
+        check_vae(vae.config, spec.denoiser.get("in_channels", 4), spec.name)
+    check_noise_schedule(spec.name, type(pipe.scheduler).__name__, pipe.scheduler.config)

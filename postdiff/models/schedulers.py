@@ -1,0 +1,191 @@
+"""What a checkpoint's scheduler means: which solver it is, which of its settings are kept, and which models it tells
+that cannot be run as they are. Names and numbers only: neither torch nor diffusers is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from postdiff.models.checkpoints import Spec
+
+# The solvers offered, by diffusers' class.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpm": "DPMSolverMultistepScheduler",  # DPM-Solver++ (2M)
+    "euler": "EulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    # For consistency models alone: predicts the clean latents, and adds fresh noise at every step.
+    "lcm": "LCMScheduler",
+}
+ODE = ("ddim", "dpm", "euler", "unipc")
+
+# What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
+# is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
+PINNED: dict[str, dict] = {
+    "ddim": {"clip_sample": False, "thresholding": False},
+    "dpm": {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+        "thresholding": False,
+        "variance_type": None,
+    },
+    "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
+    "unipc": {
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "disable_corrector": [],
+        "lower_order_final": True,
+        "final_sigmas_type": "zero",
+        "thresholding": False,
+    },
+    "lcm": {"clip_sample": False, "thresholding": False},
+}
+
+# Others of diffusers whose noise schedule is one of betas too, so that a solver here can take it over.
+KIN = (
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+)
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SPACINGS = ("leading", "trailing", "linspace")
+# Of each of these at most one; they say where between the first and the last noise level the steps are.
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+# Switches of flow matching, which has other noise levels than betas give.
+FLOW = ("use_flow_sigmas", "use_dynamic_shifting", "shift_terminal")
+
+
+def check_noise_schedule(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Check that the solvers here can take over a scheduler's noise schedule.
+
+    kind: the scheduler's class; config: its settings, as JSON or diffusers has them (what is not there is a default).
+    Raises: ValueError, which begins with `name`, if they cannot.
+    """
+    known = (*SCHEDULERS.values(), *KIN)
+    if kind not in known:
+        raise ValueError(
+            f"{name} must have a noise schedule of betas; {kind} has none that is known here (of {', '.join(known)})"
+        )
+    for key, allowed in (
+        ("prediction_type", PREDICTIONS),
+        ("beta_schedule", BETA_SCHEDULES),
+        ("timestep_spacing", SPACINGS),
+    ):
+        if key in config and config[key] not in allowed:
+            raise ValueError(f"{key} of {name}'s {kind} must be one of {', '.join(allowed)}, got {config[key]!r}")
+    for key in FLOW:
+        if config.get(key):
+            raise ValueError(f"{key} of {name}'s {kind} must be off: flow matching is not offered, got {config[key]!r}")
+    if sum(bool(config.get(key)) for key in SIGMAS) > 1:
+        raise ValueError(f"at most one of {', '.join(SIGMAS)} of {name}'s {kind} must be on")
+    zero_snr = config.get("rescale_betas_zero_snr") and config.get("timestep_spacing", "leading") != "leading"
+    if zero_snr and config.get("prediction_type", "epsilon") == "epsilon":
+        raise ValueError(
+            f"prediction_type of {name}'s {kind} must be v_prediction or sample where rescale_betas_zero_snr is on: "
+            "its first step sees noise alone, and epsilon says nothing about the image; got epsilon"
+        )
+    steps = train_steps(name, config)
+    betas = config.get("trained_betas")
+    if betas is not None and not (isinstance(betas, list | tuple) and len(betas) == steps and all(map(_share, betas))):
+        raise ValueError(f"trained_betas of {name}'s {kind} must be {steps} numbers between 0 and 1")
+    for key in ("beta_start", "beta_end"):
+        if key in config and not _share(config[key]):
+            raise ValueError(f"{key} of {name}'s {kind} must be a number between 0 and 1, got {config[key]!r}")
+
+
+def train_steps(name: str, config: Mapping[str, Any]) -> int:
+    """Steps of the noise schedule that the model was trained with. Raises ValueError if it is no such number."""
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= 10_000:
+        raise ValueError(f"num_train_timesteps of {name}'s scheduler must be from 1 to 10000, got {steps!r}")
+    return steps
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def distilled(kind: str, config: Mapping[str, Any]) -> str:
+    """Why a model with this scheduler is one that was distilled to few steps without guidance, or "".
+
+    SD-Turbo ships Euler, SDXL-Turbo ancestral Euler, both with trailing timesteps, and so do Lightning models. Models
+    with zero terminal SNR have trailing timesteps too, and are guided.
+    """
+    if kind == "LCMScheduler":
+        return "LCMScheduler is of a consistency model"
+    if kind == "TCDScheduler":
+        return "TCDScheduler is of a trajectory consistency model"
+    trailing = config.get("timestep_spacing") == "trailing" and not config.get("rescale_betas_zero_snr")
+    if trailing and kind in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
+        return f"{kind} with trailing timesteps is of Turbo and Lightning models"
+    return ""
+
+
+def solver_of(kind: str, offered: Iterable[str]) -> str | None:
+    """The solver, of those offered, that a scheduler's class is."""
+    return next((solver for solver in offered if SCHEDULERS[solver] == kind), None)
+
+
+def replaced(name: str, kind: str, config: Mapping[str, Any], solver: str) -> str:
+    """What `solver` does otherwise than the scheduler that a checkpoint ships, as a sentence, or ""."""
+    if kind != SCHEDULERS[solver]:
+        return f"{name} ships {kind}, which is not offered: {solver} ({SCHEDULERS[solver]}) is used instead"
+    other = _unpinned(config, solver)
+    if not other:
+        return ""
+    ours = ", ".join(f"{key}={PINNED[solver][key]!r}" for key in other)
+    theirs = ", ".join(f"{key}={value!r}" for key, value in other.items())
+    return f"{name} ships {kind} with {theirs}, which is not offered: {solver} has {ours}"
+
+
+def _unpinned(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
+    """Settings of a scheduler of the solver's own class that the solver has otherwise."""
+    return {key: config[key] for key, value in PINNED[solver].items() if key in config and config[key] != value}
+
+
+def check_scheduler(spec: Spec, scheduler: Any, solver: str | None = None) -> None:
+    """Check, before sampling, that a pipeline's scheduler is not one that was set by hand and would be ignored.
+
+    scheduler: `pipe.scheduler`; its noise schedule is used, whatever its class. solver: what the caller asked for, None
+    for the backbone's own. A few look-ups: call it for every batch.
+
+    Raises: ValueError if no solver was asked for and the scheduler's class or settings are neither those that were
+        loaded nor those of the backbone's solver; if it is of a distilled model and the backbone is not; if its noise
+        schedule cannot be used.
+    """
+    from postdiff.models.families import FAMILIES
+
+    kind, config, offered = type(scheduler).__name__, scheduler.config, FAMILIES[spec.family].solvers
+    loaded, own = spec.scheduler.get("_class_name"), solver or spec.solver
+    if kind != loaded and "lcm" not in offered and (reason := distilled(kind, config)):
+        raise ValueError(f"the pipeline's scheduler was changed to {kind}, but {spec.name} runs guided: {reason}")
+    check_noise_schedule(spec.name, kind, config)
+    if solver is not None or loaded is None:
+        return
+    if kind not in (loaded, SCHEDULERS[own]):
+        same = solver_of(kind, offered)
+        do = f"pass solver={same!r}" if same else f"pass solver= one of {', '.join(offered)}, which are offered"
+        raise ValueError(f"the pipeline's scheduler was changed from {loaded} to {kind}: {do}")
+    if kind == SCHEDULERS[own]:
+        changed = {key: value for key, value in _unpinned(config, own).items() if value != spec.scheduler.get(key)}
+        if changed:
+            said = ", ".join(f"{key} {PINNED[own][key]!r}, got {value!r}" for key, value in changed.items())
+            raise ValueError(f"the pipeline's {kind} must have, to be {own}, {said}; or pass solver={own!r}")

@@ -1,0 +1,357 @@
+"""The sweep, on the mini model: the same bytes however it is cut, interrupted or resumed; a report at the end."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refusal
+
+from pipelines.data import prompts
+from pipelines.engine import records, workers
+from pipelines.engine.store import Store
+from pipelines.engine.workers import Resources
+from pipelines.stages import features, generation
+from postdiff import methods, save_plan
+from postdiff.models.checkpoints import MINI
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "jobs"))
+import coco_sweep  # noqa: E402  (a job is a script, not a package)
+
+CAPTIONS = ROOT.parent / "shared" / "data" / "coco2014" / "captions_30k.txt"
+
+
+def image_bytes(store):
+    """{(configuration, prompt): image bytes} of everything in the store, with a check of the other columns."""
+    found = {}
+    for name in sorted(store.names("images")):
+        for row in records.from_parquet(store.get(name)).to_pylist():
+            key = (row["configuration"], row["prompt_id"])
+            assert key not in found, "committed twice"
+            assert row["seed"] == prompts.seed(records.Prompt(row["prompt_id"], row["prompt"]))
+            assert row["seconds"] > 0
+            found[key] = row["image"]["bytes"]
+    return found
+
+
+def generate_all(root, shard_size, n_workers):
+    store = Store(root)
+    shards = prompts.shard(prompts.load_prompts("shapes", 24), shard_size)
+    plans = [methods.dense(3), methods.postdiff(4, m=2)]
+    units = generation.units(
+        [generation.configure("mini-sd", p, batch_size=6) for p in plans], shards, [1.0] * len(plans)
+    )
+    todo = [unit for unit in units if unit.name not in store.names()]
+    make = partial(generation.Generator, store)
+    assert workers.run(todo, make, store.has, Resources(n_workers)) == {}
+    return len(todo)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bytes_do_not_depend_on_workers_shards_or_resumption(tmp_path):
+    generate_all(tmp_path / "one", 8, 1)
+    expected = image_bytes(Store(tmp_path / "one"))
+    assert len(expected) == 48
+    generate_all(tmp_path / "two", 20, 2)
+    assert image_bytes(Store(tmp_path / "two")) == expected
+    for name in sorted(Store(tmp_path / "one").names("images"))[::2]:  # as if the run had been cut in the middle
+        (tmp_path / "one" / name).unlink()
+    assert generate_all(tmp_path / "one", 8, 2) == 3
+    assert image_bytes(Store(tmp_path / "one")) == expected
+    assert generate_all(tmp_path / "one", 8, 2) == 0
+
+
+def sweep(*args, check=True, **kwargs):
+    command = [sys.executable, str(ROOT / "jobs" / "coco_sweep.py"), *args]
+    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+SMALL = ("--grid", "small", "--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
+
+
+def wandb_records(data):
+    """The messages of a .wandb file: after 7 bytes a LevelDB log, blocks of 32 KiB, records whole or in parts."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # too short for a header: padding
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def wandb_runs(folder):
+    """What W&B wrote offline, as `wandb sync` would read it: runs by time."""
+    from wandb.proto import wandb_internal_pb2
+
+    runs = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns):
+        run = {"summary": {}, "config": {}, "history": set()}
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                run |= {name: getattr(record.run, name) for name in ("run_id", "run_group", "job_type")}
+                run["config"] |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
+            for item in record.summary.update:
+                run["summary"][item.key or item.nested_key[0]] = json.loads(item.value_json)
+            run["history"] |= {item.key or item.nested_key[0] for item in record.history.item}
+        runs.append(run)
+    return runs
+
+
+def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
+    out = tmp_path / "sweep"
+    first = sweep(*SMALL, "--out", str(out))
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
+    assert "At equal FLOPs, for mini-sd, " in page
+    assert "From 8 to 20 steps" in page
+    assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
+    results = (out / "results.csv").read_text().splitlines()
+    assert len(results) == 1 + 7
+    assert results[0].startswith("configuration,method,settings,steps,macs_paper,flops,seconds,fid,fid_low,fid_high")
+    logged = wandb_runs(out / "wandb-offline")
+    assert len(logged) == 7 + 1  # one a configuration, and the summary
+    table = {line.split(",")[0]: line.split(",") for line in results[1:]}
+    for run in (run for run in logged if run["job_type"] == "configuration"):
+        line = table[run["run_id"].rsplit("-", 1)[1]]
+        assert float(run["summary"]["fid"]) == pytest.approx(float(line[7]), abs=1e-4)
+        assert float(run["summary"]["clip_score"]) == pytest.approx(float(line[10]), abs=1e-4)
+        assert run["config"]["plan"]["steps"]
+        assert run["config"]["CLIP score"].startswith("100 x cosine of mini-clip-")
+    assert len({run["run_group"] for run in logged}) == 1
+    assert {"configurations", "fid_front", "clip_front"} <= logged[-1]["history"]
+    shutil.rmtree(out / "text")  # no image is left that needs it: it is not made again
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")}
+    again = sweep(*SMALL, "--out", str(out))
+    assert {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")} == before
+    assert again.stdout == first.stdout
+    assert len(wandb_runs(out / "wandb-offline")) == 8
+    other = sweep(*SMALL[:2], "--limit", "9", "--shard", "4", "--out", str(out), check=False)
+    assert other.returncode == 1
+    assert "is of another spec" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
+        (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
+        (("--limit", "0"), "--limit must be 1 or more, got 0"),
+        (("--limit", "1000000"), "--limit must be at most 100000 (Shapes has 442,098 captions"),
+        (
+            ("--limit", "1000000000000000"),
+            "--limit must be at most 10000000 (a list that is planned as a whole), got 1000",
+        ),
+        (("--limit", "3.5"), "--limit must be a whole number from 1 to 10000000, got '3.5'"),
+        (("--shard", "0"), "--shard must be 1 or more, got 0"),
+        (("--grid", "medium"), "argument --grid: invalid choice: 'medium' (choose from"),
+        (("--solver", "pndm"), "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
+        (("--guidance", "0.5"), "--guidance must be 1 or more, got 0.5"),
+        (("--guidance", "nan"), "--guidance must be 1 or more, got nan"),
+        (("--guidance", "inf"), "--guidance must be at most 1000, got inf"),
+        (("--guidance", "2", "--guidance", "3"), "--guidance is given twice"),
+        (("--dry-run", "--tflops", "0"), "--tflops must be above 0, got 0"),
+        (("--tflops", "3"), "--tflops has no effect without --dry-run"),
+        (("--batch-size", "0"), "--batch-size must be 1 or more, got 0"),
+        (("--batch-size", "64"), "--batch-size must be at most the 32 prompts of a unit, got 64"),
+        (("--batch-size", "8", "--limit", "6"), "--batch-size must be at most the 6 prompts of a unit, got 8"),
+        (("--batch-size", "1000000000"), "--batch-size must be at most 4096 (one forward pass), got 1000000000"),
+        (("--n-reference", "1000000000000"), "--n-reference must be at most 1000000 (features of 2048 numbers"),
+        (("--reference", "x", "--reference", "y"), "--reference is given twice"),
+        (("--reference", "PROMPTS", "--n-reference", "9"), "--n-reference has no effect where the references are not"),
+        (("--prompts", "PROMPTS", "--fid", "mini-clip"), "--fid has no effect without --reference"),
+        (("--shuffled",), "--shuffled has no effect on Shapes"),
+        (("--plans", "DEEP"), "it is nested too deep"),
+        (("--out", ""), "a store must be a folder or a URL, got ''"),
+        (("--out", "PROMPTS"), "is not writable: expected a folder, got a file"),
+        (("--out", "s3:/bucket/x"), "a URL must be s3://..., got 's3:/bucket/x'"),
+        (("--sol", "ddim"), "unrecognized arguments: --sol ddim"),
+        (("--solver", "\udcff"), "arguments must be UTF-8, got \\udcff"),
+        (
+            ("--gpus-per-worker", "1.5"),
+            "--gpus-per-worker must be a share of one GPU or a whole number of them, got 1.5",
+        ),
+        (("--out", "/proc/nowhere/sweep"), "is not writable"),
+        (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
+        (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, a folder, or open_clip's"),
+        (("--clip", "TMP"), "a CLIP folder must hold open_clip_config.json"),
+        (("--fid", "nowhere.pt"), "no Inception weights at nowhere.pt"),
+        (("--fid", "BROKEN"), "must be a TorchScript file with `layers`"),
+        (("--limit", "3"), "intervals need at least 4 prompts, got 3"),
+        (("--n-reference", "0"), "--n-reference must be 2 or more, got 0"),
+        (("--workers", "-1"), "--workers must be 1 or more, got -1"),
+        (("--backbone", "sd15", "--prompts", "PROMPTS", "--clip", "mini-clip"), "sd15 is made for GPUs and none is up"),
+        (("--gpus-per-worker", "1"), "--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no"),
+    ],
+)
+@pytest.mark.usefixtures("ray_session")
+def test_bad_input_is_one_line_before_any_work(tmp_path, monkeypatch, capsys, args, message):
+    """And no store is claimed, or left behind."""
+    monkeypatch.setattr(workers, "_nodes", lambda: [{"CPU": 2.0}])  # whatever this machine has
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na cow\na fox\n")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
+    names = {"PROMPTS": "prompts.txt", "DEEP": "deep.json", "BROKEN": "broken.pt", "TMP": "."}
+    args = [str(tmp_path / names[arg]) if arg in names else arg for arg in args]
+    others = [
+        part for pair in (("--grid", "small"), ("--out", tmp_path / "out")) if pair[0] not in args for part in pair
+    ]
+    assert message in refusal(coco_sweep.main, [*others, *args], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+class Layers(torch.nn.Module):
+    """What clean-fid's Inception is from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_an_encoder_is_opened_before_it_is_needed(tmp_path):
+    torch.jit.script(Layers()).save(tmp_path / "inception.pt")
+    torch.jit.script(torch.nn.Identity()).save(tmp_path / "other.pt")
+    torch.save({"layers": torch.zeros(1)}, tmp_path / "weights.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "inception.pt").read_bytes()[:-30])
+    features.check_encoder(str(tmp_path / "inception.pt"))
+    for name in ("other.pt", "weights.pt", "torn.pt"):
+        with pytest.raises(ValueError, match=rf"{name}' must be a TorchScript file with `layers`, as https://"):
+            features.check_encoder(str(tmp_path / name))
+    features.check_encoder("mini-clip")
+    shutil.copytree(MINI / "mini-clip", tmp_path / "clip")
+    features.check_encoder(str(tmp_path / "clip"))
+    (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"a CLIP folder must hold its weights as \.safetensors, '.*clip' does not"):
+        features.check_encoder(str(tmp_path / "clip"))
+
+
+def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
+    own = methods.tome(12, ratio=0.3)
+    save_plan(own, tmp_path / "own.json")
+    coco_sweep.main(["--dry-run", "--grid", "steps", "--plans", str(tmp_path / "own.json")])
+    listed = capsys.readouterr().out
+    assert listed.startswith("read 256 prompts, the first: 'a ")
+    assert "3 configurations x 256 prompts" in listed
+    assert "tome T=12" in listed
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SystemExit, match="must hold a plan that save_plan wrote"):
+        coco_sweep.main(["--dry-run", "--plans", str(tmp_path / "bad.json")])
+
+
+@pytest.mark.skipif(not CAPTIONS.exists(), reason="the real COCO captions are not beside this checkout")
+def test_the_real_captions_plan_shard_and_tokenise_in_under_a_minute(tmp_path):
+    began = time.time()
+    done = sweep("--backbone", "sd15", "--prompts", str(CAPTIONS), "--out", str(tmp_path), "--dry-run")
+    assert time.time() - began < 60
+    assert "30003 prompts" in done.stdout
+    assert "truncated at 77" in done.stdout
+    assert "MACs" in done.stdout
+    assert "GB of images" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_ten_kills_of_workers_leave_the_same_images(tmp_path):
+    generate_all(tmp_path / "whole", 2, 2)
+    store = Store(tmp_path / "cut")
+    shards = prompts.shard(prompts.load_prompts("shapes", 24), 2)
+    plans = [methods.dense(3), methods.postdiff(4, m=2)]
+    units = generation.units(
+        [generation.configure("mini-sd", p, batch_size=6) for p in plans], shards, [1.0] * len(plans)
+    )
+    alive, killed, stop, rng = [], [], threading.Event(), random.Random(1)
+
+    def killer():
+        while len(killed) < 10 and not stop.wait(rng.uniform(0.5, 3)):
+            if alive:
+                pid = alive.pop(rng.randrange(len(alive)))
+                with suppress(ProcessLookupError):  # it was replaced
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    make, committed = partial(generation.Generator, store), store.has
+    try:
+        while len(killed) < 10:  # each run is disturbed; begun again from nothing until ten kills have hit
+            for name in store.names("images"):
+                store.delete(name)
+            assert workers.run(units, make, committed, Resources(2), on_worker=alive.append) == {}
+            assert image_bytes(store) == image_bytes(Store(tmp_path / "whole"))
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_driver_leave_the_same_images(tmp_path):
+    args = ("--grid", "small", "--limit", "16", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
+    sweep(*args, "--out", str(tmp_path / "whole"))
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        if (tmp_path / "cut" / "report.html").exists():  # done before ten kills: begin again
+            assert image_bytes(Store(tmp_path / "cut")) == image_bytes(Store(tmp_path / "whole"))
+            shutil.rmtree(tmp_path / "cut")
+        command = [sys.executable, str(ROOT / "jobs" / "coco_sweep.py"), *args, "--out", str(tmp_path / "cut")]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            driver.wait(rng.uniform(8, 30))
+        except subprocess.TimeoutExpired:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+            kills += 1
+    sweep(*args, "--out", str(tmp_path / "cut"))
+    assert image_bytes(Store(tmp_path / "cut")) == image_bytes(Store(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_ray_job_submit_runs_the_sweep_on_a_local_cluster(tmp_path):
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
+    environment["RAY_worker_niceness"] = "0"
+    start = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=6399", "--dashboard-port=8299"]
+    start += ["--dashboard-agent-listen-port=52399"]  # these tests' own Ray has the usual one: no agent, no jobs
+    head = subprocess.Popen(
+        start, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        submit = [ray, "job", "submit", "--address", "http://127.0.0.1:8299", "--working-dir", str(ROOT)]
+        excluded = json.dumps({"excludes": [".git", ".venv", "out", ".train"]})
+        job = [sys.executable, "jobs/coco_sweep.py", *SMALL, "--out", str(tmp_path / "out")]
+        for _ in range(20):  # the head answers before its agent, which starts jobs, is up
+            time.sleep(6)
+            done = subprocess.run(
+                [*submit, "--runtime-env-json", excluded, "--", *job], env=environment, capture_output=True, text=True,
+                timeout=600, check=False,
+            )  # fmt: skip
+            if not re.search("No available agent|Failed to connect|Connection", done.stderr):
+                break
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert (tmp_path / "out" / "report.html").exists()
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(30)

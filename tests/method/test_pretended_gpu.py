@@ -1,0 +1,139 @@
+"""Every family, method and solver on a pretended GPU: no tensors of two devices meet, the bits are the CPU's, and the
+step loop neither waits for the device nor copies anything to or from it."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, PROMPTS, SEEDS
+from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
+
+import postdiff
+from postdiff import methods, sampling
+from postdiff.models import families as rules
+
+STEPS, N = 4, 2
+MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind != "tiny"}}
+GRID = {"sdxl": 2, "pixart": 2}  # of the finest attention, in latents
+
+
+def settings(name, family):
+    """Those with which a method does something in so few steps."""
+    shrunk = GRID.get(family, 1)
+    return {
+        "postdiff": {"k": 1, "m": 3} if family in ("lcm", "pixart") else {"m": 3},
+        "cfg_drop": {"m": 2},
+        "tgate": {"gate_step": 3, "sp_interval": 2, "warm_up": 1},
+        "tome": {"max_downsample": shrunk},
+        "ca_tome": {"max_downsample": shrunk, "match_steps": (0, 2)},
+        "todo": {"factor_2": shrunk},
+        "faster_diffusion": {"key_steps": (0, 2)},
+        "duca": {"score": "random"},
+    }.get(name, {})
+
+
+def plans(family):
+    made = {name: method(STEPS, **settings(name, family)) for name, method in methods.METHODS.items()}
+    made["faster_diffusion ahead"] = replace(made["faster_diffusion"], ahead=True)
+    made["tome at two resolutions"] = postdiff.low_first(made["tome"], 0.5, 0.5)
+    made["duca entropy"] = methods.duca(STEPS)
+    if family == "pixart":
+        made["windows"] = replace(
+            made["dense"], modules=tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1))
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """A function: kind -> (the backbone on the host, the same on the pretended GPU, its text)."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            host, there = (postdiff.load(MINIS[kind], "cpu") for _ in "ab")
+            to_gpu(there.denoiser)
+            to_gpu(there.pipe.vae)
+            made[kind] = host, there, postdiff.encode(host, PROMPTS[:N], N)
+        return made[kind]
+
+    return get
+
+
+def run(backbone, embeddings, plan, solver, monkeypatch, gpu=None):
+    """Latents, with the events of the step loop alone left in `gpu`."""
+    real = sampling.prepare
+
+    def prepare(*args):
+        real(*args)
+        if gpu is not None:
+            gpu.events.clear()
+
+    monkeypatch.setattr(sampling, "prepare", prepare)
+    text = embeddings.batch(0, N, plan.needs_both_texts)
+    with torch.no_grad():
+        state = sampling.begin.__wrapped__(backbone, text, SEEDS[:N], plan, solver, 64)
+        return sampling.denoise.__wrapped__(backbone, state, plan, backbone.spec.guidance, 64)
+
+
+def can(kind, plan):
+    """Is there anything in the family's denoiser that the plan changes? (tests/test_families.py has the reasons.)"""
+    if any(step.blocks != "compute" for step in plan.steps):
+        return kind == "pixart"
+    if any("reuse" in (step.encoder, step.deep) for step in plan.steps):
+        return kind != "pixart" and not (kind == "lcm" and any(step.deep == "reuse" for step in plan.steps))
+    return True
+
+
+CASES = [
+    (kind, name, solver)
+    for kind in MINIS
+    for name, plan in plans(kind).items()
+    if can(kind, plan)
+    for solver in (rules.FAMILIES[kind].solvers if name in ("postdiff", "dense") else ("",))
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "solver"), CASES)
+def test_the_cpus_bits_without_waits_or_copies_in_the_loop(pairs, monkeypatch, kind, name, solver):
+    host, there, embeddings = pairs(kind)
+    plan = rules.adapt(plans(kind)[name], kind)
+    solver = solver or host.spec.solver
+    expected = run(host, embeddings, plan, solver, monkeypatch)
+    with PretendCuda() as gpu:
+        found = run(there, embeddings, plan, solver, monkeypatch, gpu)
+        events = Counter((event.kind, event.where) for event in gpu.events if event.kind != "cast")
+    assert isinstance(found, OnGPU)
+    assert torch.equal(found.host, expected)
+    if name == "ca_tome":  # how many tokens an image merges is read back, once an image, block and matching step
+        events = {
+            key: n for key, n in events.items() if not (key[0] == "wait" and key[1].startswith("postdiff/tokens.py"))
+        }
+    assert not events
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_pixels_are_the_cpus_and_become_uint8_on_the_device(pairs, kind):
+    host, there, _ = pairs(kind)
+    latents = torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    with PretendCuda() as gpu:
+        found = sampling.decode(there, OnGPU(latents.clone()))
+        kinds = Counter(event.kind for event in gpu.events)
+    np.testing.assert_array_equal(found, sampling.decode(host, latents))
+    assert (kinds["to device"], kinds["to host"], kinds["wait"]) == (0, 1, 1)  # the pixels, and whether they are finite
+
+
+def test_what_a_gpu_refuses_is_refused_and_what_makes_it_wait_is_seen():
+    with PretendCuda() as gpu:
+        x = torch.zeros(3, device="cuda")
+        with pytest.raises(DeviceMix):
+            x + torch.zeros(3)
+        with pytest.raises(TypeError):
+            x.numpy()
+        assert not gpu.events
+        float(x[0])
+        x[torch.tensor([0, 1])]
+        torch.zeros(3).to("cuda")
+        assert [event.kind for event in gpu.events] == ["wait", "to device", "to device"]

@@ -1,0 +1,50 @@
+"""Tables 3 and 4 as settings."""
+
+import numpy as np
+import pytest
+from conftest import PROMPTS, SEEDS
+
+import postdiff
+from pipelines.paper import presets
+from pipelines.stages import latency
+from postdiff import methods
+
+
+def test_every_row_of_the_tables_runs_on_its_model(backbone, backbones):
+    for name in presets.PRESETS:
+        under_test = backbone if name.startswith("table3") else backbones("pixart")
+        plan = presets.find(name, under_test, PROMPTS[:1], SEEDS[:1], steps=2)
+        assert len(plan) == 2
+        assert postdiff.sample(under_test, PROMPTS[:1], SEEDS[:1], plan).shape == (1, 64, 64, 3)
+
+
+def test_presets_are_the_papers_settings():
+    assert presets.plan("table3.postdiff").id == methods.postdiff().id
+    assert presets.plan("table3.deepcache").id == methods.deepcache(20, k=2, branch=1).id
+    assert presets.plan("table4.postdiff").id == methods.postdiff(20, 0.75, 0.5, 1, 15).id
+    assert sum(step.guided for step in presets.plan("table3.tgate").steps) == 5
+    assert sum(step.guided for step in presets.plan("table4.tgate", 10).steps) == 4
+    assert presets.plan("table3.tome").tokens.ratio == 0.3
+
+
+def test_a_preset_that_is_not_there_or_needs_the_model_is_told():
+    with pytest.raises(ValueError, match=r"unknown preset 'table9.x': expected one of table3\.dense"):
+        presets.plan("table9.x")
+    with pytest.raises(ValueError, match="is found by a search"):
+        presets.plan("table4.ditfastattn")
+
+
+def test_speedups_are_medians_of_rounds():
+    seconds = np.array([[1.0, 0.5], [3.0, 1.0], [2.0, 0.5]])
+    stages = np.stack([0.75 * seconds, 0.25 * seconds], axis=2)  # denoising, decoding
+    dense, fast = latency.summarise(stages, 0.1, [None, 2.0], "here")
+    assert (dense.p50, dense.speedup, dense.n) == (2.0, 1.0, 3)
+    assert (fast.p50, fast.speedup) == (0.5, 3.0)
+    assert fast.p90 == pytest.approx(0.9)
+    assert (dense.denoise, dense.decode, dense.encode) == (1.5, 0.5, 0.1)
+    assert (dense.memory, fast.memory, fast.machine) == (None, 2.0, "here")
+
+
+def test_steps_of_the_tables_scale_with_t_as_everywhere_else():
+    assert presets.plan("table3.tgate", 10).id == methods.tgate(10, 0.25).id
+    assert presets.plan("table4.postdiff", 10).id == methods.postdiff(10, 0.75, 0.5, 1, 0.75).id

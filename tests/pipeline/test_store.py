@@ -1,0 +1,306 @@
+"""The store: whole files or none, refused when it is another sweep's, images that Hugging Face datasets shows."""
+
+import json
+import os
+import pickle
+import time
+from types import SimpleNamespace
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines.engine import records
+from pipelines.engine import store as stores
+from pipelines.engine.store import Store, below, local_path
+from pipelines.stages import latency, scores
+
+
+def test_put_is_all_or_nothing(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.put("a/one.bin", b"first")
+    store.put("a/one.bin", b"second")
+    assert store.get("a/one.bin") == b"second"
+
+    def full_disk(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        store.put("a/two.bin", b"x")
+    assert store.names() == {"a/one.bin"}
+    assert sorted(os.listdir(tmp_path / "a")) == ["one.bin"]
+
+
+def test_half_written_files_are_not_listed(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / ".tmp-abc").write_bytes(b"half")
+    assert store.names() == set()
+    assert Store(tmp_path / "not-yet").names() == set()
+
+
+@pytest.mark.parametrize("url", ["file://{}", "file://localhost{}", "{}", "~"])
+def test_urls_and_paths(tmp_path, monkeypatch, url):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store(url.format(tmp_path))
+    assert (store.is_local, store.root, store.shown) == (True, str(tmp_path), str(tmp_path))
+    store.put("x/y.bin", b"1")
+    assert store.names("x") == {"x/y.bin"}
+    assert Store(tmp_path).get("x/y.bin") == b"1"
+
+
+def test_an_fsspec_url_works():
+    store = Store("memory://bucket/sweep")
+    store.put("x/y.bin", b"1")
+    assert store.names() == {"x/y.bin"}
+    assert store.get("x/y.bin") == b"1"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket of an S3 server on this machine, as the part of a URL after s3://."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    saved = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    os.environ |= dict.fromkeys(saved, "test")
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield lambda path: f"s3://bucket/{path}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+    os.environ |= {name: value for name, value in saved.items() if value is not None}
+    for name in (name for name, value in saved.items() if value is None):
+        del os.environ[name]
+
+
+def test_s3_holds_what_a_folder_holds(s3, tmp_path):
+    features = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    data = records.feature_rows([str(i) for i in range(300)], features)
+    local, remote = Store(tmp_path), pickle.loads(pickle.dumps(Store(s3("sweep"))))
+    for store in (local, remote):
+        store.check_writable()
+        store.claim({"prompts": "abc"})
+        store.put("features/e/c/00000-of-00001.parquet", data)
+        store.put("failed/x.json", b"{}")
+        store.delete("failed/x.json")
+        store.delete("failed/never.json")
+    assert remote.names() == local.names() == {"spec.json", "features/e/c/00000-of-00001.parquet"}
+    assert remote.names("features/e") == {"features/e/c/00000-of-00001.parquet"}
+    assert remote.get("features/e/c/00000-of-00001.parquet") == data
+    assert remote.table("features/e/c/00000-of-00001.parquet", ["prompt_id"]).column_names == ["prompt_id"]
+    with pytest.raises(ValueError, match="this run 'xyz'"):
+        Store(s3("sweep")).claim({"prompts": "xyz"})
+    with pytest.raises(ValueError, match="is not writable"):
+        Store(s3("sweep").replace("//bucket", "//no-such-bucket")).check_writable()
+
+
+class Faulty(LocalFileSystem):
+    """A file system over fsspec that breaks in the middle of a file, where the name says so."""
+
+    protocol = ("faulty",)
+    breaks = True
+
+    def _open(self, path, mode="rb", **kwargs):
+        file = super()._open(path, mode, **kwargs)
+        if "w" in mode and self.breaks:
+            write = file.write
+
+            def half(data):
+                write(bytes(data)[: len(data) // 2])
+                raise OSError("connection reset")
+
+            file.write = half
+        return file
+
+
+def test_a_write_that_breaks_leaves_nothing_where_files_are_written_in_place(tmp_path, monkeypatch):
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    store = Store(f"faulty://{tmp_path}/store")
+    os.makedirs(tmp_path / "store" / "a")
+    assert not store.appears_whole
+    with pytest.raises(OSError, match="connection reset"):
+        store.put("a/x.bin", b"0123456789")
+    assert store.names() == set()
+    assert list((tmp_path / "store" / "a").iterdir()) == []
+    monkeypatch.setattr(Faulty, "breaks", False)
+    store.put("a/x.bin", b"0123456789")
+    store.put("a/x.bin", b"again")
+    assert store.names() == {"a/x.bin"}
+    assert store.get("a/x.bin") == b"again"
+
+
+def test_an_object_shorter_than_what_was_sent_does_not_stay(monkeypatch):
+    store = Store("memory://bucket/short")
+    assert store.appears_whole
+    pipe = MemoryFileSystem.pipe_file
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, data: pipe(self, path, data[: len(data) // 2]))
+        with pytest.raises(OSError, match="wrote 10 bytes, the store holds 5"):
+            store.put("x.bin", b"0123456789")
+    assert not store.has("x.bin")
+    store.put("x.bin", b"0123456789")
+    assert store.has("x.bin")
+
+
+@pytest.mark.parametrize("name", ["a?b#c", "a%20b", "~x", "x:y"])
+def test_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    store = Store(f"{tmp_path}/{name}")
+    store.put("x.bin", b"1")
+    assert os.listdir(tmp_path) == [name]
+    assert store.shown == f"{tmp_path}/{name}"
+    assert Store(below(store.url, "round-1")).root == f"{tmp_path}/{name}/round-1"
+    assert local_path(f"./{name}") == store.root
+
+
+def test_a_folder_below_a_url_is_before_its_query():
+    assert below("s3://bucket/x?region=us-east-1", "round-1") == "s3://bucket/x/round-1?region=us-east-1"
+    assert below("out/x/", "round-1") == "out/x/round-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "a store must be a folder or a URL, got ''"),
+        ("s3:/x", "a URL must be s3://..., got 's3:/x' (a folder of that name is ./s3:/x)"),
+        ("file:x", "a URL must be file://..., got 'file:x' (a folder of that name is ./file:x)"),
+        ("file://host/x", "a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got 'file://host/x'"),
+        ("file:///x?y", "a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got 'file:///x?y'"),
+        ("nosuch://bucket/x", "cannot open store 'nosuch://bucket/x': Protocol not known: nosuch"),
+        ("s3://", "cannot open store 's3://': expected a bucket or a folder after ://"),
+        ("s3://KEY:SEC/RET@bucket/x", "cannot open store 's3://bucket/x': Cannot parse URI: 's3://bucket/x' due to"),
+        ("ftp://USER:SECRET@127.0.0.1:9/x", "cannot open store 'ftp://127.0.0.1:9/x': [Errno 111] Connection refused"),
+    ],
+)
+def test_what_cannot_be_opened_says_why_without_credentials(url, message):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        Store(url)
+    assert str(refused.value).startswith(message)
+    assert "SEC" not in str(refused.value)
+
+
+def test_the_cause_of_pyarrow_is_told_where_it_knows_the_scheme(monkeypatch):
+    def no_region(url):
+        raise OSError("When resolving region for bucket 'bucket': no network")
+
+    monkeypatch.setattr(stores, "fs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=no_region)))
+    with pytest.raises(ValueError, match=r"^cannot open store 's3://bucket/x': When resolving region for bucket"):
+        Store("s3://KEY:SECRET@bucket/x")
+
+
+def test_a_store_that_does_not_answer_is_told(monkeypatch):
+    monkeypatch.setattr(stores, "ANSWER", 0.2)
+    monkeypatch.setattr(Store, "_from_uri", lambda store: time.sleep(30))
+    with pytest.raises(ValueError, match=r"cannot open store 'gs://bucket/x': no answer in 0.2 s"):
+        Store("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "must hold JSON, got Expecting property name"),
+        (b"[" * 100_000, "must hold JSON, got maximum recursion depth exceeded"),
+        (b"\xff\xfe\x00", "must hold JSON, got 'utf-16-le' codec can't decode"),
+        (b"[1]", "must hold a JSON object, got list"),
+    ],
+)
+def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
+    store = Store(tmp_path)
+    store.put("spec.json", data)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        store.claim({"prompts": "abc"})
+    assert str(refused.value).startswith(f"{tmp_path}/spec.json {message}")
+    assert store.get("spec.json") == data
+    store.put("latency/x.json", data)
+    with pytest.raises(ValueError, match=r"latency/x.json must hold"):
+        latency.measured(store)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"clip": {"value": 1}},
+        {"clip": None, "fid": None, "seconds": 1.0, "more": {}},
+        {"clip": {"value": "1", "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": {}},
+        {"clip": {"value": 1, "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": []},
+    ],
+)
+def test_scores_and_latencies_of_another_shape_are_told(tmp_path, told):
+    store = Store(tmp_path)
+    store.put("scores/x.json", json.dumps(told).encode())
+    with pytest.raises(ValueError, match=r"scores/x.json must hold scores that a job wrote, got .*; deleted, it is"):
+        scores.read(store, "scores/x.json")
+    store.put("latency/x.json", json.dumps({"plans": ["a"], "backbone": "b", "machine": "c", **told}).encode())
+    with pytest.raises(ValueError, match=r"latency/x.json must hold latencies that a job wrote, got "):
+        latency.measured(store)
+    good = {**told, "clip": {"value": 1, "low": 0, "high": 2, "n": 8}, "fid": None, "seconds": 1.0, "more": {"kid": 1}}
+    store.put("scores/y.json", json.dumps(good).encode())
+    assert scores.read(store, "scores/y.json") == good
+
+
+def test_another_spec_is_refused_and_nothing_is_lost(tmp_path):
+    store = Store(tmp_path)
+    store.claim({"prompts": "abc", "prompts_per_shard": 8})
+    store.claim({"prompts": "abc", "prompts_per_shard": 8})
+    with pytest.raises(ValueError, match="prompts_per_shard: the store has 8, this run 20"):
+        store.claim({"prompts": "abc", "prompts_per_shard": 20})
+    assert b'"prompts_per_shard": 8' in store.get("spec.json")
+
+
+def test_unwritable_store_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/below' is not writable: .*Not a directory"):
+        Store(tmp_path / "file" / "below").check_writable()
+    with pytest.raises(ValueError, match=r"file' is not writable: expected a folder, got a file$"):
+        Store(tmp_path / "file").check_writable()
+
+
+def test_a_check_leaves_nothing_behind(tmp_path):
+    Store(tmp_path / "a" / "b").check_writable()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").touch()
+    Store(tmp_path / "a").check_writable()
+    assert [file.name for file in tmp_path.rglob("*")] == ["a", "mine"]
+
+
+def test_images_survive_bit_for_bit_and_features_too():
+    image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(records.decode_image(records.encode_image(image)), image)
+    features = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    table = records.from_parquet(records.feature_rows(list("abcde"), features))
+    np.testing.assert_array_equal(records.feature_matrix(table), features)
+
+
+def test_hugging_face_datasets_shows_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    image = np.full((8, 8, 3), 7, np.uint8)
+    columns = {
+        "prompt_id": ["0"],
+        "prompt": ["p"],
+        "seed": [1],
+        "configuration": ["c"],
+        "plan": ["d"],
+        "image": [{"bytes": records.encode_image(image), "path": "0.webp"}],
+        "seconds": [0.5],
+    }
+    Store(tmp_path).put("images/c/00000-of-00001.parquet", records.to_parquet(records.IMAGES, columns))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "images/c/*.parquet"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    np.testing.assert_array_equal(np.asarray(loaded[0]["image"]), image)
+
+
+def test_a_folder_is_the_same_from_wherever_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packed = pickle.dumps(Store("out/x"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(packed).root == str(tmp_path / "out" / "x")
+
+
+def test_credentials_of_a_url_are_not_shown():
+    shown = Store("s3://KEY:SECRET@bucket/path?endpoint_override=localhost:1").shown
+    assert shown == "s3://bucket/path"

@@ -1,0 +1,113 @@
+"""Fronts and the answer, on rows whose answer is known; the report escapes what prompts say."""
+
+import numpy as np
+import pytest
+
+from pipelines.engine import provenance, records
+from pipelines.metrics.statistics import Interval, mean_interval, student_t
+from pipelines.report import document, tables
+from pipelines.report.tables import Row
+
+
+def interval(value, half):
+    """With jackknife values whose own 95 % interval is value +- half."""
+    step = half / (student_t(19) * 19**0.5)
+    return Interval(value, value - half, value + half, 100, tuple(value + step * (-1) ** i for i in range(20)))
+
+
+def row(method, flops, fid, clip, steps=20, half=0.1):
+    scores = interval(fid, half), interval(clip, half)
+    return Row(f"{method}{flops}", method, "", steps, flops, flops, 0.1, *scores)
+
+
+FEW = [row("dense", 10, 30.0, 25.0, 8), row("dense", 20, 20.0, 30.0, 16), row("dense", 30, 10.0, 35.0, 20)]
+
+
+def test_the_front_is_what_nothing_cheaper_betters():
+    rows = [*FEW, row("postdiff", 15, 15.0, 20.0), row("deepcache", 25, 16.0, 40.0)]
+    assert [r.flops for r in tables.front(rows, "fid")] == [10, 15, 30]
+    assert [r.flops for r in tables.front(rows, "clip")] == [10, 20, 25]
+
+
+def test_gains_are_at_equal_flops_and_paired():
+    cheaper = [row("postdiff", 12.5, 24.0, 20.0, half=0.5), row("postdiff", 25, 15.1, 31.0), row("postdiff", 5, 0, 99)]
+    # The fewer-step curve at 12.5 and 25 FLOPs: FID 27.5 and 15, CLIP score 26.25 and 32.5. 5 FLOPs is off the curve.
+    fid, clip = tables.gains([*FEW, *cheaper], "fid"), tables.gains([*FEW, *cheaper], "clip")
+    assert {k: v.value for k, v in fid.items()} == pytest.approx({"postdiff12.5": -3.5, "postdiff25": 0.1})
+    assert {k: v.value for k, v in clip.items()} == pytest.approx({"postdiff12.5": -6.25, "postdiff25": -1.5})
+    # All rows swing together here, so what they share cancels: 0.5 - 0.1 is left, and 0. Two comparisons widen it.
+    wider = student_t(19, 2) / student_t(19)
+    assert 1.1 < wider < 1.3
+    assert fid["postdiff12.5"].high - fid["postdiff12.5"].value == pytest.approx(0.4 * wider)
+    assert fid["postdiff25"].high == pytest.approx(0.1)
+
+
+def test_noise_is_seldom_called_a_win():
+    rng, claims = np.random.default_rng(0), 0
+    for _ in range(100):
+        few = [Row(f"d{t}", "dense", "", t, t, t, 0.1, None, noise(rng)) for t in (8, 12, 16, 20)]
+        cheap = [Row(f"c{f}", "caching", "", 20, f, f, 0.1, None, noise(rng)) for f in np.linspace(8.5, 19.5, 17)]
+        claims += "neither wins clearly" not in tables.answer([*few, *cheap], "noise")
+    assert claims <= 10
+
+
+def noise(rng):
+    return mean_interval(rng.normal(85, 10, 128))
+
+
+def test_the_answer_names_the_winner_of_each_metric():
+    sentence = tables.answer([*FEW, row("postdiff", 15, 20.0, 20.0)], "a model")
+    assert (
+        "cheaper steps win on FID (1 of 1 cheaper-step configurations are clearly better, 0 clearly worse)" in sentence
+    )
+    assert "fewer steps win on CLIP score (0 of 1 cheaper-step configurations are clearly better, 1 " in sentence
+    assert "n = 100" in sentence
+    unsure = tables.answer([*FEW, row("postdiff", 15, 24.9, 27.6, half=2.0)], "a model")
+    assert "neither wins clearly on FID (0 of 1" in unsure
+    assert tables.answer(FEW, "a model") == f"a model: {tables.more_steps(FEW)}"
+    assert "nothing can be compared" in tables.answer([*FEW, row("postdiff", 5, 1.0, 1.0)], "a model")
+
+
+def test_what_more_steps_change_is_told():
+    assert tables.more_steps(FEW) == (
+        "From 8 to 20 steps, nothing cached or shrunk, changes FID by -20.00 [-20.00, -20.00] and CLIP score by "
+        "+10.00 [+10.00, +10.00] (paired)."
+    )
+    assert tables.more_steps(FEW[:1]) == ""
+
+
+def test_tables_hold_every_row():
+    lines = tables.to_csv(FEW).splitlines()
+    assert len(lines) == 4
+    numbers = "30.0000,29.9000,30.1000,25.0000,24.9000,25.1000,100"
+    assert (
+        lines[1] == f"dense10,dense,,8,10,10,0.1000,{numbers},30.0000,29.9000,30.1000,,,,"
+    )  # FID extrapolated; no more
+    assert tables.to_markdown(FEW).count("\n") == 5
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
+def test_prompts_are_escaped_in_the_report(text):
+    page = document.image_table([text], [(text, [b"webp"])])
+    assert text not in page
+    assert "<script>" not in page
+    assert "<img src=x" not in page
+
+
+def test_a_page_shows_small_images_as_they_are_and_large_ones_smaller():
+    small, large = (records.encode_image(np.full((n, n, 3), 7, np.uint8)) for n in (64, 768))
+    assert document.thumbnail(small) == small
+    shown = records.decode_image(document.thumbnail(large))
+    assert shown.shape == (document.THUMBNAIL, document.THUMBNAIL, 3)
+    assert abs(int(shown[5, 5, 0]) - 7) <= 2
+
+
+def test_code_without_git_is_named_by_its_sources(monkeypatch):
+    def no_git(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(provenance.subprocess, "run", no_git)
+    first = provenance.commit()
+    assert first.startswith("sources ")
+    monkeypatch.setattr(provenance.Path, "read_bytes", lambda self: b"other")
+    assert provenance.commit() != first

@@ -1,0 +1,115 @@
+"""What the mini models inherit from mini-SD, and the captions that they learn from."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.training.denoisers import ALPHAS, Batch, inherit
+from pipelines.training.loop import Trainer, block_matrices, denoisers, load_ema, mini
+from pipelines.training.transformer import middle, teacher_loss
+from postdiff.models.checkpoints import MINI
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import train_mini  # a job is a script, not a package
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    model = mini.unet()
+    for parameter in model.parameters():  # no zeros, which would match by chance
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def test_mini_sdxl_inherits_all_but_what_mini_sd_lacks(teacher):
+    model = mini.unet_xl()
+    assert inherit(model, teacher) == 496
+    have, given = model.state_dict(), teacher.state_dict()
+    untouched = [k for k, v in have.items() if k in given and v.shape == given[k].shape and not v.equal(given[k])]
+    assert all(name.startswith("up_blocks.") for name in untouched)  # those come from a level above
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert have[name].shape == (64, 160)
+    assert have[name][:, :96].equal(given[name])
+    assert not have[name][:, 96:].any()
+    name = "down_blocks.1.attentions.0.proj_in.weight"  # a linear layer here, a 1x1 convolution there
+    assert have[name].equal(given[name][:, :, 0, 0])
+    assert have["up_blocks.2.resnets.2.conv1.weight"].equal(given["up_blocks.3.resnets.2.conv1.weight"])
+    assert not have["add_embedding.linear_2.weight"].any()
+
+
+def test_mini_bk_sdm_keeps_the_first_and_last_layer_of_a_decoder_level(teacher):
+    model = mini.unet_tiny()
+    assert inherit(model, teacher) == len(model.state_dict())
+    have, given = model.state_dict(), teacher.state_dict()
+    assert have["up_blocks.0.resnets.1.conv2.weight"].equal(given["up_blocks.1.resnets.2.conv2.weight"])
+    assert have["up_blocks.0.resnets.0.conv2.weight"].equal(given["up_blocks.1.resnets.0.conv2.weight"])
+    assert have["down_blocks.1.resnets.0.conv2.weight"].equal(given["down_blocks.1.resnets.0.conv2.weight"])
+
+
+def test_a_batch_names_its_captions_and_drops_a_tenth(monkeypatch, tmp_path):
+    stored = {side: np.full((200, 8, side, side), side, np.float16) for side in (16, 12, 8)}
+    stored[16] += np.arange(200, dtype=np.float16)[:, None, None, None]  # so that a latent names its row
+    monkeypatch.setattr(denoisers, "latents", lambda work: stored)
+    monkeypatch.setattr(denoisers, "scaling_factor", lambda stored: 1.0)
+    monkeypatch.setattr(denoisers, "N_LATENTS", 200)
+    draw = denoisers.batches(tmp_path, {16: 100}, low_until=3)
+    dropped = 0
+    for step in range(20):
+        batch = draw(step, np.random.default_rng(step))
+        assert batch.x0.shape == (100, 8, 16, 16)  # a side that is left out is 16 instead
+        given = batch.rows >= 0
+        assert batch.x0[given, 0, 0, 0].sub(16).equal(batch.rows[given].float())
+        assert (batch.rows[~given] == -1).all()
+        dropped += int((~given).sum())
+        assert (batch.t.sort().values // 10).equal(torch.arange(100))  # one from each of n equal parts
+    assert 140 < dropped < 260
+
+
+def test_muon_gets_the_matrices_of_both_transformers_blocks_and_no_embedding():
+    model = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for p in block_matrices(model)]
+    # 6 blocks: q, k, v, out of two attentions and two feed-forward layers; 3 of T5: q, k, v, o, and three of its gate.
+    assert sum(name.startswith("transformer.transformer_blocks.") for name in found) == 6 * 10
+    assert sum(name.startswith("text.encoder.block.") for name in found) == 3 * 7
+    assert len(found) == 81
+    assert not [name for name in found if "table" in name or "bias" in name or "shared" in name]
+
+
+def test_refining_draws_seven_tenths_of_the_times_where_forms_are_made():
+    t = middle(torch.arange(1000))
+    assert ((t >= 100) & (t < 600)).float().mean() == pytest.approx(0.7, abs=0.002)
+    assert (t < 100).float().mean() == pytest.approx(0.1, abs=0.002)
+    assert t.min() == 0
+    assert t.max() < 1000
+    assert (t.diff() >= 0).all()
+
+
+def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
+    x0, noise, t = torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 4, 4), torch.tensor([20, 500])
+    batch, told = Batch(x0, noise, t, torch.tensor([0, 1])), torch.zeros(2, 1, 1)
+    teacher = lambda noisy, t, words, return_dict: (torch.ones_like(noisy),)  # noqa: E731
+    loss, numbers = teacher_loss(torch.full_like(x0, 3.0), batch, teacher, told)
+    assert numbers == {"to_teacher_4": 4.0}
+    snr = float(ALPHAS[20] / (1 - ALPHAS[20]))
+    assert float(loss) == pytest.approx(4 * (5 / snr + 1) / 2)
+
+
+def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_path):
+    train_mini.restore(tmp_path, MINI)
+    parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
+    load_ema(parts, tmp_path, "pixart")
+    shipped = train_mini.postdiff.load("mini-pixart", device="cpu").pipe
+    for part, module in (("transformer", shipped.transformer), ("text", shipped.text_encoder)):
+        have = parts[part].state_dict()
+        assert all(value.equal(have[name]) for name, value in module.state_dict().items())
+    assert load_ema(mini.autoencoder(), tmp_path, "autoencoder")
+    assert {file.stem for file in tmp_path.iterdir()} == {"autoencoder", "clip", "unet", "tiny", "lcm", "xl", "pixart"}
+    with pytest.raises(SystemExit, match="was restored from finished weights"):
+        Trainer("pixart", parts, 10, 1e-3, tmp_path)
+    with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt"):
+        train_mini.restore(tmp_path, MINI)

@@ -1,0 +1,73 @@
+"""The mini models' training loop: killed and resumed, it ends with the same weights; Muon is torch's, in float32."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipelines.training import loop
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def trained(work, stop_at=None, broken_at=None):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+
+    def loss_of(step, rng):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.from_numpy(rng.normal(size=(16, 6))).float() * (torch.inf if step == broken_at else 1)
+        return (model(x) - x[:, :4]).square().mean(), {}
+
+    work.mkdir(exist_ok=True)
+    loop.Trainer("toy", model, 8, 1e-2, work, matrices=[model[2].weight]).run(loss_of)
+    return torch.load(work / "toy.pt", weights_only=True)
+
+
+def test_training_killed_and_resumed_ends_with_the_same_weights(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", stop_at=5)
+    resumed = trained(tmp_path / "cut")
+    for kind in ("model", "ema"):
+        assert all(torch.equal(value, resumed[kind][name]) for name, value in whole[kind].items())
+
+
+def test_training_that_diverges_stops_at_its_step_and_writes_nothing(alone, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"^toy diverged: the loss of step 4 is (nan|inf), the norm"):
+        trained(tmp_path / "broken", broken_at=3)
+    assert not (tmp_path / "broken" / "toy.pt").exists()
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_takes_the_steps_of_torchs_within_the_precision_of_bfloat16(shape):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    optimizers = (
+        loop.Muon([ours], lr=0.01),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    )
+    before = ours.detach().clone()
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (ours - theirs).norm() < 0.03 * (ours - before).norm()
+
+
+def test_an_orthogonal_matrix_has_singular_values_near_one_and_the_same_directions():
+    torch.manual_seed(0)
+    u, s, v = torch.linalg.svd(torch.randn(8, 24), full_matrices=False)
+    found = loop.orthogonal(u @ torch.diag(s) @ v)
+    values = torch.diagonal(u.T @ found @ v.T)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert torch.dist(found, u @ torch.diag(values) @ v) < 1e-4
