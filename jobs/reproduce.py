@@ -133,7 +133,7 @@ def tune(job: Job) -> dict[str, str]:
     """`job.names` with the folders of Table 7's fine-tuned models; those of mini models are made if missing."""
     for model, folder in job.tuned.items():
         if job.args.models == "mini" and not (folder / RUN).exists():
-            from pipelines.training.loop import finetuning  # with torch
+            from pipelines.training import finetuning  # with torch
 
             finetuning.make(job.names[model], pairs.open_pairs("shapes"), tune_settings(before(model)), folder)
     return job.names | {model: str(folder) for model, folder in job.tuned.items()}

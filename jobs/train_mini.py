@@ -33,6 +33,7 @@ import postdiff
 from pipelines import options
 from pipelines.data import shapes
 from pipelines.metrics.encoders import ClipEncoder
+from pipelines.training import mini
 from pipelines.training.denoisers import (
     mini_sd,
     train_full,
@@ -50,7 +51,6 @@ from pipelines.training.loop import (
     data,
     latents,
     load_ema,
-    mini,
     scaling_factor,
     to_tensor,
 )

@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 _LATER = {  # name: its module
-    "Backbone": "loading",
+    "Backbone": "models.loading",
     "cost": "pricing",
     "costs": "pricing",
     "encode": "text",
-    "load": "loading",
+    "load": "models.loading",
     "sample": "sampling",
 }
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
+from pipelines.training import mini
 from pipelines.training.encoders import TextTeacher
 from pipelines.training.loop import (
     N_LATENTS,
@@ -19,7 +20,6 @@ from pipelines.training.loop import (
     data,
     latents,
     load_ema,
-    mini,
     scaling_factor,
     tokenise,
 )

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, data, mini, to_tensor, tokenise
+from pipelines.training import mini
+from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, data, to_tensor, tokenise
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:

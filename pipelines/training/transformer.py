@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.training import mini
 from pipelines.training.denoisers import ALPHAS, Batch, batches, captions, distillation_loss, mini_sd, trainable
 from pipelines.training.encoders import TextTeacher
-from pipelines.training.loop import Trainer, block_matrices, load_ema, mini
+from pipelines.training.loop import Trainer, block_matrices, load_ema
 from postdiff.models.families import FAMILIES
 
 SIZES = {16: 40, 12: 70, 8: 150}  # images a batch at each side

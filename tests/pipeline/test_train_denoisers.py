@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.training import denoisers, mini
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
-from pipelines.training.loop import Trainer, block_matrices, denoisers, load_ema, mini
+from pipelines.training.loop import Trainer, block_matrices, load_ema
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
 
