@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from postdiff import methods
 from postdiff.methods.schedule import low_first
-from postdiff.plan import Plan, StepPlan
+from postdiff.plan import Plan, Step
 from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "Plan",
-    "StepPlan",
+    "Step",
     "cost",
     "costs",
     "encode",

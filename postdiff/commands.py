@@ -11,7 +11,6 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import postdiff
 from postdiff import arguments
+from postdiff.mechanisms import ScheduledModules
 from postdiff.methods import METHODS, settings_for, settings_of
+from postdiff.models.anatomy import word_of
 from postdiff.plan import Plan, strip
 from postdiff.planfile import load_plan, save_plan
 from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
@@ -202,14 +203,14 @@ def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) 
 
 def _runnable(plan: Plan, spec: "Spec") -> Plan:
     """`plan` as the family of `spec` runs it. Raises ValueError, before weights are read, if its denoiser cannot."""
-    from postdiff import caching
+    from postdiff.mechanisms.attach import runners
     from postdiff.models import loading
     from postdiff.models.families import adapt
 
     plan = adapt(plan, spec.family)
     with doing(f"building {spec.name}"):
         denoiser = loading.outline(spec)
-    caching.check(denoiser, plan)
+    runners(denoiser, plan)
     return plan
 
 
@@ -240,7 +241,8 @@ def _check_searchable(name: str, plan: Plan) -> None:
     first, then = ("S", "w") if name == "ditfastattn" else ("#", ".")
     kinds = [(step.scale, step.guided) for step in plan.steps]
     marks = (then if i and kinds[i] == kinds[i - 1] else first for i in range(len(plan)))
-    replace(plan, modules=(("attentions.attn1", "".join(marks)),))
+    kind = "self-attention" if name == "ditfastattn" else "convolution"
+    plan.plus(ScheduledModules(((word_of(kind), "".join(marks)),)))
 
 
 def _draw(plan: Plan, file: Path | None) -> None:

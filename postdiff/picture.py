@@ -5,12 +5,10 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont
 
 from postdiff.arguments import instance
-from postdiff.plan import Plan, parts
-from postdiff.reduction import Merge
+from postdiff.plan import Plan, extra_marks, notes
 
 FULL, STORE, PART, REUSE, INK, PAPER = "#2b6cb0", "#1a365d", "#8fb8de", "#dbe7f3", "#1a202c", "#ffffff"
-COLOURS = {"compute": FULL, "store": STORE, "reuse": REUSE, "#": FULL, "S": STORE, ".": REUSE}  # else PART
-TITLES = {"deep": "deep part", "attn2": "cross-attention", "attn1": "self-attention"}  # else the part's own name
+COLOURS = {"#": FULL, "S": STORE, ".": REUSE}  # else PART
 THIN = 7  # height of a row of a module with a schedule of its own
 CELL, GAP, LEFT, SCALE = 22, 3, 118, 2  # in points; drawn at SCALE pixels a point
 MAX_PIXELS = 2**28  # 805 MB
@@ -18,17 +16,8 @@ MAX_PIXELS = 2**28  # 805 MB
 
 def _notes(plan: Plan) -> str:
     """What a strip of steps does not show."""
-    one = "without guidance: the unconditional half" if plan.half == "uncond" else ""
-    fewer = ""
-    if isinstance(plan.tokens, Merge):
-        fewer = f"tokens merged around layers: {plan.tokens.ratio:g} of them"
-        if plan.tokens.threshold is not None:
-            fewer = f"tokens merged around layers: those more alike than {plan.tokens.threshold:g}"
-    elif plan.tokens:
-        fewer = f"keys and values: every f-th row and column, f = {', '.join(map(str, plan.tokens.factors))}"
-    ahead = "steps between two runs of the encoder: one batch" if plan.ahead else ""
-    noise = f"{plan.prior_noise:g} of the initial noise is added late" if plan.prior_noise else ""
-    return ";  ".join(note for note in (one, fewer, ahead, noise) if note)
+    one = ["without guidance: the unconditional half"] if plan.half == "uncond" else []
+    return ";  ".join([*one, *notes(plan)])
 
 
 def draw_plan(plan: Plan) -> Image.Image:
@@ -36,18 +25,17 @@ def draw_plan(plan: Plan) -> Image.Image:
 
     Raises: ValueError if the plan has so many steps and modules that the picture would not fit into memory.
     """
-    shown = parts(instance("plan", plan, Plan))
-    rows, actions = ["guidance", *(TITLES.get(name, name) for name in shown)], list(shown.values())
-    modules = sorted(plan.modules, key=lambda module: [(p.isdigit() and int(p), p) for p in module[0].split(".")])
+    thick = [m for m in instance("plan", plan, Plan).mechanisms if not m.thin]
+    shown = {title: marks for mechanism in thick for title, marks in mechanism.rows().items()}
+    rows = ["guidance", *shown]
+    words, modules = _modules(plan)
     top, band = 34, 3 * CELL
     thin = len(modules) * THIN + (GAP if modules else 0)
     height = top + band + 10 + len(rows) * (CELL + GAP) + thin + 48
     legend = [(FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")]
-    if any(set(marks) - set("#S.") for _, marks in modules):
-        legend.append((PART, "a window, or one half for both"))
-    if any("tokens" in row for row in actions):
-        legend.append((PART, "a few tokens computed"))
-    title, notes = f"{plan.name}, {len(plan)} steps", _notes(plan)
+    if extra := extra_marks(plan):
+        legend.append((PART, "; ".join(says for _, says in extra)))
+    title, told = f"{plan.name}, {len(plan)} steps", _notes(plan)
     font, small = ImageFont.load_default(12 * SCALE), ImageFont.load_default(10 * SCALE)
 
     def length(words: str, font=small) -> int:
@@ -55,7 +43,7 @@ def draw_plan(plan: Plan) -> Image.Image:
 
     ends = (
         LEFT + len(plan) * (CELL + GAP),
-        24 + length(title, font) + length(notes),
+        24 + length(title, font) + length(told),
         sum(32 + length(w) for _, w in legend),
     )
     width = 16 + max(ends)
@@ -74,7 +62,7 @@ def draw_plan(plan: Plan) -> Image.Image:
         draw.rectangle([x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1], colour)
 
     text(12, 16, title)
-    text(24 + length(title, font), 17, notes, small)
+    text(24 + length(title, font), 17, told, small)
     text(12, top + band - CELL / 2, "resolution")
     for r, name in enumerate(rows):
         text(12, top + band + 10 + r * (CELL + GAP) + CELL / 2, name)
@@ -85,14 +73,13 @@ def draw_plan(plan: Plan) -> Image.Image:
         box(x, y, CELL, CELL, FULL)
         if not step.guided:  # one half only
             box(x, y, CELL, CELL / 2, REUSE)
-        for r, row in enumerate(actions, 1):
-            box(x, y + r * (CELL + GAP), CELL, CELL, COLOURS.get(row[i], PART))
+        for r, marks in enumerate(shown.values(), 1):
+            box(x, y + r * (CELL + GAP), CELL, CELL, COLOURS.get(marks[i], PART))
         y += len(rows) * (CELL + GAP)
-        for r, (_, marks) in enumerate(modules):
+        for r, marks in enumerate(modules):
             box(x, y + r * THIN, CELL, THIN - 1, COLOURS.get(marks[i], PART))
         text(x + CELL / 2, y + thin + 6, str(i), small, "mm")
     if modules:
-        words = f"{len(modules)} self-attentions" if modules[0][0].endswith(".attn1") else f"{len(modules)} blocks"
         text(12, top + band + 10 + len(rows) * (CELL + GAP) + thin / 2, words)
     x = 12
     for colour, word in legend:
@@ -100,3 +87,14 @@ def draw_plan(plan: Plan) -> Image.Image:
         text(x + 17, height - 16, word, small)
         x += 32 + length(word)
     return image
+
+
+def _modules(plan: Plan) -> tuple[str, list[str]]:
+    """What the thin rows are of, and their marks, modules in their order."""
+    words, rows = [], []
+    for mechanism in plan.mechanisms:
+        if mechanism.thin:
+            words.append(mechanism.thin)
+            names = sorted(mechanism.rows(), key=lambda name: [(p.isdigit() and int(p), p) for p in name.split(".")])
+            rows += [mechanism.rows()[name] for name in names]
+    return ", ".join(words), rows

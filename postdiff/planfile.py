@@ -7,12 +7,11 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from postdiff.arguments import instance, one_of, printable, shown
+from postdiff.arguments import instance, listed, one_of, printable, shown
+from postdiff.mechanisms import MECHANISMS
 from postdiff.outputs import whole
-from postdiff.plan import Plan, StepPlan
-from postdiff.reduction import Downsample, Merge, Refresh
+from postdiff.plan import Mechanism, Plan, Step, told
 
-TOKENS: dict[str, type[Merge] | type[Downsample]] = {"merge": Merge, "downsample": Downsample}
 MAX_BYTES = 2**25  # of a file: a thousand steps, with a schedule for each of a hundred modules, are a tenth of it
 
 Kind = TypeVar("Kind")
@@ -23,9 +22,7 @@ def to_json(plan: Plan, **notes) -> str:
 
     Raises: ValueError if they hold a number that JSON has not (infinity, not a number); TypeError if anything else.
     """
-    value = asdict(instance("plan", plan, Plan))
-    if plan.tokens:
-        value["tokens"] = {"kind": type(plan.tokens).__name__.lower(), **value["tokens"]}
+    value = asdict(instance("plan", plan, Plan)) | {"mechanisms": [told(mechanism) for mechanism in plan.mechanisms]}
     return json.dumps({"plan": value, "id": plan.id, "notes": notes}, indent=1, allow_nan=False) + "\n"
 
 
@@ -50,16 +47,15 @@ def from_json(text: str | bytes, where: str = "the text") -> Plan:
 
 def _plan(value: Any) -> Plan:
     _expect_fields("the plan", value, Plan)
-    steps = value["steps"]
-    if not isinstance(steps, list):
-        raise ValueError(f"steps must be a list, got {shown(steps)}")
-    made: dict[str, Any] = {"steps": [_made(f"step {i}", step, StepPlan) for i, step in enumerate(steps)]}
-    if value.get("tokens") is not None:
-        tokens = dict(instance("tokens", value["tokens"], dict))
-        made["tokens"] = _made("tokens", tokens, TOKENS[one_of("tokens: kind", tokens.pop("kind", None), TOKENS)])
-    if value.get("refresh") is not None:
-        made["refresh"] = _made("refresh", value["refresh"], Refresh)
-    return Plan(**{**value, **made})
+    lists = {name: listed(name, value.get(name, []), "objects") for name in ("steps", "mechanisms")}
+    steps = tuple(_made(f"step {i}", step, Step) for i, step in enumerate(lists["steps"]))
+    return Plan(**{**value, "steps": steps, "mechanisms": tuple(map(_mechanism, lists["mechanisms"]))})
+
+
+def _mechanism(value: Any) -> Mechanism:
+    settings = dict(instance("a mechanism", value, dict))
+    kind = one_of("a mechanism's kind", settings.pop("kind", None), MECHANISMS)
+    return _made(kind, settings, MECHANISMS[kind])
 
 
 def _made(name: str, value: Any, kind: type[Kind]) -> Kind:

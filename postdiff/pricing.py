@@ -8,24 +8,21 @@ Only the denoiser counts (no text encoder, no autoencoder), for one image.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from postdiff import caching, duca
 from postdiff.arguments import instance, side
+from postdiff.mechanisms.attach import Cache, Draw, Pass, Retrace, Runner, attach, runners
+from postdiff.models.anatomy import layer_of
 from postdiff.models.checkpoints import Spec
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.loading import outline
-from postdiff.plan import Plan, StepPlan
-from postdiff.reduction import Downsample, Merge
+from postdiff.plan import Plan, Step
 from postdiff.resolution import latent_size
-from postdiff.tokens import Draw
-
-LAYERS = ("attn1", "attn2", "ff", "resnets")  # and "other"
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class StepCost:
     macs_printed: macs_paper as the paper's Table 1 (SD1.5) was printed: on a step that reuses both the deep part and
         the cross-attention, it subtracts the cross-attention of the whole net, though only a part of it would run.
         (SDXL's row of Table 2 is `macs_paper`: its shallow pass has no cross-attention.)
-    layers: macs_paper by layer type.
+    layers: macs_paper by kind of layer (`anatomy.layer_of`).
     """
 
     macs_paper: int
@@ -62,8 +59,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One full forward pass, one half, traced: macs of every leaf module, flops of every module with its children."""
+class _Traced:
+    """One full forward pass, one half: macs of every leaf module, flops of every module with its children."""
 
     macs: dict[str, int]
     flops: dict[str, int]
@@ -88,143 +85,82 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
         )
     full = spec.latents(side(spec.size if size is None else size))
     denoiser = outline(spec)
-    attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
-    passes: dict[tuple, _Pass] = {}
+    known: dict[tuple[float, Retrace], _Traced] = {}
 
-    def traced(scale: float, plan: Plan, *runs: int) -> _Pass:
-        key = scale, plan, runs
-        if key not in passes:
-            passes[key] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, plan, runs)
-        return passes[key]
+    def traced(scale: float, how: Retrace) -> _Traced:
+        key = scale, replace(how, halves=None)
+        if key not in known:
+            known[key] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, how)
+        return known[key]
 
-    def windowed(scale: float, kind: str, window: float) -> _Pass:
-        marks = {"S": "S", "w": "Sw"}[kind]  # a window needs what a step before it stored
-        modules = tuple((name, marks) for name in attentions)
-        steps = (StepPlan(),) * len(marks)
-        return traced(scale, Plan("trace", steps, modules=modules, window=window), *range(len(marks)))
-
-    def refreshed(scale: float, plan: Plan, i: int) -> _Pass:
-        """Step i of DuCa, whose number of tokens is its own, after one that stored."""
-        stored = StepPlan(guided=False, blocks="store")  # one half is traced
-        if plan.steps[i].blocks == "store":
-            return traced(scale, Plan("trace", (stored,), refresh=plan.refresh), 0)
-        steps = (stored, *(replace(stored, blocks="tokens"),) * (len(plan) - 1))
-        return traced(scale, Plan("trace", steps, refresh=plan.refresh), 0, i)
-
-    def fewer(scale: float, plan: Plan, i: int) -> _Pass:
-        """Step i with fewer tokens, if any; how many CA-ToMe merges was measured."""
-        tokens = _tokens(plan, plan.steps[i])
-        if not isinstance(tokens, Merge):
-            return traced(scale, Plan("trace", (StepPlan(),), tokens=tokens), 0)
-        if tokens.threshold is not None and not plan.merged:
-            raise ValueError(
-                f"{plan.name} merges what is alike in an image: `postdiff search ca_tome` measures its cost"
-            )
-        step = StepPlan(guided=False, matching="store")
-        steps = (step, replace(step, matching="reuse")) if plan.steps[i].matching == "reuse" else (step,)
-        shares = tuple((name, (row[i],) * len(steps)) for name, row in plan.merged)
-        return traced(scale, Plan("trace", steps, tokens=tokens, merged=shares), *range(len(steps)))
-
-    priced = []
-    for plan in plans:
-        caching.check(denoiser, plan)
-        known: dict[tuple, StepCost] = {}
-        steps = []
-        for i, step in enumerate(plan.steps):
-            key = step, plan.column(i), i if step.blocks == "tokens" or plan.merged else None
-            if key not in known:
-                stored = step.blocks in ("store", "tokens")
-                split = {"#": refreshed(step.scale, plan, i) if stored else fewer(step.scale, plan, i)}
-                for kind in {_KIND[mark] for _, mark in plan.column(i)} - {"#"}:
-                    split[kind] = windowed(step.scale, kind, plan.window)
-                attention = caching.attention_modules(denoiser, plan)
-                known[key] = _step_cost(split, step, plan.column(i), _skipped(denoiser, plan, step), attention)
-            steps.append(known[key])
-        priced.append(Cost(tuple(steps)))
-    return priced
+    return [Cost(tuple(_steps(plan, runners(denoiser, plan).values(), traced))) for plan in plans]
 
 
-# What self-attention computes at each mark of a schedule: all, all and a window, a window. Reused, it is not there.
-_KIND = {"#": "#", "c": "#", ".": "#", "S": "S", "w": "w", "x": "w"}
-
-
-def _skipped(denoiser: torch.nn.Module, plan: Plan, step: StepPlan) -> list[str]:
-    """Modules that `step` does not run."""
-    if step.deep == "reuse":
-        return caching.deep_modules(denoiser, plan.branch)
-    if step.blocks == "reuse":
-        return duca.blocks(denoiser)
-    return caching.encoder_modules(denoiser) if step.encoder == "reuse" else []
-
-
-def _tokens(plan: Plan, step: StepPlan) -> Merge | Downsample | None:
-    """What makes fewer tokens at `step`. Where every layer that tokens are merged around is reused, nothing does."""
-    if not isinstance(plan.tokens, Merge):
-        return plan.tokens
-    runs = plan.tokens.runs(step.self_attention != "reuse", step.cross_attention != "reuse")
-    return replace(plan.tokens, random=False) if runs else None  # chance changes which, not how many
+def _steps(plan: Plan, parts: Iterable[Runner], traced: Callable[[float, Retrace], _Traced]) -> Iterator[StepCost]:
+    """The cost of each step; those of steps that are alike are computed once."""
+    known: dict[tuple, StepCost] = {}
+    for i, step in enumerate(plan.steps):
+        skipped = [tuple(part.skipped(i)) for part in parts]
+        retraced = {name: how for part in parts for name, how in part.retraced(i).items()}
+        key = step, *skipped, *retraced.items()
+        if key not in known:
+            whole = traced(step.scale, retraced.pop("", Retrace()))
+            others = {name: (traced(step.scale, how), how.halves) for name, how in retraced.items()}
+            known[key] = _step_cost(whole, 2 if step.guided else 1, skipped, others)
+        yield known[key]
 
 
 def _step_cost(
-    split: dict[str, _Pass],
-    step: StepPlan,
-    column: tuple[tuple[str, str], ...],
-    skipped: list[str],
-    attention: dict[str, list[str]],
+    whole: _Traced, halves: int, skipped: Sequence[Sequence[str]], others: dict[str, tuple[_Traced, int | None]]
 ) -> StepCost:
-    """split: the pass by `_KIND` of self-attention; column: marks of modules with schedules of their own."""
-    base, halves = split["#"], 2 if step.guided else 1
-    gone = [*skipped, *[name for name, mark in column if mark == "."]]
-    beyond = _inside(gone)
-    run = {name: halves * n for name, n in base.macs.items() if not beyond(name)}
-    flops = halves * (base.flops[""] - sum(base.flops.get(name, 0) for name in gone))
-    printed = sum(run.values())
-    for kind, action in (("attn1", step.self_attention), ("attn2", step.cross_attention)):
-        if action != "reuse":
-            continue
-        cached = _inside(attention[kind])
-        printed -= sum(halves * n for name, n in base.macs.items() if cached(name))
-        run = {name: n for name, n in run.items() if not cached(name)}
-        flops -= sum(halves * base.flops.get(name, 0) for name in attention[kind] if not beyond(name))
-    for name, mark in column:
-        if mark != ".":
-            rows = 1 if mark in "cx" else halves
-            flops += rows * split[_KIND[mark]].flops.get(name, 0) - halves * base.flops.get(name, 0)
-            run |= {inner: rows * n for inner, n in base.macs.items() if rows < halves and _inside([name])(inner)}
+    """skipped: by mechanism, the modules that are not run. others: {module: (a pass in which it runs as at this step,
+    the halves that it runs, None for those of the step)}."""
+    macs = {name: halves * n for name, n in whole.macs.items()}
+    printed = sum(macs.values()) - sum(n for names in skipped for name, n in macs.items() if _inside(names)(name))
+    gone = _outermost([name for names in skipped for name in names])
+    run = {name: n for name, n in macs.items() if not _inside(gone)(name)}
+    flops = halves * (whole.flops[""] - sum(whole.flops.get(name, 0) for name in gone))
+    for name, (other, own) in others.items():
+        rows = halves if own is None else own
+        flops += rows * other.flops.get(name, 0) - halves * whole.flops.get(name, 0)
+        run |= {inner: rows * n for inner, n in whole.macs.items() if rows < halves and _inside([name])(inner)}
     layers: Counter[str] = Counter()
     for name, n in run.items():
         layers[layer_of(name)] += n
     return StepCost(layers.total(), printed, flops, dict(layers))
 
 
-def _inside(modules: list[str]) -> Callable[[str], bool]:
+def _outermost(modules: Sequence[str]) -> list[str]:
+    """Those that are not inside another."""
+    within = _inside(modules)
+    return [name for name in modules if not within(name.rpartition(".")[0] or " ")]
+
+
+def _inside(modules: Sequence[str]) -> Callable[[str], bool]:
     """Is a name one of `modules`, or below one?"""
     roots = tuple(f"{name}." for name in modules)
     return lambda name: f"{name}.".startswith(roots)
 
 
-def layer_of(name: str) -> str:
-    return next((layer for layer in LAYERS if f".{layer}." in f".{name}."), "other")
-
-
-def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan: Plan, runs: tuple[int, ...]) -> _Pass:
-    """The last of these steps of `plan`, after the others."""
+def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, how: Retrace) -> _Traced:
+    """The last of the steps that `how` runs, after the others."""
+    plan = Plan("trace", (Step(guided=False),) * how.steps, (how.mechanism,) if how.mechanism else ())
     rules, config = FAMILIES[spec.family], denoiser.config
     x = torch.empty(1, config.in_channels, *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
     inputs = rules.inputs(text, (spec.size, spec.size), spec.guidance, config)
     t = torch.empty(1, device="meta")
-    cache = caching.Cache()
-    with torch.no_grad(), caching.attach(denoiser, plan) as replay:
-        for i in runs:
+    cache: Cache = {}
+    with torch.no_grad(), attach(denoiser, plan) as running:
+        for i in how.runs:
             counter = FlopCounterMode(display=False)
-            replay.begin(i, latents, cache, spec.guidance, _drawn_on_meta)
+            running.begin(Pass(i, False, latents, spec.guidance, _drawn_on_meta), cache)
             with count_macs(denoiser) as macs, counter:
                 denoiser(x, timestep=t, return_dict=False, **inputs)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})
+    return _Traced(dict(macs), {**flops, "": counter.get_total_flops()})
 
 
 def _drawn_on_meta(index: int, name: str, one: Draw) -> torch.Tensor:

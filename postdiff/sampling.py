@@ -8,14 +8,15 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 
-from postdiff import arguments, caching, resolution, solvers
+from postdiff import arguments, resolution, solvers
 from postdiff.decoding import decode
+from postdiff.mechanisms.attach import Cache, Pass, Running, attach, runners
+from postdiff.mechanisms.encoder import repeat
 from postdiff.models.checkpoints import settle
 from postdiff.models.configs import check_denoiser
 from postdiff.models.families import FAMILIES, Text, adapt
@@ -37,7 +38,8 @@ class State:
     text: Text  # 2B rows, unconditional half first, or B rows
     seeds: tuple[int, ...]
     index: int = 0
-    cache: caching.Cache = field(default_factory=caching.Cache)
+    cache: Cache = field(default_factory=dict)  # what mechanisms stored
+    ahead: dict[int, torch.Tensor] = field(default_factory=dict)  # outputs of steps that were computed ahead
     sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
 
     def noise(self, stream: str, grid: tuple[int, int]) -> torch.Tensor:
@@ -131,7 +133,7 @@ def _checked(
     guidance, solver, size = settle(spec, guidance, solver, size)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     solvers.check_steps(solver, backbone.pipe.scheduler.config, len(plan), spec.name)
-    caching.check(backbone.denoiser, plan)
+    runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     return prompts, seeds, plan, guidance, solver, size
 
 
@@ -168,7 +170,7 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solv
     return State(latents, scheduler, scheduler.timesteps.to(backbone.device), text, tuple(seeds))
 
 
-def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay) -> None:
+def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, running: Running) -> None:
     """Make what the steps that are left need of the host, and send it to the device before the first of them.
 
     A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But
@@ -186,7 +188,7 @@ def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size:
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
             state.noise("initial", grid)
-        replay.draw_ahead(i, grid, state.drawn)
+        running.draw_ahead(i, grid, state.drawn)
 
 
 # inference_mode takes 0.96 of no_grad's time on mini-SD (40 alternating pairs).
@@ -204,10 +206,10 @@ def denoise(
 
     on_x0: called with the clean latents that each step predicts.
     """
-    with caching.attach(backbone.denoiser, plan) as replay:
-        prepare(backbone, state, plan, guidance, size, replay)
+    with attach(backbone.denoiser, plan) as running:
+        prepare(backbone, state, plan, guidance, size, running)
         while state.index < len(plan):
-            output = guide(evaluate(backbone, state, plan, guidance, size, replay), state, plan, guidance)
+            output = guide(evaluate(backbone, state, plan, guidance, size, running), state, plan, guidance)
             advance(backbone, state, plan, output, size, on_x0)
             if on_step:
                 on_step(state.index)
@@ -215,22 +217,20 @@ def denoise(
 
 
 def evaluate(
-    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
+    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, running: Running
 ) -> torch.Tensor:
     """What the denoiser predicts at this step: [B, C, h, w], or [2B, C, h, w] with guidance."""
-    i, ahead = state.index, state.cache.ahead
+    i, ahead = state.index, state.ahead
     if i in ahead:
         return ahead.pop(i)
     step, grid = plan.steps[i], (state.latents.shape[2], state.latents.shape[3])
     x = torch.cat([state.latents] * 2) if step.guided else state.latents
     x = state.solver.scale_model_input(x, state.solver.timesteps[i])
-    copies = _ahead(plan, i, len(x) * grid[0] * grid[1])
-    replay.begin(i, grid, state.cache, guidance, state.drawn, copies)
+    copies = max(1, min(plan.ahead(i), AHEAD_CELLS // (len(x) * grid[0] * grid[1])))
+    running.begin(Pass(i, step.guided, grid, guidance, state.drawn, copies), state.cache)
     inputs = _conditions(backbone, state, plan, i, grid, guidance, size)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
-    output = backbone.denoiser(
-        caching.repeat(x, copies), timestep=t, return_dict=False, **caching.repeat(inputs, copies)
-    )[0]
+    output = backbone.denoiser(repeat(x, copies), timestep=t, return_dict=False, **repeat(inputs, copies))[0]
     if output.shape[1] == 2 * x.shape[1]:  # a model that learned its variance predicts it beside the noise
         output = output.chunk(2, dim=1)[0]
     outputs = output.chunk(copies)
@@ -252,14 +252,6 @@ def _conditions(
         text = state.text if guided else {name: rows[one] for name, rows in state.text.items()}
         state.sent[key] = FAMILIES[spec.family].inputs(text, told, guidance, backbone.denoiser.config)
     return state.sent[key]
-
-
-def _ahead(plan: Plan, i: int, cells: int) -> int:
-    """Steps from `i` on that are one pass, each of so many cells of latents."""
-    if not plan.ahead or plan.steps[i].encoder != "reuse":
-        return 1
-    alike = len(list(takewhile(lambda step: step == plan.steps[i], plan.steps[i:])))
-    return max(1, min(alike, AHEAD_CELLS // cells))
 
 
 def guide(output: torch.Tensor, state: State, plan: Plan, guidance: float) -> torch.Tensor:

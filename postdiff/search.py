@@ -1,10 +1,9 @@
 """Schedules that are found by running a model on a few calibration prompts: block caching, and DiTFastAttn.
 
-Both take any plan and return it with a schedule for each module (`Plan.modules`). It belongs to that model, number of
-steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts.
+Both take any plan and return it with a schedule for each module (`ScheduledModules`). It belongs to that model, number
+of steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +12,14 @@ from threading import get_ident
 import numpy as np
 import torch
 
-from postdiff import caching, sampling
+from postdiff import sampling
 from postdiff.arguments import callback, instance, number
+from postdiff.mechanisms import ScheduledModules, TokenMerging
+from postdiff.mechanisms.attach import Cache, attach
+from postdiff.mechanisms.merging import SHARES
+from postdiff.models.anatomy import anatomy
 from postdiff.models.loading import Backbone
 from postdiff.plan import Plan
-from postdiff.reduction import Merge
-
-# What "Cache Me if You Can" caches: whole transformers; its convolutions change too much from step to step.
-_BLOCK = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.attentions\.\d+|transformer_blocks\.\d+")
 
 
 def block_caching(
@@ -46,7 +45,8 @@ def block_caching(
     changes = contribution_changes(
         backbone, prompts, seeds, plan, on_step, guidance=guidance, solver=solver, size=size
     )  # fmt: skip
-    return replace(plan, name="block_caching", modules=tuple((name, marks(d, delta)) for name, d in changes.items()))
+    schedules = ScheduledModules(tuple((name, marks(d, delta)) for name, d in changes.items()))
+    return plan.plus(schedules, name="block_caching")
 
 
 def marks(changes: Sequence[float] | np.ndarray, delta: float) -> str:
@@ -75,8 +75,7 @@ def contribution_changes(
     """{block: [T-1] mean of |F(x_t) - F(x_t-1)|_1 / |F(x_t)|_1}, where F is what the block adds to its input."""
     callback("on_step", on_step)
     denoiser = instance("backbone", backbone, Backbone).denoiser
-    modules = denoiser.named_modules() if denoiser else ()  # without one, `sample` says so
-    names = [name for name, _ in modules if _BLOCK.fullmatch(name)]
+    names = anatomy(denoiser).transformers if denoiser else ()  # without one, `sample` says so
     with _contributions(backbone.denoiser, names) as now:
         steps: list[dict[str, torch.Tensor]] = []
         distances: dict[str, list[float]] = {name: [] for name in names}
@@ -104,7 +103,7 @@ def _relative_change(before: torch.Tensor, now: torch.Tensor) -> float:
 
 
 @contextmanager
-def _contributions(denoiser: torch.nn.Module, names: list[str]):
+def _contributions(denoiser: torch.nn.Module, names: Sequence[str]):
     now: dict[str, torch.Tensor] = {}
     handles, thread = [], get_ident()
     for name in names:
@@ -152,7 +151,7 @@ def ditfastattn(
     threshold, window = number("threshold", threshold, "[0, inf)"), number("window", window, "(0, 1]")
     callback("on_step", on_step)
     state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
-    names = [name for name, _ in backbone.denoiser.named_modules() if name.endswith(".attn1")]
+    names = anatomy(backbone.denoiser).layers("self-attention")
     alike = [(step.scale, step.guided) for step in plan.steps]
     afresh = [i == 0 or alike[i] != alike[i - 1] for i in range(len(plan))]
     taken = dict.fromkeys(names, "")
@@ -161,12 +160,12 @@ def ditfastattn(
         """The plan with what was taken, this step's marks, and after it reuse: so that every output is stored."""
         to_come = "".join("#" if fresh else "." for fresh in afresh[state.index + 1 :])
         schedules = tuple((name, taken[name] + now[name] + to_come) for name in names)
-        return replace(plan, name="ditfastattn", window=window, modules=schedules)
+        return plan.plus(ScheduledModules(schedules, window), name="ditfastattn")
 
-    def run(now: dict[str, str], cache: caching.Cache) -> torch.Tensor:
+    def run(now: dict[str, str], cache: Cache) -> torch.Tensor:
         marked = with_marks(now)
-        with caching.attach(backbone.denoiser, marked) as replay:
-            return sampling.evaluate(backbone, replace(state, cache=cache), marked, guidance, size, replay)
+        with attach(backbone.denoiser, marked) as running:
+            return sampling.evaluate(backbone, replace(state, cache=cache), marked, guidance, size, running)
 
     while state.index < len(plan):
         now = dict.fromkeys(names, "S")  # in full, and what a window would leave out of it
@@ -184,7 +183,7 @@ def ditfastattn(
         if on_step:
             on_step(state.index)
     schedules = tuple((name, _without_waste(row, afresh)) for name, row in taken.items())
-    return replace(plan, name="ditfastattn", window=window, modules=schedules)
+    return plan.plus(ScheduledModules(schedules, window), name="ditfastattn")
 
 
 @torch.inference_mode()
@@ -202,26 +201,23 @@ def ca_tome(
     """`plan`, whose merging has a threshold (`methods.ca_tome`), with what its cost depends on: the share of the tokens
     that each block merges at each step, the mean over the prompts."""
     callback("on_step", on_step)
-    tokens = instance("plan", plan, Plan).tokens
-    if not isinstance(tokens, Merge) or tokens.threshold is None:
+    tokens = instance("plan", plan, Plan).get(TokenMerging)
+    if tokens is None or tokens.threshold is None:
         raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
     state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
     sampling.denoise(backbone, state, plan, guidance, size, on_step)
     rows = []
-    for name, by_step in state.cache.merged.items():
+    for name, by_step in state.cache[TokenMerging.__name__][SHARES].items():
         shares: list[float] = []
-        for i, step in enumerate(plan.steps):  # a matching that is reused merges what it merged before
-            shares.append(shares[-1] if step.matching == "reuse" else by_step.get(i, 0.0))
+        for i in range(len(plan)):  # a matching that is reused merges what it merged before
+            shares.append(shares[-1] if tokens.matching[i : i + 1] == "." else by_step.get(i, 0.0))
         rows.append((name, tuple(shares)))
-    return replace(plan, merged=tuple(rows))
+    return plan.plus(replace(tokens, merged=tuple(rows)))
 
 
-def _copy(cache: caching.Cache) -> caching.Cache:
+def _copy(cache: Cache) -> Cache:
     """So that a trial changes no entry of `cache`; the tensors are shared."""
-    return replace(
-        cache, deep=dict(cache.deep), encoder=dict(cache.encoder), modules=dict(cache.modules),
-        attention={name: replace(stored) for name, stored in cache.attention.items()},
-    )  # fmt: skip
+    return {kind: dict(stored) for kind, stored in cache.items()}
 
 
 def _output_change(full: torch.Tensor, output: torch.Tensor) -> float:

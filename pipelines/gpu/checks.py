@@ -16,10 +16,12 @@ import torch
 import postdiff
 from pipelines.gpu.random_backbones import random_text
 from pipelines.gpu.runs import Budget, Found, Settings, count_waits, free, latents
-from postdiff import caching, methods, sampling
+from postdiff import methods, sampling
+from postdiff.mechanisms import ScheduledModules, TokenCache, TokenMerging
+from postdiff.mechanisms.attach import runners
+from postdiff.models.anatomy import anatomy
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.plan import Plan
-from postdiff.reduction import Merge
 from postdiff.text import Embeddings
 
 STEPS, THIN_STEPS = 6, 3
@@ -45,12 +47,12 @@ class Case:
 
     @property
     def merges(self) -> bool:
-        return isinstance(self.plan.tokens, Merge)
+        return self.plan.get(TokenMerging) is not None
 
     @property
     def kind(self) -> str:
         """Of OFF and FAR."""
-        return "choosing" if self.merges or self.plan.refresh else "plain"
+        return "choosing" if self.merges or self.plan.get(TokenCache) else "plain"
 
 
 def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, str]) -> list[Case]:
@@ -65,7 +67,7 @@ def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, st
     for name, plan in plans.items():
         try:
             plan = adapt(plan, family)
-            caching.check(backbone.denoiser, plan)
+            runners(backbone.denoiser, plan)
         except ValueError as error:
             refused[f"{backbone.spec.name} {name}"] = str(error)
             continue
@@ -117,17 +119,15 @@ def _settings(name: str, family: str) -> dict[str, Any]:
 
 def scheduled(denoiser: torch.nn.Module, steps: int, guided: bool) -> list[Plan]:
     """Plans of block caching and DiTFastAttn whose schedules are made up: a search would need real weights."""
-    names = [name for name, _ in denoiser.named_modules()]
-    blocks = [name for name in names if re.fullmatch(r"(.*\.)?attentions\.\d+|transformer_blocks\.\d+", name)]
-    attentions = [name for name in names if name.endswith(".attn1")]
+    found = anatomy(denoiser)
 
-    def plan(name: str, modules: list[str], marks: str) -> Plan:
+    def plan(name: str, modules: Sequence[str], marks: str) -> Plan:
         repeated = (marks * steps)[:steps]
-        return Plan(name, methods.dense(steps).steps, modules=tuple((module, repeated) for module in modules))
+        return Plan(name, methods.dense(steps).steps, (ScheduledModules(tuple((m, repeated) for m in modules)),))
 
     return [
-        plan("block_caching", blocks, "#."),
-        plan("ditfastattn", attentions, "S.xcw#" if guided else "S.w#"),
+        plan("block_caching", found.transformers, "#."),
+        plan("ditfastattn", found.layers("self-attention"), "S.xcw#" if guided else "S.w#"),
     ]
 
 

@@ -18,9 +18,9 @@ from pipelines.paper import exhibits, presets
 from pipelines.paper.exhibits import Exhibit
 from postdiff import methods
 from postdiff.models.checkpoints import HUB, Spec
+from postdiff.models.anatomy import anatomy
 from postdiff.models.families import adapt
 from postdiff.plan import Plan
-from postdiff.reduction import Merge
 from postdiff.text import Embeddings
 
 TABLES = ("table2", "table3", "table4", "table5", "table6")
@@ -38,13 +38,12 @@ GRAPHS = 96  # that a plan may compile to: one a kind of step, resolution and nu
 def tables(thinned: bool) -> list[Exhibit]:
     """Tables 2 to 6 as exhibits whose plans all run without weights."""
     spec = thin(HUB["pixart"]) if thinned else HUB["pixart"]
-    blocks = range(spec.denoiser.get("num_layers", 28))
     dense = methods.dense(20)
     marks = (MADE_UP * len(dense))[: len(dense)]
-    schedule = tuple((f"transformer_blocks.{block}.attn1", marks) for block in blocks)
+    schedule = tuple((name, marks) for name in anatomy(outline(spec)).layers("self-attention"))
     found = {
         "table3.ca_tome": presets.plan("table3.ca_tome"),
-        "table4.ditfastattn": Plan("ditfastattn", dense.steps, modules=schedule),
+        "table4.ditfastattn": Plan("ditfastattn", dense.steps, (ScheduledModules(schedule),)),
     }
     return exhibits.gather(list(TABLES), found)
 
@@ -93,7 +92,9 @@ def latency(settings: Settings, budget: Budget) -> Found:
 
 def _flops(spec: Spec, plans: Mapping[str, Plan]) -> dict[str, int]:
     """By plan; how much CA-ToMe merges, and so what it costs, depends on the image."""
-    priced = {k: p for k, p in plans.items() if not (isinstance(p.tokens, Merge) and p.tokens.threshold is not None)}
+    merging = {key: plan.get(TokenMerging) for key, plan in plans.items()}
+    unknown = {key for key, tokens in merging.items() if tokens and tokens.threshold is not None}
+    priced = {key: plan for key, plan in plans.items() if key not in unknown}
     costs = postdiff.costs(list(priced.values()), spec)
     return {key: cost.flops for key, cost in zip(priced, costs, strict=True)}
 

@@ -1,6 +1,5 @@
 """Where a model repeats itself from step to step (Fig. 7), and what each step would draw (Fig. 3, 12)."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +9,9 @@ import numpy as np
 import torch
 
 from postdiff import sampling
+from postdiff.models.anatomy import KINDS, anatomy, kind_of
 from postdiff.models.loading import Backbone
 from postdiff.plan import Plan
-
-# Modules whose output is a feature map, in the order they run.
-_BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks)\.\d+|mid_block")
-_LAYER = re.compile(r".*\.(attn1|attn2|ff|resnets\.\d+)")
-LAYER_NAMES = {"resnets": "convolution", "attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
 
 
 @dataclass(frozen=True)
@@ -62,42 +57,43 @@ def profile(
         for name, distances in found.distances.items():
             sums.setdefault(name, []).append(count * np.array(distances))
     means = {name: np.sum(parts, axis=0) / len(prompts) for name, parts in sums.items()}
-    blocks = {name: values for name, values in means.items() if _BLOCK.fullmatch(name)}
-    layers = {
-        title: np.mean([v for name, v in means.items() if re.search(rf"\.{kind}(\.\d+)?$", name)], axis=0)
-        for kind, title in LAYER_NAMES.items()
-        if any(re.search(rf"\.{kind}(\.\d+)?$", name) for name in means)
-    }
-    return Profile(blocks, layers, len(prompts))
+    stages = anatomy(backbone.denoiser).stages
+    by_kind = {kind: [v for name, v in means.items() if kind_of(name) == kind] for kind in KINDS.values()}
+    return Profile(
+        blocks={name: values for name, values in means.items() if name in stages},
+        layers={kind: np.mean(values, axis=0) for kind, values in by_kind.items() if values},
+        n=len(prompts),
+    )
 
 
 class _Watch:
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.stages = stages
         self.before: dict[str, torch.Tensor] = {}
         self.now: dict[str, torch.Tensor] = {}
         self.distances: dict[str, list[float]] = {}
 
     def end_step(self, step: int) -> None:
         for name, before in self.before.items():
-            self.distances.setdefault(name, []).append(_distance(name, before, self.now.get(name, before)))
+            self.distances.setdefault(name, []).append(self._distance(name, before, self.now.get(name, before)))
         self.before |= self.now
         self.now = {}
 
-
-def _distance(name: str, before: torch.Tensor, now: torch.Tensor) -> float:
-    if before.shape != now.shape:
-        return float("nan")
-    change, before = (now - before).float(), before.float()
-    if _BLOCK.fullmatch(name):  # App. A: over the norm at t, the step before, since t counts down
-        return float((change.flatten(1).norm(1, dim=1) / before.flatten(1).norm(1, dim=1)).mean())
-    return float(change.square().flatten(1).mean(1).sqrt().mean())
+    def _distance(self, name: str, before: torch.Tensor, now: torch.Tensor) -> float:
+        if before.shape != now.shape:
+            return float("nan")
+        change, before = (now - before).float(), before.float()
+        if name in self.stages:  # App. A: over the norm at t, the step before, since t counts down
+            return float((change.flatten(1).norm(1, dim=1) / before.flatten(1).norm(1, dim=1)).mean())
+        return float(change.square().flatten(1).mean(1).sqrt().mean())
 
 
 @contextmanager
 def _watch(denoiser: torch.nn.Module) -> Iterator[_Watch]:
-    watch, handles, thread = _Watch(), [], get_ident()
+    stages = anatomy(denoiser).stages
+    watch, handles, thread = _Watch(stages), [], get_ident()
     for name, module in denoiser.named_modules():
-        if _BLOCK.fullmatch(name) or _LAYER.fullmatch(name):
+        if name in stages or kind_of(name):
 
             def hook(module, args, output, name=name):
                 if get_ident() == thread:  # not another's run on this model

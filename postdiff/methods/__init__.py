@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from postdiff.arguments import shown
+from postdiff.mechanisms.attention import Mode
 from postdiff.methods.baselines import ca_tome, duca, faster_diffusion, tgate, todo, tome
 from postdiff.methods.schedule import compose, gate_of
-from postdiff.plan import Mode, Plan, SizeCondition
+from postdiff.plan import Plan, SizeCondition
 
 
 def dense(steps: int = 20) -> Plan:

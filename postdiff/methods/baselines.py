@@ -9,10 +9,16 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
-from postdiff.arguments import number, shown, whole_number, whole_numbers
-from postdiff.methods.schedule import check_steps, compose, gate_of, low_first
-from postdiff.plan import Action, BlockAction, Plan, StepPlan
-from postdiff.reduction import Downsample, Merge, Refresh
+from postdiff.arguments import flag, number, shown, whole_number, whole_numbers
+from postdiff.mechanisms import (
+    AttentionCache,
+    EncoderPropagation,
+    KeyDownsampling,
+    TokenCache,
+    TokenMerging,
+)
+from postdiff.methods.schedule import check_steps, compose, gate_of, low_first, stored_at
+from postdiff.plan import Plan
 
 
 def tgate(
@@ -40,15 +46,9 @@ def tgate(
             return i <= warm_up or i % sp_interval == 0
         return i == gate - 1 or i % fi_interval == 0
 
-    computed = [fresh(i) for i in range(steps)]
-
-    def self_attention(i: int) -> Action:
-        if not computed[i]:
-            return "reuse"
-        return "store" if i + 1 < steps and not computed[i + 1] else "compute"
-
-    stepped = tuple(replace(step, self_attention=self_attention(i)) for i, step in enumerate(plan.steps))
-    return low_first(replace(plan, steps=stepped, half="uncond"), beta, s)
+    own = stored_at([i for i in range(steps) if fresh(i)], steps)
+    cached = replace(plan.get(AttentionCache) or AttentionCache(mode="ave"), own=own)
+    return low_first(plan.plus(cached, half="uncond"), beta, s)
 
 
 def tome(
@@ -66,12 +66,13 @@ def tome(
 ) -> Plan:
     """ToMe for Stable Diffusion (CVPR 2023 workshop): tokens that are alike are merged around self-attention.
 
-    The defaults are the authors'; `Merge` says what they mean; a ratio of 0 is off. It is what their package does,
+    The defaults are the authors'; `TokenMerging` says what they mean; a ratio of 0 is off. It is what their package does,
     but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
     """
     off = number("ratio", ratio, "[0, 1)") == 0
-    tokens = Merge(0.1 if off else ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp)
-    return low_first(replace(compose("tome", steps), tokens=None if off else tokens), beta, s)
+    tokens = TokenMerging(0.1 if off else ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp)
+    plan = compose("tome", steps)
+    return low_first(plan if off else plan.plus(tokens), beta, s)
 
 
 def ca_tome(
@@ -94,9 +95,11 @@ def ca_tome(
     steps = check_steps(steps)
     fresh = _steps_from_0("match_steps", match_steps)
     threshold = number("threshold", threshold, "[-1, 1]", "; it is a cosine")
-    tokens = Merge(0.75, random=random, max_downsample=max_downsample, threshold=threshold)
-    planned = tuple(StepPlan(matching=action) for action in _stored_at(fresh, steps))
-    return low_first(Plan("ca_tome", planned, tokens=tokens), beta, s)
+    matching = stored_at(fresh, steps)
+    tokens = TokenMerging(
+        0.75, random=random, max_downsample=max_downsample, threshold=threshold, matching=matching
+    )  # fmt: skip
+    return low_first(compose("ca_tome", steps).plus(tokens), beta, s)
 
 
 def todo(steps: int = 20, factor: int = 2, factor_2: int = 1, beta: float = 1.0, s: float = 0.0) -> Plan:
@@ -104,9 +107,8 @@ def todo(steps: int = 20, factor: int = 2, factor_2: int = 1, beta: float = 1.0,
 
     factor: where the grid is the latents' own; factor_2: where it is half that (SDXL's and PixArt's first); 1 is off.
     """
-    factor, factor_2 = whole_number("factor", factor), whole_number("factor_2", factor_2)
-    tokens = None if factor == factor_2 == 1 else Downsample((factor, factor_2))
-    return low_first(replace(compose("todo", steps), tokens=tokens), beta, s)
+    keys = KeyDownsampling((whole_number("factor", factor), whole_number("factor_2", factor_2)))
+    return low_first(compose("todo", steps).plus(keys), beta, s)
 
 
 def faster_diffusion(
@@ -125,8 +127,8 @@ def faster_diffusion(
     """
     steps = check_steps(steps)
     fresh = _steps_from_0("key_steps", key_steps)
-    planned = tuple(StepPlan(encoder=action) for action in _stored_at(fresh, steps))
-    return low_first(Plan("faster_diffusion", planned, prior_noise=prior_noise, ahead=ahead), beta, s)
+    encoder = EncoderPropagation(stored_at(fresh, steps), flag("ahead", ahead), prior_noise)
+    return low_first(compose("faster_diffusion", steps).plus(encoder), beta, s)
 
 
 def duca(
@@ -141,19 +143,18 @@ def duca(
     """DuCa (arXiv 2412.18911) for transformers: of every `interval` steps the first is full, then those that refresh
     tokens (ToCa) and those that skip all blocks alternate.
 
-    The defaults are the authors' programme's; their README's command says fresh_ratio=0.75. `Refresh` says what they
-    mean.
+    The defaults are the authors' programme's; their README's command says fresh_ratio=0.75. `TokenCache` says what
+    they mean.
     """
     steps, interval = check_steps(steps), whole_number("interval", interval)
-    refresh = Refresh(fresh_ratio, score, soft, interval)
 
-    def blocks(i: int) -> BlockAction:
+    def mark(i: int) -> str:
         if i % interval == 0:
-            return "store" if interval > 1 and i + 1 < steps else "compute"
-        return "tokens" if i % interval % 2 else "reuse"
+            return "S" if interval > 1 and i + 1 < steps else "#"
+        return "t" if i % interval % 2 else "."
 
-    plan = Plan("duca", tuple(StepPlan(blocks=blocks(i)) for i in range(steps)), refresh=refresh)
-    return low_first(plan, beta, s)
+    tokens = TokenCache("".join(map(mark, range(steps))), fresh_ratio, score, soft, interval)
+    return low_first(compose("duca", steps).plus(tokens), beta, s)
 
 
 def _steps_from_0(name: str, steps: Sequence[int]) -> tuple[int, ...]:
@@ -161,14 +162,3 @@ def _steps_from_0(name: str, steps: Sequence[int]) -> tuple[int, ...]:
     if not found or found[0] != 0 or any(b <= a for a, b in pairwise(found)):
         raise ValueError(f"{name} must be rising numbers of steps from 0 on, got {shown(found)}")
     return found
-
-
-def _stored_at(fresh: Sequence[int], steps: int) -> list[Action]:
-    """What is computed at the steps `fresh`, and reused after each until the next."""
-
-    def action(i: int) -> Action:
-        if i not in fresh:
-            return "reuse"
-        return "store" if i + 1 < steps and i + 1 not in fresh else "compute"
-
-    return [action(i) for i in range(steps)]

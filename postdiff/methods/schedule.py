@@ -1,9 +1,12 @@
-"""Schedules from settings: what the functions of `methods.py` and `baselines.py` have in common."""
+"""Schedules from settings: what the functions of `methods` and `baselines` have in common."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from postdiff.arguments import instance, number, one_of, plain, shown, whole_number
-from postdiff.plan import MAX_STEPS, SIZE_CONDITIONS, Action, Mode, Plan, SizeCondition, StepPlan
+from postdiff.mechanisms import AttentionCache, DeepCache
+from postdiff.mechanisms.attention import Mode
+from postdiff.plan import MAX_STEPS, SIZE_CONDITIONS, Plan, SizeCondition, Step
 
 
 def compose(
@@ -35,23 +38,33 @@ def compose(
     full, since = [], 0
     for i in range(steps):
         since = 0 if i in starts else since + 1
-        full.append(since % k == 0)
+        if since % k == 0:
+            full.append(i)
 
-    def deep(i: int) -> Action:
-        if not full[i]:
-            return "reuse"
-        return "store" if i + 1 < steps and not full[i + 1] else "compute"
+    mechanisms = (
+        DeepCache(stored_at(full, steps), branch),
+        AttentionCache(_attention(full, gate, steps) if cached else "", mode=mode),
+    )
+    planned = tuple(Step(beta if i < low else 1.0, i < gate) for i in range(steps))
+    return Plan(name, planned, mechanisms, size_condition=size_condition)
 
-    # If gate-1 skips the deep part, the deep cross-attentions are those of the last full step before it.
-    last_full = max((i for i in range(gate) if full[i]), default=0)
 
-    def attention(i: int) -> Action:
-        if not cached or last_full > i or (last_full < i < gate - 1):
-            return "compute"
-        return "store" if i < gate else "reuse"
+def stored_at(fresh: Collection[int], steps: int) -> str:
+    """Marks of what is computed at the steps `fresh`, and reused after each until the next."""
 
-    plan = [StepPlan(beta if i < low else 1.0, i < gate, deep(i), attention(i)) for i in range(steps)]
-    return Plan(name, tuple(plan), branch, mode, size_condition)
+    def mark(i: int) -> str:
+        if i not in fresh:
+            return "."
+        return "S" if i + 1 < steps and i + 1 not in fresh else "#"
+
+    return "".join(map(mark, range(steps)))
+
+
+def _attention(full: Collection[int], gate: int, steps: int) -> str:
+    """Marks of cross-attention that is stored at gate - 1 and reused from `gate` on."""
+    # If gate - 1 skips the deep part, the deep cross-attentions are those of the last full step before it.
+    last_full = max((i for i in full if i < gate), default=0)
+    return "".join("." if i >= gate else "S" if i in (last_full, gate - 1) else "#" for i in range(steps))
 
 
 def check_steps(steps: int) -> int:
@@ -91,42 +104,6 @@ def low_first(plan: Plan, beta: float, s: float, size_condition: SizeCondition =
         return plan
     if plan.steps[0].scale != 1:
         raise ValueError(f"{plan.name} is at low resolution already (scale {plan.steps[0].scale})")
-    actions = {
-        name: _afresh([getattr(step, name) for step in plan.steps], low)
-        for name in ("deep", "encoder", "self_attention", "blocks", "matching")
-    }
-    steps = [
-        replace(step, scale=beta if i < low else 1.0, **{name: row[i] for name, row in actions.items()})  # type: ignore[arg-type]
-        for i, step in enumerate(plan.steps)
-    ]
-    modules = tuple((name, _marks_afresh(marks, low)) for name, marks in plan.modules)
-    # What was measured of merging (`merged`) was at full resolution.
-    return replace(plan, steps=tuple(steps), modules=modules, merged=(), size_condition=size_condition)
-
-
-def _afresh(actions: list[Action], at: int) -> list[Action]:
-    """The actions, where nothing that was stored before step `at` can be reused."""
-    since = next((i for i in range(at, len(actions)) if actions[i] != "compute"), at)
-    if actions[since] in ("reuse", "tokens"):
-        actions = [*actions[:since], "store", *actions[since + 1 :]]
-
-    def used(i: int) -> bool:
-        end = at if i < at else len(actions)
-        after = next((action for action in actions[i + 1 : end] if action != "compute"), "compute")
-        return after in ("reuse", "tokens")
-
-    return ["compute" if action == "store" and not used(i) else action for i, action in enumerate(actions)]
-
-
-def _marks_afresh(marks: str, at: int) -> str:
-    """The marks, where nothing that was stored before step `at` can be reused."""
-    output = residual = False
-    after = ""
-    for mark in marks[at:]:
-        if mark == "." and not output:
-            mark = "#"
-        elif mark in "wx" and not residual:
-            mark = "S"
-        output, residual = True, residual or mark == "S"
-        after += mark
-    return marks[:at] + after
+    steps = tuple(replace(step, scale=beta if i < low else 1.0) for i, step in enumerate(plan.steps))
+    mechanisms = tuple(mechanism.restarted(low) for mechanism in plan.mechanisms)
+    return replace(plan, steps=steps, mechanisms=mechanisms, size_condition=size_condition)
