@@ -175,7 +175,7 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
          "–" if t.memory is None else f"{t.memory:.2f}", f"{t.speedup:.2f}"]
         for one, t in zip(listed, times, strict=True)
     ]  # fmt: skip
-    print(f"{name}, {spec.size} px, {of[0].dtype}, one image, {rounds} rounds on {times[0].machine}\n")
+    print(f"{name}, {of[0].size} px, {of[0].dtype}, one image, {rounds} rounds on {times[0].machine}\n")
     print(tables.markdown(header, lines))
     return {one: asdict(t) for one, t in zip(listed, times, strict=True)}
 

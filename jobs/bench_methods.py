@@ -25,7 +25,7 @@ import postdiff
 from pipelines import options
 from pipelines.report import document
 from postdiff import methods, sampling, solvers
-from postdiff.models.checkpoints import HUB
+from postdiff.models.checkpoints import HUB, settle
 from postdiff.plan import Plan
 from postdiff.terminal import doing
 
@@ -65,9 +65,9 @@ def _denoise(backbone: postdiff.Backbone, plan: Plan, batch: int) -> float:
     """Seconds to denoise `batch` images."""
     spec = backbone.spec
     text = torch.randn(1, spec.text_tokens, spec.denoiser["cross_attention_dim"]).expand(2 * batch, -1, -1)
-    state = sampling.begin(backbone, {"text": text}, list(range(batch)), plan, None, spec.size)
+    state = sampling.begin(backbone, {"text": text}, list(range(batch)), plan, settle(spec))
     began = time.perf_counter()
-    sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
+    sampling.denoise(backbone, state)
     return time.perf_counter() - began
 
 
@@ -107,7 +107,7 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
     from DeepCache import DeepCacheSDHelper
 
     spec, pipe = backbone.spec, copy.copy(backbone.pipe)
-    pipe.scheduler = solvers.make_solver("dpm", pipe.scheduler.config)  # that of ours, and for all of theirs
+    pipe.scheduler = solvers.make_scheduler("dpm", pipe.scheduler.config)  # that of ours, and for all of theirs
     pipe.set_progress_bar_config(disable=True)
     unpatched = copy.deepcopy(pipe)  # T-GATE never takes back what it patches
     gated = tgate.TgateSDLoader(unpatched)
@@ -116,12 +116,13 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
     text = torch.randn(2, spec.text_tokens, spec.denoiser["cross_attention_dim"])
     channels, grid = backbone.denoiser.config.in_channels, spec.latents(spec.size)
     call = {"num_inference_steps": steps, "guidance_scale": spec.guidance, "output_type": "latent",
-            "negative_prompt_embeds": text[:1], "prompt_embeds": text[1:], "height": spec.size, "width": spec.size,
+            "negative_prompt_embeds": text[:1], "prompt_embeds": text[1:],
+            "height": spec.size[0], "width": spec.size[1],
             "latents": sampling.draw([0], "initial", channels, grid)}  # fmt: skip
 
     def ours(plan: Plan) -> None:
-        state = sampling.begin(backbone, {"text": text}, [0], plan, "dpm", spec.size)
-        sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
+        state = sampling.begin(backbone, {"text": text}, [0], plan, settle(spec, solver="dpm"))
+        sampling.denoise(backbone, state)
 
     def their_deepcache() -> None:
         helper = DeepCacheSDHelper(pipe=pipe)

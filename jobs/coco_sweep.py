@@ -104,7 +104,7 @@ def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:
     listed, shards = protocol.prompts, protocol.shards
     n = len(listed)
     macs, flops = n * sum(p.macs_paper for p in points), n * sum(p.flops for p in points)
-    pixels = points[0].configuration.size ** 2
+    pixels = prod(points[0].configuration.sampling.size)
     print(f"read {prompts.describe(listed)} (of {args.prompts})")
     print(f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units")
     for point in points:

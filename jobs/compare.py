@@ -24,6 +24,7 @@ from pipelines.report import tables
 from pipelines.report.tables import METRICS, Row
 from pipelines.stages import generation
 from postdiff import methods
+from postdiff.arguments import shown_size
 from postdiff.models.checkpoints import resolve
 from postdiff.models.families import adapt
 from postdiff.plan import SIZE_CONDITIONS, Plan
@@ -92,7 +93,8 @@ def plan_points(args: argparse.Namespace, among: list[Variant]) -> list[list[Poi
     for variant in among:
         own = resolve(variant.backbone)
         if own.size != spec.size:
-            raise ValueError(f"expected models of one size, got {spec.size} px and {own.size} px ({variant.backbone})")
+            sizes = f"{shown_size(spec.size)} px and {shown_size(own.size)} px"
+            raise ValueError(f"expected models of one size, got {sizes} ({variant.backbone})")
         changed = [adapt(replace(plan, size_condition=variant.size_condition), own.family) for _, _, plan in listed]
         guidance, solver, dtype = shared
         base = generation.configure(variant.backbone, changed[0], guidance, solver, args.batch_size, dtype)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines import options
 from pipelines.data import pairs
 from pipelines.engine.store import clean, local_path
-from pipelines.training.finetune_settings import Settings
+from pipelines.training.finetune_settings import Settings, check_model
 from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing
 
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, spec.settings[name])
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    if spec.family != "sd":
-        raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {spec.family}")
+    check_model(spec)
     found = pairs.open_pairs(args.data, args.limit)
     from accelerate import PartialState
 

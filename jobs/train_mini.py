@@ -57,6 +57,7 @@ from pipelines.training.loop import (
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
 from postdiff.models.checkpoints import MINI, TINY_SETTINGS, resolve, write_run
+from postdiff.models.families import FAMILIES
 
 STAGES = {
     "autoencoder": train_autoencoder,
@@ -163,7 +164,7 @@ def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
             with torch.no_grad():
                 decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
             numbers["autoencoder_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
-        for t in {steps, 4} if backbone.spec.family == "lcm" else {steps}:
+        for t in {steps, 4} if not FAMILIES[backbone.spec.family].guided else {steps}:
             images = postdiff.sample(backbone, prompts, list(range(n)), postdiff.methods.dense(t), batch_size=32)
             numbers[f"{name.replace('-', '_')}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
             if t == steps:

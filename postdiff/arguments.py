@@ -143,9 +143,24 @@ def callback(name: str, value: Any) -> Callable | None:
     raise ValueError(f"{name} must be a function or None, got {shown(value)}")
 
 
-def side(value: Any) -> int:
-    """Side of an image in pixels."""
-    return whole_number("size", value, None, LARGEST_SIDE, "; no machine holds a larger image")
+def size(value: Any) -> tuple[int, int]:
+    """(height, width) of an image in pixels; a whole number is both."""
+    pair = isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1
+    sides = list(value) if pair else [value, value]
+    if len(sides) != 2:
+        raise ValueError(f"size must be a whole number or (height, width), got {shown(value)}")
+    h, w = (whole_number("size", side, None, LARGEST_SIDE, "; no machine holds a larger image") for side in sides)
+    return h, w
+
+
+def one_size(size: tuple[int, int]) -> int | tuple[int, int]:
+    """(height, width) as a user says it: a square's is one number."""
+    return size[0] if size[0] == size[1] else size
+
+
+def shown_size(size: tuple[int, int]) -> str:
+    """64 of a square, else 64x96: height, width."""
+    return "x".join(map(str, dict.fromkeys(size)))
 
 
 def batch_size(value: Any) -> int:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import postdiff
 from pipelines.training import mini
 from postdiff import sampling, solvers
-from postdiff.models.checkpoints import MINI
+from postdiff.models.checkpoints import MINI, settle
 from postdiff.models.families import adapt
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def backbones(tmp_path_factory):
 
 def diffusers_solver(name, config):
     """diffusers' own scheduler of that name, with the settings of ours."""
-    ours = solvers.make_solver(name, config)
+    ours = solvers.make_scheduler(name, config)
     return {"unipc": UniPCMultistepScheduler, "lcm": LCMScheduler}.get(name, type(ours)).from_config(ours.config)
 
 
@@ -84,8 +84,8 @@ def latents(backbone, prompts, seeds, plan):
     """What `sample` decodes: pixels are rounded, and hide small differences."""
     plan = adapt(plan, backbone.spec.family)
     text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, None, 64)
-    return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)
+    state = sampling.begin(backbone, text, seeds, plan, settle(backbone.spec, size=64))
+    return sampling.denoise(backbone, state)
 
 
 def flops_of_run(backbone, plan):

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from tqdm import tqdm
 
@@ -98,7 +99,7 @@ def text(
         for model, name in of.items():
             own = {plan: prices[m, plan].here.macs_paper for m, plan in runs if m == model}
             macs = group.prompts * sum(own.values()) / 1e12
-            size += group.prompts * len(own) * resolve(name).size ** 2 * BYTES_A_PIXEL / 1e9
+            size += group.prompts * len(own) * prod(resolve(name).size) * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}
             for gpu, value in took.items():
                 totals[gpu] += value

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from postdiff import methods
 from postdiff.arguments import shown
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
+    from postdiff.models.checkpoints import SamplingSettings
     from postdiff.models.loading import Backbone
 
 
@@ -76,20 +77,22 @@ def find(
     seeds: Sequence[int],
     steps: int = 20,
     on_step: Callable[[int], None] | None = None,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **sampling: "Unpack[SamplingSettings]",
 ) -> Plan:
-    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that."""
+    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that.
+
+    sampling: guidance, solver and size, as `postdiff.sample` takes them.
+    """
     from postdiff import search
 
-    preset, given = _preset(name), {"guidance": guidance, "solver": solver, "size": size, "on_step": on_step}
+    preset = _preset(name)
     if preset.searched:
         run = getattr(search, preset.method)
-        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, **given)
+        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **sampling)
     found = plan(name, steps)
-    return search.ca_tome(backbone, prompts, seeds, found, **given) if preset.needs_model else found
+    if not preset.needs_model:
+        return found
+    return search.ca_tome(backbone, prompts, seeds, found, on_step=on_step, **sampling)
 
 
 def _preset(name: str) -> Preset:

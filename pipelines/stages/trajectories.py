@@ -74,7 +74,7 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
     of = task.configuration
     found = analysis.profile(
         backbone, [p.text for p in task.prompts], [prompting.seed(p) for p in task.prompts], of.plan,
-        batch_size=of.batch_size, guidance=of.guidance, solver=of.solver, size=of.size,
+        batch_size=of.batch_size, **of.settings,
     )  # fmt: skip
     parts = {"blocks": found.blocks, "layers": found.layers}
     value = {part: {name: row.tolist() for name, row in rows.items()} for part, rows in parts.items()}
@@ -96,9 +96,7 @@ def _trajectory(backbone: postdiff.Backbone, task: Task) -> bytes:
     of, encoder = task.configuration, ClipEncoder(task.clip)
     columns: dict[str, list] = {name: [] for name in records.TRAJECTORY.names}
     for batch, texts, seeds in _batches(task):
-        steps = analysis.trajectory(
-            backbone, texts, seeds, of.plan, guidance=of.guidance, solver=of.solver, size=of.size
-        )
+        steps = analysis.trajectory(backbone, texts, seeds, of.plan, **of.settings)
         embedded = encoder.texts(texts)
         for i, images in enumerate(steps):
             scores = clip_scores(encoder.images(images), embedded)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from postdiff import arguments
 from postdiff.methods import METHODS
@@ -21,13 +21,13 @@ from postdiff.models import minis
 from postdiff.models.configs import (
     check_components,
     check_denoiser,
-    check_text,
     check_vae,
     read_json,
     regular_files,
     text_tokens,
 )
 from postdiff.models.families import FAMILIES, adapt
+from postdiff.models.family import Size
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
 
 MINI = minis.MINI
@@ -38,7 +38,8 @@ class Spec:
     """Where a backbone is and how it is run.
 
     source: folder or hub id; revision: commit of the hub repository, None for a folder.
-    size: side of the images in pixels; vae_factor: pixels a latent cell; text_tokens: length of a padded prompt.
+    size: (height, width) of the images in pixels, a whole number for squares; vae_factor: pixels a latent cell;
+        text_tokens: length of a padded prompt.
     guidance: w of classifier-free guidance.
     solver: the paper states none; these are ours, and part of every configuration's id.
     denoiser: the denoiser's config, where it is needed before (or without) the weights.
@@ -53,7 +54,7 @@ class Spec:
     source: str
     revision: str | None
     family: str
-    size: int
+    size: Size
     denoiser: dict
     settings: dict
     guidance: float = 7.5
@@ -64,17 +65,43 @@ class Spec:
     train_steps: int = 1000
     scheduler: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        arguments.put(self, size=arguments.size(self.size))
+
     @property
     def patch(self) -> int:
         """Latent cells a side of a transformer's token; a U-Net takes any size."""
         return self.denoiser.get("patch_size", 1)
 
-    def latents(self, size: int) -> tuple[int, int]:
+    def latents(self, size: Size) -> tuple[int, int]:
         """(h, w) of the latents of images of `size` pixels. Raises ValueError if there are none."""
         cell = self.vae_factor * self.patch
-        if size <= 0 or size % cell:
-            raise ValueError(f"size must be a positive multiple of {cell} pixels, got {size}")
-        return (size // self.vae_factor,) * 2
+        if any(side <= 0 or side % cell for side in size):
+            raise ValueError(f"size must be a positive multiple of {cell} pixels, got {arguments.shown_size(size)}")
+        return size[0] // self.vae_factor, size[1] // self.vae_factor
+
+
+class SamplingSettings(TypedDict, total=False):
+    """How images are sampled, as a user says it; the backbone's own where it is None or not there."""
+
+    guidance: float | None
+    solver: str | None
+    size: int | Size | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled, checked (`settle`): w of classifier-free guidance, the solver's name, (height, width) of
+    the images in pixels."""
+
+    guidance: float
+    solver: str
+    size: Size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The three as a user says them, a square's size as one number: what configurations and files are named by."""
+        return {**vars(self), "size": arguments.one_size(self.size)}
 
 
 # What differs from the defaults of diffusers' class.
@@ -108,45 +135,50 @@ PIXART = {
     "attention_bias": True,
 }
 
-# The paper's settings of each model (sec. 3.1; BK-SDM-Tiny: App. F). m is a share of the steps, so that it fits any T.
-SETTINGS = {
-    "sd": {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 0.75},
-    "lcm": {"steps": 8, "beta": 0.5, "s": 0.5, "k": 1, "m": 0.5},
-    "sdxl": {"steps": 20, "beta": 0.75, "s": 0.2, "k": 2, "m": 0.75},
-    "pixart": {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75},
-}
-TINY_SETTINGS = {**SETTINGS["sd"], "s": 0.2}
-# w, and the solver where a checkpoint ships one that is not offered here (DEIS, PNDM).
-GUIDANCE = {"sd": 7.5, "lcm": 7.5, "sdxl": 5.0, "pixart": 4.5}
-SOLVER = {"sd": "dpm", "lcm": "lcm", "sdxl": "euler", "pixart": "dpm"}
+# The same transformer, that was fine-tuned to T5's longer prompts and SDXL's autoencoder, and is told no size: as the
+# configs of those have it that were saved from the hub's commit e102b35 (terminusresearch/pixart-900m-1024-ft-v0.6).
+PIXART_SIGMA = {**PIXART, "interpolation_scale": 2, "use_additional_conditions": False}
+TINY_SETTINGS = {**FAMILIES["sd"].settings, "s": 0.2}  # BK-SDM-Tiny: App. F
 # In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
 RUN_KEYS = ("size", "guidance", "solver", "settings")
 RUN = "postdiff.json"
+
+
+def _spec(
+    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **own: Any
+) -> Spec:
+    """A checkpoint's spec: as its family is run where `own` does not say otherwise."""
+    rules = FAMILIES[family]
+    usual = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
+    tokens = rules.most_tokens or Spec.text_tokens
+    return Spec(name, source, revision, family, size, denoiser, **{**usual, "text_tokens": tokens, **own})  # type: ignore[arg-type]
+
 
 # fmt: off
 _SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "sdxl", 1024)
 HUB = {
     spec.name: spec
     for spec in (
-        Spec("sd15",  # the paper's SD1.5
-             "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad",
-             "sd", 768, SD15_UNET, SETTINGS["sd"]),
-        Spec("sd15-original",
-             "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-             "sd", 512, SD15_UNET, SETTINGS["sd"]),
-        Spec("lcm",
-             "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-             "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}, SETTINGS["lcm"], solver="lcm"),
-        Spec("sdxl", *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler"),
-        Spec("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
-             *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler",
-             vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
-        Spec("pixart",
-             "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404",
-             "pixart", 1024, PIXART, SETTINGS["pixart"], guidance=4.5, text_tokens=120),
-        Spec("bk-sdm-tiny",
-             "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
-             "sd", 512, TINY_UNET, TINY_SETTINGS),
+        _spec("sd15",  # the paper's SD1.5
+              "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", "sd", 768, SD15_UNET),
+        _spec("sd15-original",
+              "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+              "sd", 512, SD15_UNET),
+        _spec("lcm",
+              "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+              "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}),
+        _spec("sdxl", *_SDXL, SDXL_UNET),
+        _spec("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
+              *_SDXL, SDXL_UNET,
+              vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
+        _spec("pixart",
+              "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404", "pixart", 1024, PIXART),
+        _spec("pixart-sigma",
+              "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207",
+              "pixart-sigma", 1024, PIXART_SIGMA),
+        _spec("bk-sdm-tiny",
+              "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
+              "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
     )
 }
 # fmt: on
@@ -201,25 +233,25 @@ def folder_spec(name: str, folder: Path) -> Spec:
         )
     rules = FAMILIES[family]
     regular_files(folder)
-    check_components(folder, index, family)
+    check_components(folder, index, rules)
     missing = [part for part in (rules.denoiser, "vae") if not (folder / part / "config.json").is_file()]
     if missing:
         raise ValueError(f"{folder} must hold the configs of {rules.denoiser} and vae; it lacks {missing[0]}'s")
     denoiser, vae = (read_json(folder / part / "config.json") for part in (rules.denoiser, "vae"))
-    check_denoiser(family, denoiser, name)
-    check_vae(vae, denoiser.get("in_channels", 4), name)
+    check_denoiser(rules, denoiser, name)
+    check_vae(vae, rules.latent_channels(denoiser), name)
     encoders = {part: read_json(folder / part / "config.json") for part in rules.text_encoders}
-    check_text(family, denoiser, encoders, name)
+    rules.check_text(denoiser, encoders, name)
     side, factor = denoiser.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
     if type(side) is not int or side < 1:
         raise ValueError(f"sample_size of {rules.denoiser} of {name} must be a whole number of 1 or more, got {side!r}")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     shipped = scheduler.setdefault("_class_name", index["scheduler"][1])
     check_noise_schedule(name, shipped, scheduler)
-    spec = Spec(
-        name, str(folder), None, family, side * factor, denoiser, SETTINGS[family], GUIDANCE[family],
-        solver_of(shipped, rules.solvers) or SOLVER[family], factor, text_tokens(folder, family, encoders),
-        train_steps=train_steps(name, scheduler), scheduler=scheduler,
+    spec = _spec(
+        name, str(folder), None, family, side * factor, denoiser,
+        solver=solver_of(shipped, rules.solvers) or rules.solver, vae_factor=factor,
+        text_tokens=text_tokens(folder, rules, encoders), train_steps=train_steps(name, scheduler), scheduler=scheduler,
     )  # fmt: skip
     run = read_json(folder / RUN) if (folder / RUN).exists() else {}
     spec = _as_it_says(spec, folder / RUN, run)
@@ -240,14 +272,16 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     settings = run.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"settings in {file} must be an object, got {settings!r}")
-    spec = replace(spec, **{**run, "settings": {**spec.settings, **settings}})
+    try:
+        size = arguments.size(run.get("size", spec.size))
+    except ValueError:
+        raise ValueError(f"size in {file} must be a whole number of pixels, got {run['size']!r}") from None
+    spec = replace(spec, **{**run, "size": size, "settings": {**spec.settings, **settings}})
     guidance, offered = spec.guidance, FAMILIES[spec.family].solvers
     if type(guidance) not in (int, float) or not 1 <= guidance < 1e38:  # NaN is neither
         raise ValueError(f"guidance in {file} must be a number of 1 or more, got {guidance!r}")
     if spec.solver not in offered:
         raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
-    if type(spec.size) is not int:
-        raise ValueError(f"size in {file} must be a whole number of pixels, got {spec.size!r}")
     steps = spec.settings["steps"]
     if type(steps) is not int or not 1 <= steps <= spec.train_steps:
         raise ValueError(f"steps in {file} must be from 1 to {spec.train_steps}, as in training, got {steps!r}")
@@ -259,20 +293,22 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     return spec
 
 
-def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
-    """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
+def settle(
+    spec: Spec, guidance: float | None = None, solver: str | None = None, size: int | Size | None = None
+) -> Sampling:
+    """How images of `spec` are sampled: its own where None. Raises ValueError if one is out of range."""
     instead = "; for none use a plan without it (no_cfg)"
     guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
     offered = FAMILIES[spec.family].solvers
     solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
-    size = arguments.side(spec.size if size is None else size)
-    spec.latents(size)
-    return guidance, solver, size
+    settled = Sampling(guidance, solver, arguments.size(spec.size if size is None else size))
+    spec.latents(settled.size)
+    return settled
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:
     """Make `folder` run as `spec` does: for models that were made from it, or in a form its configs do not tell."""
-    run = {key: getattr(spec, key) for key in RUN_KEYS}
+    run = {key: getattr(spec, key) for key in RUN_KEYS} | {"size": arguments.one_size(spec.size)}
     (folder / RUN).write_text(json.dumps({**run, **changes}, indent=2) + "\n")
 
 

@@ -10,7 +10,7 @@ import torch
 
 import postdiff
 from postdiff import methods, sampling, solvers, tokens
-from postdiff.models.checkpoints import HUB
+from postdiff.models.checkpoints import HUB, Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 from bench_methods import random_pipe
@@ -24,7 +24,7 @@ def sd15():
     torch.set_num_threads(2)
     spec = replace(HUB["sd15"], size=SIZE)
     pipe = random_pipe(spec)
-    pipe.scheduler = solvers.make_solver("dpm", pipe.scheduler.config)
+    pipe.scheduler = solvers.make_scheduler("dpm", pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     yield postdiff.Backbone(spec, pipe)
     torch.set_num_threads(1)
@@ -36,8 +36,8 @@ def text():
 
 
 def ours(backbone, text, plan):
-    state = sampling.begin(backbone, {"text": text}, [SEED], plan, "dpm", SIZE)
-    return sampling.denoise(backbone, state, plan, 7.5, SIZE)
+    state = sampling.begin(backbone, {"text": text}, [SEED], plan, Sampling(7.5, "dpm", (SIZE, SIZE)))
+    return sampling.denoise(backbone, state)
 
 
 def call(text, steps):

@@ -14,6 +14,7 @@ from PIL import Image
 import postdiff
 from postdiff.cli import main
 from postdiff.models import checkpoints, loading
+from postdiff.models.families import FAMILIES
 from postdiff.picture import draw_plan
 from postdiff.settings import SEARCHES
 
@@ -119,10 +120,10 @@ def test_a_folder_says_how_it_is_run(tmp_path):
     shutil.copytree(spec.source, copied)
     before = checkpoints.fingerprint(checkpoints.resolve(copied))
     checkpoints.write_run(spec, copied, guidance=3.0, size=32)
-    assert (checkpoints.resolve(copied).guidance, checkpoints.resolve(copied).size) == (3.0, 32)
+    assert (checkpoints.resolve(copied).guidance, checkpoints.resolve(copied).size) == (3.0, (32, 32))
     assert checkpoints.fingerprint(checkpoints.resolve(copied)) == before  # the weights are what they were
     (copied / checkpoints.RUN).write_text('{"settings": {"s": 0.3}}')
-    assert checkpoints.resolve(copied).settings == {**checkpoints.SETTINGS["sd"], "s": 0.3}
+    assert checkpoints.resolve(copied).settings == {**FAMILIES["sd"].settings, "s": 0.3}
     (copied / checkpoints.RUN).unlink()
     assert checkpoints.resolve(copied).guidance == 7.5  # the family's
     shipped = copied / "scheduler" / "scheduler_config.json"

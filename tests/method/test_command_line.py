@@ -254,7 +254,7 @@ def test_no_credentials_reach_the_terminal():
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_settings_of_a_search_are_those_of_its_function(name):
     parameters = inspect.signature(getattr(search, name)).parameters
-    all_searches = {"backbone", "prompts", "seeds", "plan", "guidance", "solver", "size", "on_step"}
+    all_searches = {"backbone", "prompts", "seeds", "plan", "settings", "on_step"}
     own = {key: of.default for key, of in parameters.items() if key not in all_searches}
     assert own == {key: default for key, (_, default, _) in SEARCHES[name].items()}
     for key, (_, _, interval) in SEARCHES[name].items():
@@ -290,8 +290,8 @@ def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
     with pytest.raises(
         ValueError, match=r"--batch-size: a batch of 10000000 images of 64 px would need at least .* GiB"
     ):
-        commands._check_memory(spec, 1, 10**7, 64)
-    commands._check_memory(spec, 256, 256, 64)
+        commands._check_memory(spec, 1, 10**7, (64, 64))
+    commands._check_memory(spec, 256, 256, (64, 64))
 
 
 @pytest.mark.parametrize(

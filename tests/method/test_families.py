@@ -16,8 +16,8 @@ from transformers import T5Tokenizer
 
 import postdiff
 from postdiff import methods, sampling
-from postdiff.models import families
-from postdiff.models.checkpoints import HUB
+from postdiff.models import families, lcm
+from postdiff.models.checkpoints import HUB, Sampling, settle
 from postdiff.models.loading import float32_vae
 from postdiff.models.schedulers import SCHEDULERS
 from postdiff.pricing import cost, count_macs
@@ -119,7 +119,7 @@ def test_the_model_is_untouched_afterwards_and_the_second_run_equals_the_first(b
 
 def test_guidance_goes_into_lcm_as_in_its_pipeline():
     theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5]), embedding_dim=256)
-    assert torch.equal(families.guidance_embedding(7.5, 256), theirs)
+    assert torch.equal(lcm.guidance_embedding(7.5, 256), theirs)
 
 
 def test_lcms_guidance_changes_its_images(backbones):
@@ -147,8 +147,8 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
     text = postdiff.encode(backbone, PROMPTS[:2], 2).batch(0, 2, guided=False)
     for s in (0.0, 0.25, 0.5, 0.75):
         plan = families.adapt(methods.mixed_resolution(8, s=s), "lcm")
-        state = sampling.begin(knowing, text, [1, 2], plan, "lcm", 64)
-        torch.testing.assert_close(sampling.denoise(knowing, state, plan, 7.5, 64), x0, atol=2e-4, rtol=0)
+        state = sampling.begin(knowing, text, [1, 2], plan, Sampling(7.5, "lcm", (64, 64)))
+        torch.testing.assert_close(sampling.denoise(knowing, state), x0, atol=2e-4, rtol=0)
 
 
 def test_bytes_do_not_depend_on_batch_or_order_with_lcms_noise(backbones):
@@ -223,11 +223,11 @@ def test_padding_is_masked_in_pixart(backbones):
     """What stands at masked positions does not change a byte."""
     backbone, plan = backbones("pixart"), methods.dense(2)
     text = postdiff.encode(backbone, PROMPTS, 3).batch(0, 3, guided=True)
-    states = [sampling.begin(backbone, text, SEEDS, plan, None, 64) for _ in "ab"]
+    states = [sampling.begin(backbone, text, SEEDS, plan, settle(backbone.spec, 3.0, size=64)) for _ in "ab"]
     hidden = states[1].text["mask"] == 0
     assert hidden.any()
     states[1].text["text"] = torch.where(hidden[..., None], 7.0, text["text"])
-    clean, filled = (sampling.denoise(backbone, state, plan, 3.0, 64) for state in states)
+    clean, filled = (sampling.denoise(backbone, state) for state in states)
     assert torch.equal(clean, filled)
 
 
