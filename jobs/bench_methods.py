@@ -25,7 +25,8 @@ import postdiff
 from pipelines import options
 from pipelines.report import document
 from postdiff import methods, sampling, solvers
-from postdiff.models.checkpoints import HUB, settle
+from postdiff.models.checkpoints import HUB
+from postdiff.models.spec import settle
 from postdiff.plan import Plan
 from postdiff.terminal import doing
 

@@ -32,7 +32,8 @@ from pipelines.evaluation import Point, Protocol
 from pipelines.metrics.statistics import Interval
 from pipelines.report import tables
 from postdiff import methods, planfile
-from postdiff.models.checkpoints import Spec, fingerprint, resolve
+from postdiff.models.checkpoints import fingerprint, resolve
+from postdiff.models.spec import Spec
 from postdiff.terminal import doing
 
 UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}

@@ -19,8 +19,8 @@ from pipelines.metrics.statistics import Interval
 from pipelines.report.tables import METRICS, Metric
 from pipelines.stages import features, scores
 from postdiff import methods
-from postdiff.models.checkpoints import Spec
 from postdiff.models.families import FAMILIES
+from postdiff.models.spec import Spec
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:

@@ -231,9 +231,14 @@ _seed = _whole(-(2**63), 2**63 - 1)
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    """N, or HxW: height and width."""
-    pair = re.fullmatch(r"(\d+)x(\d+)", text)
-    return (int(pair[1]), int(pair[2])) if pair else _whole()(text)
+    """N of a square, or HxW: height and width."""
+    if pair := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
+        return int(pair[1]), int(pair[2])
+    try:
+        return _whole()(text)
+    except argparse.ArgumentTypeError:
+        message = f"must be a whole number or HEIGHTxWIDTH, got {_short(text)}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _number(text: str) -> float:

@@ -27,7 +27,7 @@ from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
 from postdiff.terminal import doing, quiet_libraries, warn
 
 if TYPE_CHECKING:
-    from postdiff.models.checkpoints import Spec
+    from postdiff.models.spec import Spec
 
 SLOW = 3  # seconds after which loading says that it is going on
 
@@ -39,9 +39,10 @@ def generate(args: argparse.Namespace) -> None:
 
     from postdiff import outputs
     from postdiff.models import checkpoints
+    from postdiff.models.spec import settle
 
     spec = checkpoints.resolve(args.backbone)
-    settled = checkpoints.settle(spec, args.guidance, args.solver, args.size)
+    settled = settle(spec, args.guidance, args.solver, args.size)
     images = len(args.prompt) * args.n
     batches = ceil(images / args.batch_size)
     batch_size = arguments.batch_size(ceil(images / batches))

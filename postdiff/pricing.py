@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from postdiff import arguments, caching, duca
 from postdiff.arguments import instance
-from postdiff.models.checkpoints import Spec
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Size
 from postdiff.models.loading import outline
+from postdiff.models.spec import Spec
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size

@@ -16,12 +16,12 @@ import torch
 
 from postdiff import arguments, caching, resolution, solvers
 from postdiff.decoding import decode
-from postdiff.models.checkpoints import Sampling, SamplingSettings, Spec, settle
 from postdiff.models.configs import check_denoiser
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Size, Text, Told
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
+from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
 from postdiff.plan import Plan, StepPlan
 from postdiff.text import Embeddings, encode
 

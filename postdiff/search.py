@@ -17,8 +17,8 @@ import torch
 
 from postdiff import caching, sampling
 from postdiff.arguments import callback, instance, number
-from postdiff.models.checkpoints import SamplingSettings
 from postdiff.models.loading import Backbone
+from postdiff.models.spec import SamplingSettings
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 

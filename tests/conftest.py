@@ -11,15 +11,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from diffusers import LCMScheduler, UniPCMultistepScheduler
+from diffusers import LCMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel, UniPCMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
 from pipelines.training import mini
 from postdiff import sampling, solvers
-from postdiff.models.checkpoints import MINI, settle
+from postdiff.models.checkpoints import MINI
 from postdiff.models.families import adapt
+from postdiff.models.spec import settle
 
 torch.set_num_threads(1)
 PROMPTS = [
@@ -36,7 +37,13 @@ def backbone():
 
 
 # The other mini models, by what they stand for.
-FAMILIES = {"lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart", "tiny": "mini-bk-sdm"}
+FAMILIES = {
+    "lcm": "mini-lcm",
+    "sdxl": "mini-sdxl",
+    "pixart": "mini-pixart",
+    "sigma": "mini-pixart-sigma",  # is not trained
+    "tiny": "mini-bk-sdm",
+}
 
 
 def random_pipeline(kind):
@@ -47,6 +54,10 @@ def random_pipeline(kind):
         return mini.stable_diffusion_xl(vae, texts, mini.unet_xl(), words)
     if kind == "pixart":
         return mini.pixart(vae, mini.t5_encoder(pieces), mini.transformer(), pieces)
+    if kind == "sigma":
+        told = PixArtTransformer2DModel.from_config(mini.transformer().config, use_additional_conditions=False)
+        alpha = mini.pixart(vae, mini.t5_encoder(pieces), told, pieces)
+        return PixArtSigmaPipeline(**alpha.components)
     return mini.stable_diffusion(vae, mini.text_encoder(words), mini.unet_tiny(), words)
 
 

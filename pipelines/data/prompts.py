@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.data import coco, rows, shapes
 from pipelines.engine.records import Prompt
-from postdiff.models.checkpoints import Spec
 from postdiff.models.families import FAMILIES
+from postdiff.models.spec import Spec
 
 # Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
 SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 import postdiff
-from postdiff.models.checkpoints import Spec
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Text, class_of
 from postdiff.models.loading import float32_vae
+from postdiff.models.spec import Spec
 from postdiff.text import Embeddings
 
 # The autoencoder of all checkpoints of `backbones.HUB`; only its scaling and its dtype differ.

@@ -16,7 +16,8 @@ from tqdm import tqdm
 import postdiff
 from pipelines.gpu.random_backbones import THIN_VAE, VAE, random_backbone, thin
 from postdiff import sampling
-from postdiff.models.checkpoints import HUB, Spec, settle
+from postdiff.models.checkpoints import HUB
+from postdiff.models.spec import Spec, settle
 from postdiff.plan import Plan
 from postdiff.text import Embeddings
 

@@ -17,8 +17,9 @@ from pipelines.gpu.runs import Budget, Found, Settings, decode, free, latents, n
 from pipelines.paper import exhibits, presets
 from pipelines.paper.exhibits import Exhibit
 from postdiff import methods
-from postdiff.models.checkpoints import HUB, Spec
+from postdiff.models.checkpoints import HUB
 from postdiff.models.families import adapt
+from postdiff.models.spec import Spec
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 from postdiff.text import Embeddings

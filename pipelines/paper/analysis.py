@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from postdiff import sampling
-from postdiff.models.checkpoints import SamplingSettings
 from postdiff.models.loading import Backbone
+from postdiff.models.spec import SamplingSettings
 from postdiff.plan import Plan
 
 # Modules whose output is a feature map, in the order they run.

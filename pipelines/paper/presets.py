@@ -9,8 +9,8 @@ from postdiff.arguments import shown
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
-    from postdiff.models.checkpoints import SamplingSettings
     from postdiff.models.loading import Backbone
+    from postdiff.models.spec import SamplingSettings
 
 
 @dataclass(frozen=True)

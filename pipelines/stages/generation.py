@@ -20,9 +20,10 @@ from pipelines.engine.store import Store, shard_name
 from pipelines.stages import embeddings
 from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
-from postdiff.models.checkpoints import Sampling, SamplingSettings, fingerprint, resolve, settle
+from postdiff.models.checkpoints import fingerprint, resolve
 from postdiff.models.families import adapt
 from postdiff.models.family import Size
+from postdiff.models.spec import Sampling, SamplingSettings, settle
 from postdiff.plan import PIXELS, Plan
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from postdiff.arguments import shown_size
-from postdiff.models.checkpoints import Spec
+from postdiff.models.spec import Spec
 
 FAMILY = "sd"  # whose U-Nets are told the text alone
 

@@ -16,8 +16,9 @@ import postdiff
 from pipelines.data.pairs import Pairs
 from pipelines.engine.store import check_folder
 from pipelines.training.finetune_settings import FAMILY, Settings, check_model
-from postdiff.models.checkpoints import Spec, fingerprint, resolve, write_run
+from postdiff.models.checkpoints import fingerprint, resolve, write_run
 from postdiff.models.families import FAMILIES
+from postdiff.models.spec import Spec
 from postdiff.resolution import latent_size
 
 

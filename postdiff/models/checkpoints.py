@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from postdiff import arguments
 from postdiff.methods import METHODS
@@ -27,81 +27,10 @@ from postdiff.models.configs import (
     text_tokens,
 )
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.models.family import Size
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
+from postdiff.models.spec import Spec, spec_of
 
 MINI = minis.MINI
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Where a backbone is and how it is run.
-
-    source: folder or hub id; revision: commit of the hub repository, None for a folder.
-    size: (height, width) of the images in pixels, a whole number for squares; vae_factor: pixels a latent cell;
-        text_tokens: length of a padded prompt.
-    guidance: w of classifier-free guidance.
-    solver: the paper states none; these are ours, and part of every configuration's id.
-    denoiser: the denoiser's config, where it is needed before (or without) the weights.
-    settings: the paper's for its method (sec. 3.1, App. F), arguments of `methods.postdiff`.
-    vae: another autoencoder's hub id and commit, or None for the checkpoint's own.
-    train_steps: of the noise schedule that the model was trained with; a plan has no more.
-    scheduler: the config of the scheduler that a folder ships, with its class as `_class_name`; of a hub's row it is
-        there once it is loaded.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    family: str
-    size: Size
-    denoiser: dict
-    settings: dict
-    guidance: float = 7.5
-    solver: str = "dpm"
-    vae_factor: int = 8
-    text_tokens: int = 77
-    vae: tuple[str, str] | None = None
-    train_steps: int = 1000
-    scheduler: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        arguments.put(self, size=arguments.size(self.size))
-
-    @property
-    def patch(self) -> int:
-        """Latent cells a side of a transformer's token; a U-Net takes any size."""
-        return self.denoiser.get("patch_size", 1)
-
-    def latents(self, size: Size) -> tuple[int, int]:
-        """(h, w) of the latents of images of `size` pixels. Raises ValueError if there are none."""
-        cell = self.vae_factor * self.patch
-        if any(side <= 0 or side % cell for side in size):
-            raise ValueError(f"size must be a positive multiple of {cell} pixels, got {arguments.shown_size(size)}")
-        return size[0] // self.vae_factor, size[1] // self.vae_factor
-
-
-class SamplingSettings(TypedDict, total=False):
-    """How images are sampled, as a user says it; the backbone's own where it is None or not there."""
-
-    guidance: float | None
-    solver: str | None
-    size: int | Size | None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are sampled, checked (`settle`): w of classifier-free guidance, the solver's name, (height, width) of
-    the images in pixels."""
-
-    guidance: float
-    solver: str
-    size: Size
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The three as a user says them, a square's size as one number: what configurations and files are named by."""
-        return {**vars(self), "size": arguments.one_size(self.size)}
 
 
 # What differs from the defaults of diffusers' class.
@@ -143,42 +72,31 @@ TINY_SETTINGS = {**FAMILIES["sd"].settings, "s": 0.2}  # BK-SDM-Tiny: App. F
 RUN_KEYS = ("size", "guidance", "solver", "settings")
 RUN = "postdiff.json"
 
-
-def _spec(
-    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **own: Any
-) -> Spec:
-    """A checkpoint's spec: as its family is run where `own` does not say otherwise."""
-    rules = FAMILIES[family]
-    usual = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
-    tokens = rules.most_tokens or Spec.text_tokens
-    return Spec(name, source, revision, family, size, denoiser, **{**usual, "text_tokens": tokens, **own})  # type: ignore[arg-type]
-
-
 # fmt: off
 _SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "sdxl", 1024)
 HUB = {
     spec.name: spec
     for spec in (
-        _spec("sd15",  # the paper's SD1.5
-              "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", "sd", 768, SD15_UNET),
-        _spec("sd15-original",
-              "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-              "sd", 512, SD15_UNET),
-        _spec("lcm",
-              "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-              "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}),
-        _spec("sdxl", *_SDXL, SDXL_UNET),
-        _spec("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
-              *_SDXL, SDXL_UNET,
-              vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
-        _spec("pixart",
-              "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404", "pixart", 1024, PIXART),
-        _spec("pixart-sigma",
-              "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207",
-              "pixart-sigma", 1024, PIXART_SIGMA),
-        _spec("bk-sdm-tiny",
-              "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
-              "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
+        spec_of("sd15",  # the paper's SD1.5
+                "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", "sd", 768, SD15_UNET),
+        spec_of("sd15-original",
+                "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+                "sd", 512, SD15_UNET),
+        spec_of("lcm",
+                "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+                "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}),
+        spec_of("sdxl", *_SDXL, SDXL_UNET),
+        spec_of("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
+                *_SDXL, SDXL_UNET,
+                vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
+        spec_of("pixart",
+                "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404", "pixart", 1024, PIXART),
+        spec_of("pixart-sigma",
+                "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207",
+                "pixart-sigma", 1024, PIXART_SIGMA),
+        spec_of("bk-sdm-tiny",
+                "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
+                "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
     )
 }
 # fmt: on
@@ -248,7 +166,7 @@ def folder_spec(name: str, folder: Path) -> Spec:
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     shipped = scheduler.setdefault("_class_name", index["scheduler"][1])
     check_noise_schedule(name, shipped, scheduler)
-    spec = _spec(
+    spec = spec_of(
         name, str(folder), None, family, side * factor, denoiser,
         solver=solver_of(shipped, rules.solvers) or rules.solver, vae_factor=factor,
         text_tokens=text_tokens(folder, rules, encoders), train_steps=train_steps(name, scheduler), scheduler=scheduler,
@@ -291,19 +209,6 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} must say settings that postdiff takes: {error}") from None
     return spec
-
-
-def settle(
-    spec: Spec, guidance: float | None = None, solver: str | None = None, size: int | Size | None = None
-) -> Sampling:
-    """How images of `spec` are sampled: its own where None. Raises ValueError if one is out of range."""
-    instead = "; for none use a plan without it (no_cfg)"
-    guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
-    offered = FAMILIES[spec.family].solvers
-    solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
-    settled = Sampling(guidance, solver, arguments.size(spec.size if size is None else size))
-    spec.latents(settled.size)
-    return settled
 
 
 def write_run(spec: Spec, folder: Path, **changes) -> None:

@@ -21,7 +21,7 @@ from postdiff.models.schedulers import ODE
 if TYPE_CHECKING:
     import torch
 
-    from postdiff.models.checkpoints import Spec
+    from postdiff.models.spec import Spec
 
 Text = dict[str, "torch.Tensor"]
 Told = dict[str, "torch.Tensor"]

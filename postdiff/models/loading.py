@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 
 from postdiff.arguments import as_dtype, printable
-from postdiff.models.checkpoints import Spec, resolve
+from postdiff.models.checkpoints import resolve
 from postdiff.models.configs import check_denoiser, check_vae
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
 from postdiff.models.schedulers import check_noise_schedule
+from postdiff.models.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -335,8 +335,13 @@ BAD = [
     ],
     *[
         ({"size": size}, "size must be a whole number of at most 32768, got .*; no machine holds a larger image")
-        for size in (64.0, NAN, "64", True, (64, 64), [64], 10**9, 2**15 + 8)
+        for size in (64.0, NAN, "64", True, (64, 64.0), [64, "64"], (10**9, 64), 10**9, 2**15 + 8)
     ],
+    *[
+        ({"size": size}, r"size must be a whole number or \(height, width\), got ")
+        for size in ([64], (64, 64, 64), np.array([64]))
+    ],
+    ({"size": (64, 66)}, "size must be a positive multiple of 4 pixels, got 64x66"),
     ({"size": 0}, "size must be a positive multiple of 4 pixels, got 0"),
     *[
         ({"batch_size": size}, "batch_size must be a whole number from 1 to 16384, got ")

@@ -10,7 +10,8 @@ import torch
 
 import postdiff
 from postdiff import methods, sampling, solvers, tokens
-from postdiff.models.checkpoints import HUB, Sampling
+from postdiff.models.checkpoints import HUB
+from postdiff.models.spec import Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 from bench_methods import random_pipe

@@ -7,7 +7,7 @@ from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
 from postdiff import StepPlan, low_first, methods, sampling
-from postdiff.models.checkpoints import Sampling
+from postdiff.models.spec import Sampling
 from postdiff.plan import strip
 
 

@@ -167,7 +167,9 @@ def test_images_of_other_settings_have_other_names(capsys, tmp_path):
     args = ["generate", "a cat", "--method", "dense", "--steps", "1", "--out", str(tmp_path)]
     files = {run(capsys, *args, *more) for more in ((), ("--guidance", "3"), ("--solver", "ddim"), ("--size", "32"))}
     files.add(run(capsys, "generate", "a dog", *args[2:]))
-    assert len(files) == 5
+    files.add(wide := run(capsys, *args, "--size", "32x48"))
+    assert len(files) == 6
+    assert Image.open(wide.strip()).size == (48, 32)  # PIL says the width first
     assert run(capsys, *args) in files
 
 

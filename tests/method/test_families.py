@@ -17,23 +17,24 @@ from transformers import T5Tokenizer
 import postdiff
 from postdiff import methods, sampling
 from postdiff.models import families, lcm
-from postdiff.models.checkpoints import HUB, Sampling, settle
+from postdiff.models.checkpoints import HUB
 from postdiff.models.loading import float32_vae
 from postdiff.models.schedulers import SCHEDULERS
+from postdiff.models.spec import Sampling, settle
 from postdiff.pricing import cost, count_macs
 from postdiff.resolution import upsample
 
-GUIDED = ("sdxl", "pixart", "tiny")
+GUIDED = ("sdxl", "pixart", "sigma", "tiny")
 
 
-def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
+def pipeline_images(backbone, n, solver, steps=4, guidance=3.0, size=(64, 64)):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
     pipe.scheduler = diffusers_solver(solver, before.config)
-    noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
-    options = {}
-    if backbone.spec.family == "pixart":
-        options = {"height": 64, "width": 64, "use_resolution_binning": False, "clean_caption": False}
+    noise = sampling.draw(SEEDS[:n], "initial", 8, (size[0] // 4, size[1] // 4))
+    options = {"height": size[0], "width": size[1]}
+    if backbone.spec.family.startswith("pixart"):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
         options["max_sequence_length"] = backbone.spec.text_tokens
     if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
         options["generator"] = generators = [sampling._generator(seed, "solver-0") for seed in SEEDS[:n]]
@@ -53,7 +54,15 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
 
 @pytest.mark.parametrize(
     ("kind", "solver"),
-    [("lcm", "lcm"), ("sdxl", "euler"), ("sdxl", "dpm"), ("pixart", "dpm"), ("pixart", "ddim"), ("tiny", "dpm")],
+    [
+        ("lcm", "lcm"),
+        ("sdxl", "euler"),
+        ("sdxl", "dpm"),
+        ("pixart", "dpm"),
+        ("pixart", "ddim"),
+        ("sigma", "dpm"),
+        ("tiny", "dpm"),
+    ],
 )
 @pytest.mark.parametrize("n", [1, 3])
 def test_dense_equals_the_familys_pipeline_bit_for_bit(backbones, kind, solver, n):
@@ -61,6 +70,26 @@ def test_dense_equals_the_familys_pipeline_bit_for_bit(backbones, kind, solver, 
     ours = postdiff.sample(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(4), solver=solver, guidance=3.0)
     np.testing.assert_array_equal(ours, pipeline_images(backbone, n, solver))
     assert ours.std() > 1
+
+
+@pytest.mark.parametrize("kind", ["sd", *FAMILIES])
+def test_images_that_are_no_squares_are_the_pipelines_bit_for_bit(backbone, backbones, kind):
+    under_test, size = backbone if kind == "sd" else backbones(kind), (48, 80)
+    solver = under_test.spec.solver
+    ours = postdiff.sample(under_test, PROMPTS[:2], SEEDS[:2], methods.dense(2), guidance=3.0, size=size)
+    assert ours.shape == (2, *size, 3)
+    np.testing.assert_array_equal(ours, pipeline_images(under_test, 2, solver, steps=2, size=size))
+    low = postdiff.sample(under_test, PROMPTS[:1], SEEDS[:1], methods.postdiff(4, k=1, m=2), size=size)
+    assert low.shape == (1, *size, 3)
+
+
+@pytest.mark.parametrize("name", ["sd15", "pixart-sigma"])
+def test_an_image_that_is_no_square_costs_what_its_pixels_do(name):
+    wide, tall, square = (
+        cost(methods.dense(1), HUB[name], size).macs_paper for size in ((512, 1024), (1024, 512), 768)
+    )
+    assert wide == tall
+    assert wide / square == pytest.approx(512 * 1024 / 768**2, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -89,7 +118,7 @@ def test_after_guidance_the_denoiser_is_told_the_conditional_half_alone(backbone
     postdiff.sample(backbone, PROMPTS, SEEDS, methods.cfg_drop(3, m=1))
     handle.remove()
     both, *alone = told
-    assert len(both) == {"tiny": 1, "sdxl": 3, "pixart": 4}[kind]
+    assert len(both) == {"tiny": 1, "sdxl": 3, "pixart": 4, "sigma": 2}[kind]
     assert not torch.equal(both["text"][:3], both["text"][3:])
     for rows in alone:
         assert rows.keys() == both.keys()
@@ -213,7 +242,7 @@ def test_the_size_condition_acts_at_low_resolution_only(backbones, kind):
     assert methods.mixed_resolution(4, s=0, size_condition="current").id == methods.dense(4).id
 
 
-@pytest.mark.parametrize("family", ["sd", "lcm"])
+@pytest.mark.parametrize("family", ["sd", "lcm", "pixart-sigma"])
 def test_a_family_that_is_told_no_size_takes_no_size_condition(family):
     with pytest.raises(ValueError, match=f"{family} is told no size; expected size_condition target, got current"):
         families.adapt(methods.mixed_resolution(4, size_condition="current"), family)
@@ -280,7 +309,9 @@ def test_the_papers_rows(name, plan, teras, tolerance):
     assert cost(plan, HUB[name]).macs_paper / 1e12 == pytest.approx(teras, rel=tolerance)
 
 
-@pytest.mark.parametrize(("name", "teras"), [("sd15", 2.148), ("sdxl", 6.761), ("pixart", 6.510)])
+@pytest.mark.parametrize(
+    ("name", "teras"), [("sd15", 2.148), ("sdxl", 6.761), ("pixart", 6.510), ("pixart-sigma", 6.634)]
+)
 def test_flops_of_a_pass_are_torchs_flop_counters(name, teras):
     assert cost(methods.no_cfg(1), HUB[name]).flops / 1e12 == pytest.approx(teras, rel=5e-4)
 

@@ -12,9 +12,10 @@ from diffusers import DPMSolverMultistepScheduler
 import postdiff
 import postdiff.models.families
 from postdiff import methods, sampling
-from postdiff.models.checkpoints import HUB, settle
+from postdiff.models.checkpoints import HUB
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
+from postdiff.models.spec import settle
 
 
 def random_backbone(name: str, size: int) -> postdiff.Backbone:

@@ -13,10 +13,10 @@ from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
 import postdiff
 from postdiff import methods, sampling
 from postdiff.models import families as rules
-from postdiff.models.checkpoints import settle
+from postdiff.models.spec import settle
 
 STEPS, N = 4, 2
-MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind != "tiny"}}
+MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind not in ("tiny", "sigma")}}
 GRID = {"sdxl": 2, "pixart": 2}  # of the finest attention, in latents
 
 

@@ -17,8 +17,8 @@ from diffusers import (
 
 import postdiff
 from postdiff import methods, sampling, solvers
-from postdiff.models.checkpoints import Sampling, settle
 from postdiff.models.schedulers import ODE, PINNED, SCHEDULERS
+from postdiff.models.spec import Sampling, settle
 from postdiff.resolution import upsample
 
 
