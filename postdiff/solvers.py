@@ -92,7 +92,8 @@ class GivenNoiseLCM(LCMScheduler):
 class Solver:
     """A solver at work on a schedule of so many steps: a multistep solver in sigma space (DPM-Solver++, UniPC).
 
-    draws: it adds noise at every step but the last.
+    draws: it adds noise at every step but the last. timesteps: [T], on the host. train_steps: of the noise schedule
+    that the model was trained with. prior_scale: what standard normal noise is multiplied by to be the first latents.
     """
 
     draws = False
@@ -100,6 +101,9 @@ class Solver:
     def __init__(self, scheduler: Any, steps: int):
         self.scheduler, self.steps = scheduler, steps
         self.restart()
+        self.timesteps: torch.Tensor = scheduler.timesteps
+        self.train_steps: int = scheduler.config.num_train_timesteps
+        self.prior_scale: Any = scheduler.init_noise_sigma
 
     def restart(self, at: int = 0) -> None:
         """Begin at step `at` without history: that step is of first order.
@@ -112,25 +116,10 @@ class Solver:
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(at)
 
-    @property
-    def timesteps(self) -> torch.Tensor:
-        """[T], on the host."""
-        return self.scheduler.timesteps
-
-    @property
-    def train_steps(self) -> int:
-        """Steps of the noise schedule that the model was trained with."""
-        return self.scheduler.config.num_train_timesteps
-
     @staticmethod
     def most_steps(config: Any) -> int:
         """Steps that a schedule has at most; config: the scheduler's."""
         return config.num_train_timesteps
-
-    @property
-    def prior_scale(self) -> Any:
-        """What standard normal noise is multiplied by to be the first step's latents."""
-        return self.scheduler.init_noise_sigma
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
