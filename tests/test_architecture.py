@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from postdiff.models.families import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 SOURCES = [f for folder in ("postdiff", "pipelines", "jobs") for f in sorted((ROOT / folder).rglob("*.py"))]
 PARTS = ("engine", "data", "metrics", "stages", "report", "paper")  # of pipelines: each may import those before it
@@ -37,6 +39,12 @@ def test_imports_point_down_and_files_are_short(file):
 def test_one_door_for_each_heavy_dependency(package, door):
     users = {file.name for file in SOURCES if package in imports(file)}
     assert users == {door}
+
+
+def test_which_family_a_model_is_of_is_asked_in_models_alone():
+    asks = re.compile(rf'(==|!=|\bin) \(?"({"|".join(FAMILIES)})"')
+    files = [f for f in SOURCES if not f.is_relative_to(ROOT / "postdiff/models")]
+    assert [f.name for f in files if asks.search(f.read_text())] == []
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
