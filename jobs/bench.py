@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import postdiff
-from pipelines import options
+from pipelines import command_line
 from pipelines.data import prompts
 from pipelines.engine import records, workers
 from pipelines.engine.records import Prompt
@@ -185,15 +185,15 @@ TAKES = {"overhead": ("pairs",), "planning": (), "reuse": ("pairs",), "latency":
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("what", choices=list(TAKES))
-    add("--pairs", type=options.whole(1, 10_000), default=5, help="alternating runs of each side (default: 5)")
+    add("--pairs", type=command_line.whole(1, 10_000), default=5, help="alternating runs of each side (default: 5)")
     add("--backbone", default="mini-sd", help="of latency: a name, a folder, or ORG/REPOSITORY@COMMIT")
     add("--methods", nargs="+", default=["dense", "postdiff"], help="of latency: or files of plans")
-    add("--rounds", type=options.rounds(), default=30, help="of latency: runs of each method (default: 30)")
+    add("--rounds", type=command_line.rounds(), default=30, help="of latency: runs of each method (default: 30)")
     args = parser.parse_args(argv)
-    options.refuse(args, f"on {args.what}", *({"pairs", "backbone", "methods", "rounds"} - {*TAKES[args.what]}))
+    command_line.refuse(args, f"on {args.what}", *({"pairs", "backbone", "methods", "rounds"} - {*TAKES[args.what]}))
     return args
 
 
@@ -210,7 +210,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

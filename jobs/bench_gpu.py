@@ -36,7 +36,7 @@ import diffusers
 import torch
 import transformers
 
-from pipelines import options
+from pipelines import command_line
 from pipelines.engine import provenance
 from pipelines.gpu import checks, speed, tables
 from pipelines.gpu.runs import Budget, Found, Settings, reason
@@ -67,7 +67,7 @@ def carried() -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but compile)")
     add("--device", choices=["cuda", "cpu"], default="cuda")
@@ -75,11 +75,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--minis", nargs="+", default=carried(), help="of agree and half (default: those that are here)")
     add(
         "--minutes",
-        type=options.number(0, 24 * 60, above=True),
+        type=command_line.number(0, 24 * 60, above=True),
         default=9.0,
         help="for all parts together (default: 9)",
     )
-    add("--rounds", type=options.whole(1, 10_000),
+    add("--rounds", type=command_line.whole(1, 10_000),
         help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")  # fmt: skip
     add("--out", type=Path, default=Path("out/gpu"), help="a folder (default: out/gpu)")
     args = parser.parse_args(argv)
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     def end_with_status(args: argparse.Namespace) -> None:
         raise SystemExit(run(args))
 
-    options.job(end_with_status, parse, argv)
+    command_line.job(end_with_status, parse, argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import postdiff
-from pipelines import options
+from pipelines import command_line
 from pipelines.report import document
 from postdiff import methods, sampling, solvers
 from postdiff.models.checkpoints import HUB
@@ -164,9 +164,9 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("what", choices=["speedup", "authors"])
-    pairs = options.whole(1, 10_000)
+    pairs = command_line.whole(1, 10_000)
     parser.add_argument("--pairs", type=pairs, default=5, help="alternating runs of each side (default: 5)")
     return parser.parse_args(argv)
 
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

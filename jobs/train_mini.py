@@ -30,8 +30,9 @@ from torch.multiprocessing.spawn import ProcessException
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import postdiff
-from pipelines import options
+from pipelines import command_line
 from pipelines.data import shapes
+from pipelines.engine.cluster import Stopped
 from pipelines.metrics.encoders import ClipEncoder
 from pipelines.training import mini
 from pipelines.training.denoisers import (
@@ -188,19 +189,19 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("stage", choices=[*STAGES, "export", "evaluate", "restore", "all"])
     add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
     add("--models", nargs="+", choices=list(MODELS),
         help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
     add("--out", type=Path, default=MINI, help="finished folders")
-    add("--workers", type=options.whole(1, 64), default=2, help="processes; part of what the weights depend on")
+    add("--workers", type=command_line.whole(1, 64), default=2, help="processes; part of what the weights depend on")
     args = parser.parse_args(argv)
     if args.stage not in ("export", "evaluate", "all"):
-        options.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
+        command_line.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
     if args.stage not in (*STAGES, "all"):
-        options.refuse(args, f"on {args.stage}", "workers")
+        command_line.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
         raise ValueError("mini-sd-full is not shipped: give --out")
     return args
@@ -221,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train(stage: str, work: Path, workers: int) -> None:
-    """Run a stage in processes of its own. Raises options.Stopped, with the last line of what they raised."""
+    """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
     data("train", N_TRAIN, work), data("val", N_VAL, work)
     if (work / "autoencoder.pt").exists():  # once, not in every process
         latents(work)
@@ -231,11 +232,11 @@ def train(stage: str, work: Path, workers: int) -> None:
     try:
         torch.multiprocessing.spawn(_worker, (workers, port, stage, work), nprocs=workers)
     except ProcessException as error:
-        raise options.Stopped(str(error).strip().rpartition("\n")[2]) from error
+        raise Stopped(str(error).strip().rpartition("\n")[2]) from error
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipelines.metrics.statistics import clip_scores
 from pipelines.stages.generation import Configuration
 
 if TYPE_CHECKING:
-    from pipelines.paper.analysis import Profile
+    from pipelines.stages.analysis import Profile
 
 SHOWN = 4  # prompts of a trajectory whose images are kept
 
@@ -69,7 +69,7 @@ def _batches(task: Task) -> Iterator[tuple[slice, list[str], list[int]]]:
 
 
 def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
-    from pipelines.paper import analysis
+    from pipelines.stages import analysis
 
     of = task.configuration
     found = analysis.profile(
@@ -82,7 +82,7 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
 
 
 def read_profile(store: Store, task: Task) -> Profile:
-    from pipelines.paper.analysis import Profile
+    from pipelines.stages.analysis import Profile
 
     value = store.json(task.name)
     blocks, layers = ({name: np.array(row) for name, row in value[part].items()} for part in ("blocks", "layers"))
@@ -91,7 +91,7 @@ def read_profile(store: Store, task: Task) -> Profile:
 
 def _trajectory(backbone: postdiff.Backbone, task: Task) -> bytes:
     """A row a step and prompt (records.TRAJECTORY)."""
-    from pipelines.paper import analysis
+    from pipelines.stages import analysis
 
     of, encoder = task.configuration, ClipEncoder(task.clip)
     columns: dict[str, list] = {name: [] for name in records.TRAJECTORY.names}
