@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import calibration, options
 from pipelines.candidates import Options
-from pipelines.command_line import Parser, add_flags, job, number, read, refuse
+from pipelines.command_line import Parser, job, number, read, refuse
 
 
 def parse(argv: list[str] | None = None) -> Options:
@@ -30,7 +30,6 @@ def parse(argv: list[str] | None = None) -> Options:
     )
     budget.add_argument("--budget", type=number(0, 1e9, above=True), default=0.0,
                         help="the budget for one image, in TFLOP, T MACs or seconds")  # fmt: skip
-    add_flags(parser, Options)
     given = options.settled(read(parser, Options, argv))
     options.refuse_unused(given, fid="" if given.by == "fid" else "with --by clip")
     if given.of != "seconds":

@@ -29,11 +29,7 @@ def run(given: Options) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Options:
-    parser = command_line.Parser(__doc__)
-    command_line.add_flags(parser, Options)
-    given = options.settled(command_line.read(parser, Options, argv))
-    options.refuse_unused(given)
-    return given
+    return options.parse(__doc__, Options, argv)
 
 
 def main(argv: list[str] | None = None) -> None:

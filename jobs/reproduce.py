@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 from pipelines import options, protocols
-from pipelines.command_line import Parser, add_flags, job, read, refuse
+from pipelines.command_line import Parser, job, read, refuse
 from pipelines.paper import exhibits, run
 from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Exhibit
@@ -29,7 +29,6 @@ from pipelines.paper.exhibit import Exhibit
 def parse(argv: list[str] | None = None) -> Options:
     parser = Parser(__doc__)
     parser.add_argument("exhibits", nargs="*", default=["all"], help=f"all, or any of {', '.join(exhibits.EXHIBITS)}")
-    add_flags(parser, Options)
     given = read(parser, Options, argv)
     given = replace(given, exhibits=given.exhibits or ("all",))
     if given.protocol:

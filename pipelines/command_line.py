@@ -87,7 +87,9 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
 
 
 def read(parser: Parser, kind: type[T], argv: Sequence[str] | None) -> T:
-    """The dataclass `kind` as the command line has it; `kind` has a field of every option, and `given`."""
+    """The dataclass `kind` as the command line has it; `kind` has a field `given`, and one for each option that
+    `parser` has already."""
+    add_flags(parser, kind)
     values = vars(parser.parse_args(argv))
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 

@@ -1,6 +1,7 @@
 """The options of an evaluation: one frozen value, whose command line is made from its fields."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
@@ -11,10 +12,12 @@ from pipelines.command_line import (
     MOST_OF_SHAPES,
     MOST_PROMPTS,
     MOST_REFERENCES,
+    Parser,
     check,
     flag,
     gpus,
     number,
+    read,
     refuse,
     whole,
 )
@@ -126,6 +129,13 @@ def settled(options: Own) -> Own:
         clip=options.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k"),
         fid=options.fid or ("mini-clip" if mini else "inception-2015-12-05.pt"),
     )
+
+
+def parse(doc: str | None, kind: type[Own], argv: Sequence[str] | None, fid: str = "") -> Own:
+    """The options `kind` of a job, settled. fid: why it has no FID. Raises ValueError for those that have no effect."""
+    given = settled(read(Parser(doc), kind, argv))
+    refuse_unused(given, fid)
+    return given
 
 
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:

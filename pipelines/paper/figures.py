@@ -195,7 +195,7 @@ def gallery_panels(
     store: Store, exhibit: Exhibit, results: Results, names: Mapping[str, str]
 ) -> list[tuple[str, list[str], list[tuple[str, list[np.ndarray]]]]]:
     """A panel a model: (its title, prompts, [(label, an image a prompt)]). A model's own prompts where it has any."""
-    from pipelines.engine import records
+    from pipelines.data.images import decode
 
     panels = []
     for model in exhibit.models:
@@ -206,7 +206,7 @@ def gallery_panels(
             found = {row["prompt_id"]: row for part in parts for row in part}
             own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())
             texts = {row["prompt_id"]: row["prompt"] for row in own[:PROMPTS_A_MODEL]}
-            rows.append((run.label, [records.decode_image(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
+            rows.append((run.label, [decode(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
         panels.append((f"{model}: {names[model]}", list(texts.values()), rows))
     return panels
 

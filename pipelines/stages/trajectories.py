@@ -12,6 +12,7 @@ import numpy as np
 
 import postdiff
 from pipelines.data import prompts as prompting
+from pipelines.data.images import decode
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
@@ -127,5 +128,5 @@ def read_trajectory(store: Store, task: Task) -> Trajectory:
     for row in sorted(rows, key=lambda row: (row["step"], place[row["prompt_id"]])):
         scores[row["step"], place[row["prompt_id"]]] = row["clip_score"]
         if row["image"]:
-            images[row["step"]].append(records.decode_image(row["image"]["bytes"]))
+            images[row["step"]].append(decode(row["image"]["bytes"]))
     return Trajectory(scores, images)

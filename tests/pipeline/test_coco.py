@@ -82,9 +82,7 @@ def test_matched_images_stay_in_their_folder(tiny, change, message):
 
 
 def read(*args) -> Options:
-    parser = command_line.Parser("a job")
-    command_line.add_flags(parser, Options)
-    return settled(command_line.read(parser, Options, args))
+    return settled(command_line.read(command_line.Parser("a job"), Options, args))
 
 
 def test_a_protocol_of_coco(tiny):
