@@ -59,6 +59,11 @@ PRESETS = {
 }
 
 
+def that_need_the_model(table: str) -> tuple[str, ...]:
+    """Presets of a table whose plans are searched, or their costs measured, with the model."""
+    return tuple(name for name, preset in PRESETS.items() if name.startswith(f"{table}.") and preset.needs_model)
+
+
 def plan(name: str, steps: int = 20) -> Plan:
     """The plan of a preset that needs no model. Steps that the table names (m = 15) are scaled with T.
 

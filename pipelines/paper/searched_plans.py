@@ -28,14 +28,15 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
     return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
 
 
-def find(table: str, of: Configuration, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
-    """{preset: plan} of a table's presets that need the model, under `of`'s model, guidance, solver, size and dtype."""
+def find(
+    names: Sequence[str], of: Configuration, store: Store, captions: Sequence[str], steps: int = 20
+) -> dict[str, Plan]:
+    """{preset: plan} of the presets `names`, which need the model, under `of`'s model, guidance, solver, size and
+    dtype."""
     key = sha256(json.dumps([of.weights, of.dtype, of.settings, *captions]).encode()).hexdigest()[:12]
     found: dict[str, Plan] = {}
     backbone = None
-    for name, preset in presets.PRESETS.items():
-        if not name.startswith(f"{table}.") or not preset.needs_model:
-            continue
+    for name in names:
         file = f"plans/{name}-T{steps}-{key}.json"
         if not store.has(file):
             backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)

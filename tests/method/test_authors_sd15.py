@@ -1,20 +1,16 @@
 """On SD1.5's real size with random weights: ours equals the authors' packages. Opt-in: 12 GB of memory, ten minutes."""
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import postdiff
+from pipelines.bench_methods import random_pipe
 from postdiff import methods, sampling, solvers, tokens
 from postdiff.models.checkpoints import HUB
 from postdiff.models.spec import Sampling
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
-from bench_methods import random_pipe
 
 pytestmark = pytest.mark.slow
 SIZE, SEED = 64, 7  # pixels: a pass reads all weights, whatever its size
