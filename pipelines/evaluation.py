@@ -77,7 +77,7 @@ class Protocol:
 
 def protocol(args: argparse.Namespace) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
-    listed = prompts.load_prompts(args.prompts, args.limit, args.shuffled)
+    listed = prompts.of_options(args)
     check_batch(args, min(args.shard, len(listed)))
     reference = _reference(args, listed)
     if len(listed) < 4:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from postdiff.arguments import DTYPES
+from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
 from postdiff.backbones import HUB
 from postdiff.terminal import one_line, warnings_as_lines
 
@@ -189,7 +189,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="prompts a unit of work (default: 32 of Shapes, 256 of a file)")  # fmt: skip
     add("--batch-size", type=whole(1, *MOST_IN_A_BATCH), default=8,
         help="images a forward pass; part of a configuration (default: 8)")  # fmt: skip
-    add("--guidance", type=number(1, 1000),
+    add("--guidance", type=number(1, LARGEST_GUIDANCE),
         help="w of classifier-free guidance (default: the backbone's)")  # fmt: skip
     add("--solver", help="ddim, dpm, euler, unipc (default: the backbone's)")
     add("--clip", help="CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")

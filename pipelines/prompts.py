@@ -1,5 +1,6 @@
 """Prompts from Shapes or from files, and their shards. Prompts are data: never part of a path or a command."""
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -72,6 +73,15 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
     if shuffled:
         prompts.sort(key=lambda prompt: sha256(json.dumps([prompt.id, prompt.text]).encode()).digest())
     return prompts[:limit]
+
+
+def of_options(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts that a job's options name. Raises ValueError as `load_prompts` does, and if more were asked for by
+    --limit than there are: a default is the most, what was given is meant."""
+    listed = load_prompts(args.prompts, args.limit, args.shuffled)
+    if "limit" in args.given and args.limit and args.limit > len(listed):
+        raise ValueError(f"--limit must be at most the {len(listed)} prompts of {args.prompts!r}, got {args.limit}")
+    return listed
 
 
 def unfit(text: Any) -> str:

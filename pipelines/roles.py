@@ -15,7 +15,7 @@ PROMPTS = {"coco2014": 30_000, "imagenet21k_recaption": 10_000, APPENDIX_J: 24}
 
 def share(args: argparse.Namespace) -> int:
     """How many prompts `--scale` leaves of those that --prompts and --limit name."""
-    return max(4, round(args.scale * len(prompts.load_prompts(args.prompts, args.limit, args.shuffled))))
+    return max(4, round(args.scale * len(prompts.of_options(args))))
 
 
 def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
@@ -32,6 +32,8 @@ def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
     else:
         own = {**other, "shuffled": True, "reference": args.recaption_reference, "prompts": args.recaption}
         own |= {"prompts": "shapes-recaption"} if mini else {"limit": min(limit, most)}
+        if limit > most:  # the paper's number is not the one that was given: of a shorter file it is all
+            own["given"] = args.given - {"limit"}
     found = argparse.Namespace(**(vars(args) | own))
     if not mini and found.prompts in (None, "shapes"):
         option = "--prompts" if dataset == "coco2014" else "--recaption"

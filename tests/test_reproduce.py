@@ -48,6 +48,13 @@ def test_a_protocol_of_coco_is_not_that_of_the_other_sets(tmp_path, monkeypatch)
     args.protocol, args.limit, args.matched = "coco-30k-matched", 30_000, True
     own = roles.of_dataset(args, "imagenet21k_recaption")
     assert (own.protocol, own.limit, own.matched, own.shuffled) == (None, 8, False, True)
+    given = reproduce.parse(["table6", "--models", "real", "--recaption", str(file), "--limit", "20"])
+    assert roles.of_dataset(given, "imagenet21k_recaption").limit == 8
+    monkeypatch.setitem(roles.PROMPTS, "imagenet21k_recaption", 16)
+    assert roles.of_dataset(given, "imagenet21k_recaption").limit == 12  # the paper has 16, this file all of its 12
+    given.limit = 16
+    with pytest.raises(ValueError, match=r"--limit must be at most the 12 prompts of '.*recaption\.txt', got 16"):
+        roles.of_dataset(given, "imagenet21k_recaption")
     gallery = roles.of_dataset(args, exhibits.APPENDIX_J)
     assert (gallery.protocol, gallery.limit, gallery.matched) == (None, None, False)
 
