@@ -76,21 +76,6 @@ def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone
     assert Image.open(picture).size[0] > 100
 
 
-@pytest.mark.parametrize(("asked", "images", "passed"), [(512, 1, 1), (512, 3, 3), (2, 3, 2), (3, 4, 2)])
-def test_a_batch_is_not_padded_beyond_the_images(tmp_path, monkeypatch, asked, images, passed):
-    """512 for one image would hold 14.7 GB."""
-    seen = []
-
-    def sample(*args, batch_size, **options):
-        seen.append(batch_size)
-        raise ValueError("that is all")
-
-    monkeypatch.setattr(postdiff, "sample", sample)
-    with pytest.raises(SystemExit):
-        main(["generate", "a cat", "--n", str(images), "--batch-size", str(asked), "--out", str(tmp_path)])
-    assert seen == [passed]
-
-
 def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
     """And of a model that loads at once there is no bar."""
     prompt = "a cat on a " + "very " * 200 + "blue mat"
