@@ -352,7 +352,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capfd):
     """Its library logs each of five tries."""
 
     def unreachable(source, **options):
-        logging.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        assert not logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
         raise huggingface_hub.errors.LocalEntryNotFoundError("Connection refused")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
