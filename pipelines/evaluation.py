@@ -20,7 +20,7 @@ from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics import encoders
 from pipelines.metrics.statistics import Interval
-from pipelines.options import Options
+from pipelines.options import Options, read_prompts
 from pipelines.report import tables
 from pipelines.stages import features, generation, scores
 from pipelines.stages.generation import Configuration
@@ -80,7 +80,7 @@ class Protocol:
 
 def protocol(options: Options) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
-    listed = prompts.load_prompts(options.prompts, options.limit, options.shuffled)
+    listed = read_prompts(options)
     check_batch(options, min(options.shard, len(listed)))
     reference = _reference(options, listed)
     if len(listed) < 4:

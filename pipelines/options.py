@@ -21,8 +21,9 @@ from pipelines.command_line import (
     refuse,
     whole,
 )
-from pipelines.data.prompts import SHAPES
-from postdiff.arguments import DTYPES
+from pipelines.data.prompts import SHAPES, load_prompts
+from pipelines.engine.records import Prompt
+from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
 from postdiff.models.checkpoints import HUB
 
 Limit = Annotated[
@@ -63,7 +64,7 @@ class Options:
         int, flag("images a forward pass; part of a configuration (default: 8)", whole(1, *MOST_IN_A_BATCH))
     ] = 8
     guidance: Annotated[
-        float | None, flag("w of classifier-free guidance (default: the backbone's)", number(1, 1000))
+        float | None, flag("w of classifier-free guidance (default: the backbone's)", number(1, LARGEST_GUIDANCE))
     ] = None
     solver: Annotated[str | None, flag("ddim, dpm, euler, unipc (default: the backbone's)")] = None
     clip: Annotated[str, flag("CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")] = ""
@@ -136,6 +137,16 @@ def parse(doc: str | None, kind: type[Own], argv: Sequence[str] | None, fid: str
     given = settled(read(Parser(doc), kind, argv))
     refuse_unused(given, fid)
     return given
+
+
+def read_prompts(options: Options) -> list[Prompt]:
+    """The prompts that are named. Raises ValueError as `load_prompts` does, and if more were asked for by --limit than
+    there are: a default is the most, what was given is meant."""
+    listed = load_prompts(options.prompts, options.limit, options.shuffled)
+    if "limit" in options.given and options.limit and options.limit > len(listed):
+        where, got = options.prompts, options.limit
+        raise ValueError(f"--limit must be at most the {len(listed)} prompts of {where!r}, got {got}")
+    return listed
 
 
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:

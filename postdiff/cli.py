@@ -11,13 +11,13 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from importlib.metadata import version
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from postdiff import commands
+from postdiff.arguments import meant
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, default, flag, kind, shown
 from postdiff.terminal import flush, one_line, told, warnings_as_lines
 
@@ -92,8 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _meant(word: str, known: Sequence[str]) -> str:
     """What came, and what it may have been meant to be."""
-    like = get_close_matches(word.split("=")[0], known, 1)
-    return f"{_short(word)}; did you mean {like[0]}?" if like else _short(word)
+    return f"{_short(word)}{meant(word.split('=')[0], known)}"
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

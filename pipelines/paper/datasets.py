@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pipelines import options
 from pipelines.command_line import flag, number
 from pipelines.command_line import rounds as at_least_3
-from pipelines.data import prompts
 from pipelines.engine.store import below
 from pipelines.options import Out
 from pipelines.paper.published import APPENDIX_J, GALLERY, PROMPTS_A_MODEL
@@ -65,6 +64,8 @@ def play_recaption(given: Options) -> Options:
         reference=given.recaption_reference, prompts="shapes-recaption" if given.mini else given.recaption or "shapes",
     )  # fmt: skip
     size = DATASETS[key].size
+    if given.limit and given.limit > size:  # the paper's number is not the one that was given: of a shorter file, all
+        own = replace(own, given=given.given - {"limit"})
     return own if given.mini else replace(own, limit=min(given.limit or size, size))
 
 
@@ -92,7 +93,7 @@ def has_captions(given: Options, dataset: str) -> bool:
 
 def share(given: Options) -> int:
     """How many prompts `--scale` leaves of those that --prompts and --limit name."""
-    return max(4, round(given.scale * len(prompts.load_prompts(given.prompts, given.limit, given.shuffled))))
+    return max(4, round(given.scale * len(options.read_prompts(given))))
 
 
 def of_dataset(given: Options, dataset: str) -> Options:

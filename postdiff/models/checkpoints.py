@@ -123,10 +123,7 @@ def resolve(where: str | Path) -> Spec:
         return folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
     if hub:
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(hub[1], revision=hub[2], allow_patterns=["*.json", "*/*.json"])
-        return replace(folder_spec(str(where), Path(folder)), source=hub[1], revision=hub[2])
+        return replace(folder_spec(str(where), _configs(*hub.groups())), source=hub[1], revision=hub[2])
     if Path(where).is_file():
         raise ValueError(
             f"a model must be a folder in diffusers' format, got the file {str(where)!r}: convert it with "
@@ -135,8 +132,23 @@ def resolve(where: str | Path) -> Spec:
         )
     raise ValueError(
         f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
-        "(40 hex digits)"
+        f"(40 hex digits){arguments.meant(where, NAMES)}"
     )
+
+
+def _configs(source: str, revision: str) -> Path:
+    """The folder into which a hub's configs are fetched, without a line a retry. Raises OSError if it has them not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*/*.json"]))
+    except OSError as error:
+        raise OSError(f"{source} cannot be fetched: {error}") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def folder_spec(name: str, folder: Path) -> Spec:
@@ -196,8 +208,9 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
         raise ValueError(f"size in {file} must be a whole number of pixels, got {run['size']!r}") from None
     spec = replace(spec, **{**run, "size": size, "settings": {**spec.settings, **settings}})
     guidance, offered = spec.guidance, FAMILIES[spec.family].solvers
-    if type(guidance) not in (int, float) or not 1 <= guidance < 1e38:  # NaN is neither
-        raise ValueError(f"guidance in {file} must be a number of 1 or more, got {guidance!r}")
+    if type(guidance) not in (int, float) or not 1 <= guidance <= arguments.LARGEST_GUIDANCE:  # NaN is neither
+        most, got = arguments.LARGEST_GUIDANCE, arguments.shown(guidance)
+        raise ValueError(f"guidance in {file} must be a number from 1 to {most}, got {got}")
     if spec.solver not in offered:
         raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
     steps = spec.settings["steps"]

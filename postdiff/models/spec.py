@@ -98,6 +98,8 @@ def settle(
     """How images of `spec` are sampled: its own where None. Raises ValueError if one is out of range."""
     instead = "; for none use a plan without it (no_cfg)"
     guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
+    if guidance > arguments.LARGEST_GUIDANCE:
+        raise ValueError(f"guidance must be at most {arguments.LARGEST_GUIDANCE}, got {guidance:g}")
     offered = FAMILIES[spec.family].solvers
     solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
     settled = Sampling(guidance, solver, arguments.size(spec.size if size is None else size))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 
+from pipelines import options
 from pipelines.engine.store import Store
 from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, run, searched_plans, tuning
 from pipelines.stages import generation, latency
@@ -43,6 +44,13 @@ def test_a_protocol_of_coco_is_not_that_of_the_other_sets(tmp_path, monkeypatch)
     args = replace(args, protocol="coco-30k-matched", limit=30_000, matched=True)
     own = datasets.of_dataset(args, "imagenet21k_recaption")
     assert (own.protocol, own.limit, own.matched, own.shuffled) == (None, 8, False, True)
+    given = reproduce.parse(["table6", "--models", "real", "--recaption", str(file), "--limit", "20"])
+    assert datasets.of_dataset(given, "imagenet21k_recaption").limit == 8
+    monkeypatch.setitem(datasets.DATASETS, "imagenet21k_recaption", replace(eight, size=16))
+    own = datasets.of_dataset(given, "imagenet21k_recaption")
+    assert len(options.read_prompts(own)) == 12  # the paper has 16, this file all of its 12
+    with pytest.raises(ValueError, match=r"--limit must be at most the 12 prompts of '.*recaption\.txt', got 16"):
+        options.read_prompts(datasets.of_dataset(replace(given, limit=16), "imagenet21k_recaption"))
     gallery = datasets.of_dataset(args, published.GALLERY)
     assert (gallery.protocol, gallery.limit, gallery.matched) == (None, None, False)
 

@@ -333,6 +333,7 @@ BAD = [
         ({"guidance": guidance}, "guidance must be 1 or more, got .*; for none use a plan without it")
         for guidance in (NAN, INF, -INF, "7.5", True, [7.5], 0, 10**400)
     ],
+    ({"guidance": 1e30}, r"guidance must be at most 1000, got 1e\+30"),
     *[
         ({"size": size}, "size must be a whole number of at most 32768, got .*; no machine holds a larger image")
         for size in (64.0, NAN, "64", True, (64, 64.0), [64, "64"], (10**9, 64), 10**9, 2**15 + 8)

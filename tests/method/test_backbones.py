@@ -12,8 +12,10 @@ import warnings
 from dataclasses import replace
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import logging
 
 import postdiff
 from postdiff import methods
@@ -316,8 +318,9 @@ def test_fifos_sockets_and_broken_links_are_refused_where_they_are(tmp_path, mon
         ({"size": "64"}, "size in .*postdiff.json must be a whole number of pixels, got '64'"),
         ({"size": 65}, "postdiff.json must say settings that postdiff takes: size must be a positive multiple of 4"),
         ({"size": True}, "size in .* got True"),
-        ({"guidance": float("nan")}, "guidance in .*postdiff.json must be a number of 1 or more, got nan"),
+        ({"guidance": float("nan")}, "guidance in .*postdiff.json must be a number from 1 to 1000, got nan"),
         ({"guidance": float("inf")}, "got inf"),
+        ({"guidance": 1e30}, r"got 1e\+30"),
         ({"guidance": "7"}, "got '7'"),
         ({"guidance": 10**400}, "guidance in"),
         ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, euler, unipc, got 'rk45'"),
@@ -345,6 +348,22 @@ def test_one_file_of_weights_is_told_how_it_is_converted(tmp_path, capsys):
     assert re.search(r"got the file .*model.safetensors.*from_single_file\(.*save_pretrained", told)
     with pytest.raises(ValueError, match="a model must be a name or a path, got NoneType"):
         resolve(None)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capfd):
+    """Its library logs each of five tries."""
+
+    def unreachable(source, **options):
+        assert not logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    before = logging.get_verbosity()
+    with pytest.raises(SystemExit) as stopped:
+        main(["cost", f"org/repository@{'0' * 40}", "dense"])
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err == "error: org/repository cannot be fetched: Connection refused\n"
+    assert logging.get_verbosity() == before
 
 
 def test_classes_are_named_and_found():

@@ -77,6 +77,16 @@ def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone
     assert Image.open(picture).size[0] > 100
 
 
+def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
+    """And of a model that loads at once there is no bar."""
+    prompt = "a cat on a " + "very " * 200 + "blue mat"
+    main(["generate", prompt, "--method", "dense", "--steps", "1", "--out", str(tmp_path)])
+    told = capfd.readouterr().err
+    assert "the prompt has 812 tokens, mini-sd reads 20: the rest is not drawn\n" in told
+    assert "very very" not in told
+    assert "oading" not in told
+
+
 def test_models_and_methods_are_listed(capsys):
     models = run(capsys, "models")
     assert [line.split()[0] for line in models.splitlines()] == list(checkpoints.NAMES)
