@@ -2,12 +2,16 @@
 wrappers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, get_ident
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class _Owned:

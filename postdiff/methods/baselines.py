@@ -66,8 +66,8 @@ def tome(
 ) -> Plan:
     """ToMe for Stable Diffusion (CVPR 2023 workshop): tokens that are alike are merged around self-attention.
 
-    The defaults are the authors'; `TokenMerging` says what they mean; a ratio of 0 is off. It is what their package does,
-    but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
+    The defaults are the authors'; `TokenMerging` says what they mean; a ratio of 0 is off. It is what their package
+    does, but for the random partition: an image's own here; a batch's there, and none if the batch is odd.
     """
     off = number("ratio", ratio, "[0, 1)") == 0
     tokens = TokenMerging(0.1 if off else ratio, sx, sy, random, max_downsample, attention, cross_attention, mlp)

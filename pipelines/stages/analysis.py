@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from postdiff import sampling
 from postdiff.models.anatomy import KINDS, anatomy, kind_of
 from postdiff.models.loading import Backbone
+from postdiff.models.spec import SamplingSettings
 from postdiff.plan import Plan
 
 
@@ -35,7 +37,7 @@ def profile(
     plan: Plan,
     *,
     batch_size: int | None = None,
-    **settings,
+    **settings: Unpack[SamplingSettings],
 ) -> Profile:
     """Compare every block and layer of `backbone` with itself, step by step, while it draws `prompts`.
 
@@ -112,13 +114,10 @@ def trajectory(
     prompts: Sequence[str],
     seeds: Sequence[int],
     plan: Plan,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> list[np.ndarray]:
     """The clean image that each step predicts: T arrays uint8 [N, H, W, 3], smaller while the resolution is low."""
-    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
+    state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
     found: list[torch.Tensor] = []
-    sampling.denoise(backbone, state, plan, guidance, size, on_x0=found.append)
+    sampling.denoise(backbone, state, on_x0=found.append)
     return [sampling.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]
