@@ -8,7 +8,7 @@ import torch
 from conftest import PROMPTS, SEEDS
 
 import postdiff
-from pipelines.paper import analysis
+from pipelines.stages import analysis
 from postdiff import methods, search
 from postdiff.ownership import owned
 
