@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import file_digest, sha256
@@ -185,14 +186,23 @@ def folder_spec(name: str, folder: Path) -> Spec:
     )  # fmt: skip
     run = read_json(folder / RUN) if (folder / RUN).exists() else {}
     spec = _as_it_says(spec, folder / RUN, run)
-    for kind in (shipped, index["scheduler"][1]):
-        certain = kind in ("LCMScheduler", "TCDScheduler")
-        if rules.guided and (certain or "solver" not in run) and (reason := distilled(kind, scheduler)):
-            says = "" if certain else f'; if it is not, say the solver in {folder / RUN}: {{"solver": "euler"}}'
-            raise ValueError(f"{name} must run guided, as models of {rules.pipeline} do here: {reason}{says}")
-    if "solver" not in run and (told := replaced(name, shipped, scheduler, spec.solver)):
-        warnings.warn(f"{told}; choose with solver={'|'.join(rules.solvers)}", stacklevel=3)
+    _check_run(spec, (shipped, index["scheduler"][1]), scheduler, folder / RUN, "solver" in run)
     return spec
+
+
+def _check_run(spec: Spec, kinds: Sequence[str], scheduler: dict[str, Any], file: Path, told_solver: bool) -> None:
+    """Raise ValueError if the scheduler is one of distilled models and the family guides; warn if it is replaced.
+
+    kinds: the scheduler's class as its own config has it, and as the pipeline's index. told_solver: in `file`.
+    """
+    rules = FAMILIES[spec.family]
+    for kind in kinds:
+        certain = kind in ("LCMScheduler", "TCDScheduler")
+        if rules.guided and (certain or not told_solver) and (reason := distilled(kind, scheduler)):
+            says = "" if certain else f'; if it is not, say the solver in {file}: {{"solver": "euler"}}'
+            raise ValueError(f"{spec.name} must run guided, as models of {rules.pipeline} do here: {reason}{says}")
+    if not told_solver and (told := replaced(spec.name, kinds[0], scheduler, spec.solver)):
+        warnings.warn(f"{told}; choose with solver={'|'.join(rules.solvers)}", stacklevel=4)
 
 
 def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:

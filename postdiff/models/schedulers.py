@@ -102,6 +102,11 @@ def check_noise_schedule(name: str, kind: str, config: Mapping[str, Any]) -> Non
             f"prediction_type of {name}'s {kind} must be v_prediction or sample where rescale_betas_zero_snr is on: "
             "its first step sees noise alone, and epsilon says nothing about the image; got epsilon"
         )
+    _check_betas(name, kind, config)
+
+
+def _check_betas(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a schedule's betas are no numbers between 0 and 1, or not one a step."""
     steps = train_steps(name, config)
     betas = config.get("trained_betas")
     if betas is not None and not (isinstance(betas, list | tuple) and len(betas) == steps and all(map(_share, betas))):
