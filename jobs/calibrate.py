@@ -29,7 +29,8 @@ from pipelines.calibration import Candidate
 from pipelines.data import prompts
 from pipelines.engine.store import Store, below, local_path
 from pipelines.evaluation import Point, Protocol
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.report import tables
 from postdiff import methods, planfile
 from postdiff.models.checkpoints import Spec, fingerprint, resolve
@@ -76,17 +77,20 @@ def price(args: argparse.Namespace, store: Store, spec: Spec) -> tuple[list[Cand
 
 def run(args: argparse.Namespace) -> None:
     spec, whole_protocol = resolve(args.backbone), evaluation.protocol(args)
-    if args.by == "fid" and not whole_protocol.reference:
-        raise ValueError("--by fid needs --reference, a folder of images")
-    if args.by == "clip":
+    metric = METRICS[args.by]
+    if metric.needs == "reference" and not whole_protocol.reference:
+        raise ValueError(f"--by {args.by} needs --reference, a folder of images")
+    if missing := whole_protocol.lacks(metric):
+        raise ValueError(f"--by {args.by} cannot be measured: {missing}")
+    if metric.needs == "prompts":
         whole_protocol = replace(whole_protocol, reference=())
     if args.of == "seconds" and args.dry_run:
         raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
-    calibration.rounds(whole_protocol.prompts, 1, args.by)  # raises for too few prompts, before seconds are measured
+    calibration.rounds(whole_protocol.prompts, 1, metric)  # raises for too few prompts, before seconds are measured
     if local_path(args.out) or not args.dry_run:
         evaluation.check_store(args.out, whole_protocol)
     candidates, budget, whole = price(args, Store(args.out), spec)
-    halving = calibration.rounds(whole_protocol.prompts, len(candidates), args.by)
+    halving = calibration.rounds(whole_protocol.prompts, len(candidates), metric)
     evaluation.check_batch(args, min(len(part.prompts) for part in halving))
     images = drawn(halving, len(candidates))
     print(f"{len(candidates)} plans within {budget:.4g} {UNITS[args.of]} ({budget / whole:.1%} of the model as it is)")
@@ -113,10 +117,10 @@ def run(args: argparse.Namespace) -> None:
         stores.append(evaluation.open_store(folder, protocol))
         listed = [points[c.plan.id] for c in left]
         evaluation.evaluate(stores[-1], listed, protocol, resources)
-        scores = calibration.score(stores, protocol, listed, args.by)
+        scores = calibration.score(stores, protocol, listed, metric)
         for c, value in zip(left, scores, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
-        left = [left[i] for i in calibration.ranked(scores, args.by)[: part.keep]]
+        left = [left[i] for i in calibration.ranked(scores, metric)[: part.keep]]
     with doing("writing the report"):
         write(args, store, candidates, left[0], curves, whole_protocol, budget, whole)
 
@@ -136,23 +140,24 @@ def time_told(args: argparse.Namespace, flops: float) -> str:
     )
 
 
-def compare(candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by) -> list[Scored]:
+def compare(
+    candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by: Metric
+) -> list[Scored]:
     """All candidates, the longest in the race first, then by score."""
     own = curves[chosen.plan.id]
     last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
     shares = calibration.first_places([curves[c.plan.id][-1] for c in last], by)
     first = {c.plan.id: share for c, share in zip(last, shares, strict=True)}
-    sign = 1 if by == "fid" else -1
     found = []
     for c in candidates:
         curve = curves[c.plan.id]
         parts = [(1.0, own[len(curve) - 1])]
-        change = tables.PAIRED[by](curve[-1], parts, len(candidates) - 1) if c != chosen else None
+        change = by.difference(curve[-1], parts, len(candidates) - 1) if c != chosen else None
         found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
-    return sorted(found, key=lambda of: (-of.rounds, sign * of.score.value))
+    return sorted(found, key=lambda of: (-of.rounds, -by.sign * of.score.value))
 
 
-def sure(scored: list[Scored], chosen: Candidate, by) -> str:
+def sure(scored: list[Scored], chosen: Candidate, by: Metric) -> str:
     """The answer in words: what was chosen, and which plans it could not be told from."""
     others = [of for of in scored if of.change is not None]
     better, worse = tables.clear([of.change for of in others if of.change], by)
@@ -169,24 +174,24 @@ def sure(scored: list[Scored], chosen: Candidate, by) -> str:
 def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, budget: float, whole: float) -> None:
     from pipelines.report import document, plots
 
-    metric, unit = tables.METRICS[args.by], UNITS[args.of]
-    scored = compare(candidates, chosen, curves, args.by)
-    answer = sure(scored, chosen, args.by)
-    header = ["plan", unit, "prompts", metric, "from the chosen", "comes first"]
+    metric, unit = METRICS[args.by], UNITS[args.of]
+    scored = compare(candidates, chosen, curves, metric)
+    answer = sure(scored, chosen, metric)
+    header = ["plan", unit, "prompts", metric.title, "from the chosen", "comes first"]
     lines = [
-        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), str(of.score),
-         f"{of.change:+}" if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
+        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), metric.text(of.score),
+         metric.text(of.change, "+") if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
         for of in scored
     ]  # fmt: skip
-    figure = plots.halving_plot(curves, chosen.plan.id, metric, f"{args.backbone}, {budget:.4g} {unit}")
+    figure = plots.halving_plot(curves, chosen.plan.id, metric.title, f"{args.backbone}, {budget:.4g} {unit}")
     facts = {
         "budget": f"{budget:.4g} {unit} an image ({budget / whole:.1%} of the model as it is)",
         **({"latency": f"median of {args.rounds} rounds"} if args.of == "seconds" else {}),
         "model": f"{args.backbone}, weights {fingerprint(resolve(args.backbone))}",
-        **protocol.facts(),
+        **{fact: text for fact, text in protocol.facts().items() if fact not in [m.title for m in shown()]},
+        metric.title: protocol.definition(metric),
         "commit": document.commit(),
     }
-    del facts["CLIP score" if args.by == "fid" else "FID"]
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
         "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
@@ -199,7 +204,7 @@ def write(args, store: Store, candidates, chosen, curves, protocol: Protocol, bu
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *lines])
     store.put("calibration.csv", out.getvalue().encode())
-    notes = {"backbone": args.backbone, "by": metric, "prompts": len(protocol.prompts), "answer": answer}
+    notes = {"backbone": args.backbone, "by": metric.title, "prompts": len(protocol.prompts), "answer": answer}
     store.put("plan.json", planfile.to_json(chosen.plan, **notes, **{"budget": facts["budget"]}).encode())
     print(f"\n{tables.markdown(header, lines[: 2 * calibration.FINALISTS])}\n{answer}\n")
     print(f"plan: {store.shown}/plan.json\nreport: {store.shown}/report.html")
@@ -215,14 +220,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     budget.add_argument("--budget", type=options.number(0, 1e9, above=True),
                         help="the budget for one image, in TFLOP, T MACs or seconds")  # fmt: skip
     add("--of", choices=list(UNITS), default="flops", help="what the budget is of (seconds: measured here)")
-    add("--by", choices=list(tables.METRICS), default="clip", help="what is best: the CLIP score, as in Fig. 9, or FID")
+    add("--by", choices=list(METRICS), default="clip", help="what is best (default: the CLIP score, as in Fig. 9)")
     add("--rounds", type=options.rounds(), default=3, help="of the latency measurement (default: 3)")
     add("--grid", choices=list(calibration.GRIDS), default="full", help="how many settings are combined")
     options.add_options(parser)
     add("--out", default="out/calibration", help="the store: a folder or any pyarrow.fs or fsspec URL")
     options.add_dry_run(parser)
     args = options.settle_options(parser.parse_args(argv))
-    options.refuse_unused(args, fid="" if args.by == "fid" else "with --by clip")
+    options.refuse_unused(args, fid="" if METRICS[args.by].needs == "reference" else f"with --by {args.by}")
     options.settle_dry_run(args)
     if args.of != "seconds":
         options.refuse(args, f"on a budget of {args.of}: nothing is timed", "rounds")

@@ -69,10 +69,12 @@ def write_report(
     from pipelines.engine import workers
     from pipelines.report import document, plots, tracking
 
-    metrics = [metric for metric in tables.METRICS if tables.measured(rows, metric)]
-    n = len(protocol.prompts)
-    titles = {"fid": f"{args.backbone}, n = {n}, {args.fid} features", "clip": f"{args.backbone}, n = {n}, {args.clip}"}
-    figures = [plots.front_plot(rows, m, titles[m]) for m in metrics]
+    metrics = tables.comparable(rows)
+    figures = []
+    for metric in metrics:
+        features = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
+        title = f"{args.backbone}, n = {len(protocol.prompts)}, {features}"
+        figures.append(plots.front_plot(rows, metric, title))
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, args.backbone)
     first = points[0].configuration
@@ -89,7 +91,7 @@ def write_report(
     more = tables.more_steps(rows)
     body = document.sweep_body("" if more in answer else more, rows, fronts, figures, document.examples(store, rows))
     page = document.page(f"postdiff: {args.backbone}", answer, body, facts)
-    pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
+    pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
     store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
     store.put("results.md", tables.to_markdown(rows).encode())
@@ -108,7 +110,7 @@ def print_dry_run(args, points: list[Point], protocol: Protocol) -> None:
     print(f"read {prompts.describe(listed)} (of {args.prompts})")
     print(f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units")
     for point in points:
-        label = f"{point.method.replace('_', ' ')} T={len(point.configuration.plan)} {point.settings}"
+        label = tables.name(point.method, len(point.configuration.plan), point.settings)
         price = f"{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
         print(f"  {point.configuration.id}  {label:<44}{price}")
     print(f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP")

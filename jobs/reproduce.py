@@ -17,7 +17,6 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 from pipelines import evaluation, options, protocols
 from pipelines.data import pairs
 from pipelines.engine import workers
+from pipelines.engine.identity import digest
 from pipelines.engine.store import Store, clean, local_path
 from pipelines.evaluation import Protocol
 from pipelines.paper import (
@@ -197,7 +197,7 @@ def tuned_folder(args: argparse.Namespace, model: str) -> Path:
             raise ValueError(
                 f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {clean(args.out)}"
             )
-        settings = sha256(repr(tune_settings(model)).encode()).hexdigest()[:8]
+        settings = digest(repr(tune_settings(model)).encode(), 8)
         return Path(out) / "finetuned" / f"{exhibits.MINI[model]}-{settings}"
     given = dict(pair.partition("=")[::2] for pair in args.finetuned)
     if not (Path(given.get(model, "")) / RUN).is_file():

@@ -14,9 +14,8 @@ import numpy as np
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.evaluation import Point, Protocol
-from pipelines.metrics import statistics
-from pipelines.metrics.statistics import Interval
-from pipelines.report.tables import METRICS, Metric
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import Metric
 from pipelines.stages import features, scores
 from postdiff import methods
 from postdiff.models.checkpoints import Spec
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from pipelines.stages.latency import Latency
 
 FINALISTS = 4  # plans that are scored on all prompts, at the least
-# Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
-FIRST: dict[Metric, int] = {"clip": 16, "fid": 128}
 RESAMPLINGS = 10_000
 
 Settings = tuple[float, float, int, float]  # beta, s, k, m
@@ -116,16 +113,14 @@ def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
     return " ".join(part for part in parts if part)
 
 
-def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> list[Round]:
+def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]:
     """Rounds that halve the plans and double the prompts that each was scored on, the last on all prompts.
 
-    Raises: ValueError for fewer than `FIRST` prompts.
+    Raises: ValueError for fewer prompts than `metric.least`.
     """
-    first = FIRST[metric]
+    first = metric.least
     if len(prompts) < first:
-        raise ValueError(
-            f"calibration by {METRICS[metric]} needs at least {first} prompts (--limit), got {len(prompts)}"
-        )
+        raise ValueError(f"calibration by {metric.title} needs at least {first} prompts (--limit), got {len(prompts)}")
     count = 1
     while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= first:
         count += 1
@@ -136,31 +131,24 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> li
 
 def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], metric: Metric) -> list[Interval]:
     """`metric` of each point over the images of all `stores`, in order."""
-    reference = None
-    if metric == "fid":
-        folder = features.folder(protocol.fid, features.reference_name(list(protocol.reference)))
-        reference = statistics.moments(scores.read_features(stores[0], folder)[1])
+    encoder, against = protocol.encoder(metric), protocol.against(metric)
+    held = [scores.read_features(store, against) for store in stores]  # of references: the same in each
     found = []
     for point in points:
-        parts = []
-        for store in stores:
-            id = point.configuration.id
-            encoder = protocol.clip if not reference else protocol.fid
-            ids, images = scores.read_features(store, features.folder(encoder, id))
-            if not reference:
-                of, texts = scores.read_features(store, features.folder(encoder, "prompts"))
-                parts.append(statistics.clip_scores(images, texts[[of.index(id) for id in ids]]))
-            else:
-                parts.append(images)
-        whole = np.concatenate(parts)
-        found.append(statistics.frechet_interval(whole, reference) if reference else statistics.mean_interval(whole))
+        images, others = [], []
+        for store, (names, there) in zip(stores, held, strict=True):
+            ids, own = scores.read_features(store, features.folder(encoder, point.configuration.id))
+            images.append(own)
+            others.append(scores.held_against(metric, ids, names, there))
+        others = others[:1] if metric.needs == "reference" else others
+        found.append(metric.score(np.concatenate(images), np.concatenate(others)))
     return found
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
-    """Indices, the best first; of equals the earlier. FID counts without its bias at this many images."""
-    best = [statistics.extrapolated(value).value if metric == "fid" else -value.value for value in values]
-    return sorted(range(len(values)), key=lambda i: best[i])
+    """Indices, the best first; of equals the earlier. What is biased counts without its bias at this many images."""
+    quality = [metric.sign * metric.unbiased(value).value for value in values]
+    return sorted(range(len(values)), key=lambda i: -quality[i])
 
 
 def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
@@ -174,5 +162,5 @@ def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
     pseudo = groups * np.array([[value.value] for value in values]) - (groups - 1) * left_out
     draws = np.random.default_rng(0).integers(groups, size=(RESAMPLINGS, groups))
     means = pseudo[:, draws].mean(2)
-    best = means.argmin(0) if metric == "fid" else means.argmax(0)
+    best = np.argmax(metric.sign * means, 0)
     return [float((best == i).mean()) for i in range(len(values))]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 
+from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import presets, published
-from pipelines.report.tables import Metric
 from postdiff import methods
 from postdiff.plan import Plan
 
@@ -21,6 +21,7 @@ MINI = {
     "sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart",
     "sd15-original": "mini-sd", "bk-sdm-tiny": "mini-bk-sdm",
 }  # fmt: skip
+FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]  # what the paper prints
 TUNED = " fine-tuned"  # after a model's name: its weights after App. F
 
 
@@ -66,7 +67,7 @@ class Exhibit:
     title: str
     kind: str
     runs: tuple[Run, ...]
-    metrics: tuple[Metric, ...] = ("fid", "clip")
+    metrics: tuple[Metric, ...] = (FID, CLIP_SCORE)
     timed: bool = False
     note: str = ""
     dataset: str = "coco2014"
@@ -119,7 +120,7 @@ def _printed() -> dict[tuple[str, str], dict[str, float]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key in ("table1", "table2", "table5"):
         for line in published.lines(key):
-            values = {key: value for key, value in line.values.items() if key in ("fid", "clip")}
+            values = {key: value for key, value in line.values.items() if key in (FID.key, CLIP_SCORE.key)}
             found.setdefault((line.model, published.plan(line).id), {}).update(values)
     return found
 
@@ -140,7 +141,7 @@ def figure1(found: Found) -> Exhibit:
             "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
-    return Exhibit("fig1", "PostDiff on four models", "plane", tuple(runs), ("fid",), note="its points are Table 2's")
+    return Exhibit("fig1", "PostDiff on four models", "plane", tuple(runs), (FID,), note="its points are Table 2's")
 
 
 def figure4(found: Found) -> Exhibit:
@@ -151,7 +152,7 @@ def figure4(found: Found) -> Exhibit:
         for s in SHARES
     ]  # fmt: skip
     note = "s T is rounded: at T = 8 s = 0.2 and 0.3 are one plan, and so are others at few steps"
-    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), ("fid",), note=note)
+    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), (FID,), note=note)
 
 
 def figure5(found: Found) -> Exhibit:
@@ -182,7 +183,7 @@ def figure8(found: Found) -> Exhibit:
         for beta in (*SCALES, 1.0)
     ]  # fmt: skip
     note = "the paper does not list its numbers of steps; these are Fig. 4's; beta=1, full resolution, is added"
-    return Exhibit("fig8", "Scale of the low resolution", "front", tuple(runs), ("fid",), note=note)
+    return Exhibit("fig8", "Scale of the low resolution", "front", tuple(runs), (FID,), note=note)
 
 
 def figure9(found: Found) -> Exhibit:
@@ -195,7 +196,7 @@ def figure9(found: Found) -> Exhibit:
         "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
         "prompts of the list, and part of the full set"
     )
-    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), ("clip",), note=note)
+    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), (CLIP_SCORE,), note=note)
 
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
@@ -233,7 +234,7 @@ def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
         ours = next(line for line in own if line.method == "postdiff" and line.settings.get("m"))
         for label, line in (("original", dense), ("PostDiff", ours)):
             runs.append(Run(label, model, published.plan(line)))
-    return Exhibit(key, "Images without and with PostDiff", "gallery", tuple(runs), ("clip",), dataset=APPENDIX_J)
+    return Exhibit(key, "Images without and with PostDiff", "gallery", tuple(runs), (CLIP_SCORE,), dataset=APPENDIX_J)
 
 
 def figure13(found: Found) -> Exhibit:
@@ -249,7 +250,7 @@ def figure13(found: Found) -> Exhibit:
         "What the cached cross-attention holds",
         "gallery",
         tuple(runs),
-        ("clip",),
+        (CLIP_SCORE,),
         note=note,
         dataset=APPENDIX_J,
     )

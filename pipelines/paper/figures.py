@@ -13,7 +13,8 @@ import numpy as np
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.metrics import statistics
+from pipelines.metrics.intervals import Interval, mean_interval
+from pipelines.metrics.metric import Metric
 from pipelines.paper import exhibit_text, exhibits
 from pipelines.paper.exhibits import Exhibit
 from pipelines.report import plots, tables
@@ -71,10 +72,11 @@ def draw(
     if exhibit.kind == "front":
         return Drawn(plots.exhibit_plot(exhibit, results, names, measured))
     if exhibit.kind == "subsets":
-        curves = subsets(store, exhibit, results, protocol)
+        (metric,) = exhibit.metrics
+        curves = subsets(store, exhibit, results, protocol, metric)
         rows = [[of, s, *_cells(interval)] for of, points in curves.items() for s, interval in points]
         numbers = to_csv(["prompts", "s", *INTERVAL], rows)
-        return Drawn(plots.subsets_plot(curves, f"{name}, T = 20"), numbers, agreement(curves))
+        return Drawn(plots.subsets_plot(curves, metric, f"{name}, T = 20"), numbers, agreement(curves))
     if exhibit.kind == "gallery":
         return Drawn(plots.gallery_plot(gallery(store, exhibit, results, names)))
     made = tasks(exhibit, configurations, protocol)
@@ -101,22 +103,24 @@ def draw_trajectories(store: Store, tasks: Mapping[str, trajectories.Task], show
     return Drawn(plots.trajectory_plot(groups, title), trajectory_csv(paths))
 
 
-def subsets(store: Store, exhibit: Exhibit, results: exhibit_text.Results, protocol: Protocol) -> dict[str, list]:
-    """Fig. 9: {set of prompts: [(s, interval of the CLIP score)]}: the first n of the prompts, and all."""
+def subsets(
+    store: Store, exhibit: Exhibit, results: exhibit_text.Results, protocol: Protocol, metric: Metric
+) -> dict[str, list]:
+    """Fig. 9: {set of prompts: [(s, interval of the metric)]}: the first n of the prompts, and all."""
     n = len(protocol.prompts)
     first = exhibits.CALIBRATION if n > max(exhibits.CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
-    ids, texts = scores.read_features(store, features.folder(protocol.clip, "prompts"))
+    there = scores.read_features(store, protocol.against(metric))
     for run in exhibit.runs:
-        folder = features.folder(protocol.clip, exhibit_text.of(results, run).row.configuration)
-        of, images = scores.read_features(store, folder)
-        per_prompt = statistics.clip_scores(images, texts[[ids.index(id) for id in of]])
+        folder = features.folder(protocol.encoder(metric), exhibit_text.of(results, run).row.configuration)
+        ids, images = scores.read_features(store, folder)
+        texts = scores.held_against(metric, ids, *there)
         for size in dict.fromkeys([*first, n]):
-            curves.setdefault(f"{size} prompts", []).append((run.x, statistics.mean_interval(per_prompt[:size])))
+            curves.setdefault(f"{size} prompts", []).append((run.x, metric.score(images[:size], texts[:size])))
     return curves
 
 
-def agreement(curves: Mapping[str, Sequence[tuple[float, statistics.Interval]]]) -> str:
+def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
     """A sentence: how alike the order of the settings is on a part of the prompts and on all (Kendall's tau)."""
     from scipy.stats import kendalltau
 
@@ -149,7 +153,7 @@ def gallery(
 INTERVAL = ("clip", "low", "high", "n")
 
 
-def _cells(of: statistics.Interval) -> list[float]:
+def _cells(of: Interval) -> list[float]:
     return [round(x, 3) for x in (of.value, of.low, of.high)] + [of.n]
 
 
@@ -162,7 +166,7 @@ def profile_csv(found: Profile) -> str:
 def trajectory_csv(paths) -> str:
     """{label: (plan, Trajectory)} -> the mean CLIP score of every step over all prompts, with its interval."""
     rows = [
-        [label, i, plan.steps[i].scale, *_cells(statistics.mean_interval(scores))]
+        [label, i, plan.steps[i].scale, *_cells(mean_interval(scores))]
         for label, (plan, path) in paths.items()
         for i, scores in enumerate(path.scores)
     ]

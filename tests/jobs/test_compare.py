@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import refusal
 
-from pipelines.metrics import statistics
+from pipelines.metrics.intervals import mean_interval
 from pipelines.report.tables import Row, markdown
 from postdiff.models.checkpoints import MINI
 
@@ -27,8 +27,8 @@ def points(*args):
 
 
 def row(name, scores, fid=True):
-    clip = statistics.mean_interval(scores)
-    return Row(name, "dense", "", 20, 1, 1, 0.1, clip if fid else None, clip)
+    clip = mean_interval(scores)
+    return Row(name, "dense", "", 20, 1, 1, 0.1, {"fid": clip, "clip": clip} if fid else {"clip": clip})
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
 from pipelines.paper.exhibits import Run
 from pipelines.report import plots, tables
@@ -66,7 +66,8 @@ def measured(value, clip, flops=2e9, macs=30.42e12):
     of = [Interval(x, x - 1, x + 1, 8, tuple(x + w for w in wobble)) for x in (value, clip)]
     step = StepCost(int(macs), int(macs), int(2.8 * macs), {})
     return exhibit_text.Measured(
-        Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, of[0], of[1]), Cost((step,))
+        Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, dict(zip(("fid", "clip"), of, strict=True))),
+        Cost((step,)),
     )
 
 
@@ -156,7 +157,8 @@ def test_seconds_are_printed_with_the_gpu_that_they_are_of():
 
 def test_without_references_there_is_no_picture_of_fid_and_the_cells_say_why():
     exhibit = exhibits.gather(["fig4"], {})[0]
-    row = replace(measured(5.0, 80.0).row, fid=None)
+    row = measured(5.0, 80.0).row
+    row = replace(row, scores={"clip": row.scores["clip"]})
     results = {key: replace(measured(5.0, 80.0), row=row) for key in reproduction.distinct([exhibit])}
     assert figures.draw(None, exhibit, results, exhibits.MINI, None, {}) is None
     table = exhibit_text.table(exhibit, results)
