@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines import sweeps
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.evaluation import Point, Protocol
@@ -109,7 +110,7 @@ def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget
 
 
 def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
-    parts = [f"T={steps}", s and f"beta={beta:g} s={s:g}", k > 1 and f"k={k}", m < 1 and f"m={round(m * steps)}"]
+    parts = [f"T={steps}", s and f"beta={beta:g}", sweeps.label(steps, s or None, k, m if m < 1 else None)]
     return " ".join(part for part in parts if part)
 
 
