@@ -7,14 +7,15 @@ trajectory.png, trajectory.csv    Fig. 3, 12: what each step would draw of the f
 Of the paper's own models `jobs/reproduce.py fig3 fig7 fig12` shows the same.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import evaluation, options
+from pipelines import command_line, evaluation, options
+from pipelines.options import Backbone, Limit, Out
 from pipelines.paper import exhibits, figures
 from pipelines.report import plots
 from pipelines.stages import trajectories
@@ -23,43 +24,43 @@ from postdiff import methods
 from postdiff.models.checkpoints import resolve
 
 
-def run(args: argparse.Namespace) -> None:
-    protocol, spec = evaluation.protocol(args), resolve(args.backbone)
-    evaluation.check_store(args.out, protocol)
+@dataclass(frozen=True, kw_only=True)
+class Options(options.Options):
+    backbone: Backbone = "mini-sd"
+    limit: Limit = figures.WATCHED
+    out: Out = "out/analysis"
+
+
+def run(given: Options) -> None:
+    protocol, spec = evaluation.protocol(given), resolve(given.backbone)
+    evaluation.check_store(given.out, protocol)
     steps, beta = spec.settings["steps"], spec.settings["beta"]
     plans = {
         f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in exhibits.WATCHED
     }
-    rows = {label: evaluation.configure(args, args.backbone, plan) for label, plan in plans.items()}
+    rows = {label: evaluation.configure(given, given.backbone, plan) for label, plan in plans.items()}
     profile = Task("profile", rows["s=0"], protocol.prompts, protocol.clip)
     paths = {label: Task("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
-    resources = evaluation.connect(args, [args.backbone])
-    store = evaluation.open_store(args.out, protocol)  # all that can be refused is refused before
+    resources = evaluation.connect(given, [given.backbone])
+    store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
     evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
 
     found = trajectories.read_profile(store, profile)
-    store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{args.backbone}, {steps} steps")))
+    store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{given.backbone}, {steps} steps")))
     store.put("profile.csv", figures.profile_csv(found).encode())
-    drawn = figures.draw_trajectories(store, paths, (0,), args.backbone)
+    drawn = figures.draw_trajectories(store, paths, (0,), given.backbone)
     store.put("trajectory.png", plots.as_png(drawn.figure))
     store.put("trajectory.csv", drawn.numbers.encode())
     print(f"{store.shown}: profile.png, profile.csv, trajectory.png, trajectory.csv")
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
-    parser.add_argument("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT")
-    options.add_options(parser)
-    parser.add_argument("--out", default="out/analysis", help="a folder or any pyarrow.fs or fsspec URL")
-    parser.set_defaults(limit=figures.WATCHED)
-    args = options.settle_options(parser.parse_args(argv))
-    options.refuse_unused(args, fid="here: there is no FID")
-    return args
+def parse(argv: list[str] | None = None) -> Options:
+    return options.parse(__doc__, Options, argv, fid="here: there is no FID")
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -11,206 +11,48 @@ Denoising itself, beside dense and beside the authors' packages: jobs/bench_meth
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import postdiff
-from pipelines import options
-from pipelines.data import prompts
-from pipelines.engine import records, workers
-from pipelines.engine.records import Prompt
-from pipelines.engine.store import Store
-from pipelines.engine.workers import Resources
-from pipelines.report import document, tables
-from pipelines.stages import embeddings, generation, latency
-from pipelines.sweeps import grid
-from postdiff import methods, planfile
-from postdiff.models.checkpoints import resolve
+from pipelines import bench, command_line
+from pipelines.engine.provenance import commit
 from postdiff.terminal import doing
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def overhead(pairs: int, images: int = 192, processes: int = 2) -> dict:
-    """Both sides start `processes` single-threaded processes, load mini-SD and draw the same images."""
-    configuration = generation.configure("mini-sd", methods.dense(20))
-    shards = prompts.shard(prompts.load_prompts("shapes", images), 16)
-    workers.connect()
-    ray_seconds, bare_seconds = [], []
-    for pair in range(pairs):
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            units = generation.units([configuration], shards, [1.0])
-            began = time.perf_counter()
-            failed = workers.run(units, partial(generation.Generator, store), store.has, Resources(processes))
-            ray_seconds.append(time.perf_counter() - began)
-            assert not failed, failed
-            assert len(store.names("images")) == len(shards)
-        bare_seconds.append(_bare(images, processes))
-        print(f"pair {pair + 1}/{pairs}: Ray {ray_seconds[-1]:.1f} s, bare {bare_seconds[-1]:.1f} s", flush=True)
-    ratios = [a / b for a, b in zip(ray_seconds, bare_seconds, strict=True)]
-    return {
-        "ray_over_bare": round(median(ratios), 4),
-        "ratios": [round(r, 4) for r in ratios],
-        "ray_s": [round(s, 2) for s in ray_seconds],
-        "bare_s": [round(s, 2) for s in bare_seconds],
-        "images": images,
-    }
-
-
-def _bare(images: int, processes: int) -> float:
-    """Seconds of plain processes that share the prompts and only sample: no store, no encoding, no Ray."""
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import postdiff\n"
-        "from pipelines import prompts\n"
-        "share = prompts.load_prompts('shapes', int(sys.argv[2]))[int(sys.argv[3]) :: int(sys.argv[4])]\n"
-        "texts, seeds = [p.text for p in share], [prompts.seed(p) for p in share]\n"
-        "postdiff.sample(postdiff.load('mini-sd'), texts, seeds, postdiff.methods.dense(20), batch_size=8)\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(ROOT), str(images), str(i), str(processes)], env=environment
-        )
-        for i in range(processes)
-    ]
-    assert all(process.wait() == 0 for process in running)
-    return time.perf_counter() - began
-
-
-def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: int = 1000) -> dict:
-    """Plan a grid of 5,000 configurations over 30 shards against the listing of a store that holds half of it."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    shards = prompts.shard([Prompt(str(i), f"caption {i}") for i in range(prompts_each)], per_shard)
-    base = generation.configure("mini-sd", methods.postdiff())
-    grid = [replace(base, guidance=1 + i / 1000) for i in range(configurations)]
-    units = generation.units(grid, shards, [1.0] * configurations)
-    listed = {unit.name for unit in units[: len(units) // 2]}
-    todo = [unit for unit in units if unit.name not in listed]
-    seconds = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(todo) == len(units) - len(listed)
-    return {"units": len(units), "seconds": round(seconds, 2), "megabytes": round((after - before) / 1024, 1)}
-
-
-def reuse(pairs: int, images: int = 32) -> dict:
-    """Ten configurations of mini-PixArt (8 steps), same prompts: encoded for each, or once and read from the store.
-
-    One process, all cores; what it takes to write, read and check the embeddings is on the side that reuses them.
-    """
-    torch.set_num_threads(os.cpu_count() or 1)
-    name = "mini-pixart"
-    backbone = postdiff.load(name, device="cpu")
-    plans = [plan for _, _, plan in grid("laptop", {**backbone.spec.settings, "steps": 8})][:10]
-    configurations = [generation.configure(name, plan) for plan in plans]
-    shards = prompts.shard(prompts.load_prompts("shapes", images), images)
-    units = generation.units(configurations, shards, [1.0] * len(plans))
-    text, tasks = units[0].task, [unit.task for unit in units[1:]]
-    ids = [prompt.id for prompt in shards[0]]
-
-    def each() -> list[bytes]:
-        return [generation.generate(backbone, task.configuration, task.prompts) for task in tasks]
-
-    def once() -> list[bytes]:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            store.put(text.name, embeddings.make(backbone, text))
-            return [
-                generation.generate(
-                    backbone, task.configuration, task.prompts, embeddings.from_bytes(store.get(task.text), ids)
-                )
-                for task in tasks
-            ]
-
-    seconds: dict[str, list[float]] = {"each": [], "once": []}
-    made = {}
-    for pair in range(pairs + 1):  # the first warms up
-        for side, run in (("each", each), ("once", once)):
-            began = time.perf_counter()
-            made[side] = [records.from_parquet(data).column("image") for data in run()]
-            seconds[side].append(time.perf_counter() - began)
-        assert made["each"] == made["once"], "reused embeddings must give the same bytes"
-        print(f"pair {pair}/{pairs}: each {seconds['each'][-1]:.2f} s, once {seconds['once'][-1]:.2f} s", flush=True)
-    saved = [a - b for a, b in zip(seconds["each"][1:], seconds["once"][1:], strict=True)]
-    return {
-        "saved_s": round(median(saved), 3),
-        "saved_s_of_each_pair": [round(s, 3) for s in saved],
-        "each_s": round(median(seconds["each"][1:]), 2),
-        "configurations": len(plans),
-        "images_each": images,
-    }
-
-
-def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
-    """Of one image, `listed` (methods with the backbone's own settings, or files of plans) alternating; speed-ups are
-    over the first. In a process of its own, after one round to warm up, on a GPU that the cluster gives to nothing
-    else, or on this machine where RAY_ADDRESS names no cluster with GPUs."""
-    spec = resolve(name)
-    plans = []
-    for one in listed:
-        if one.endswith(".json"):
-            plans.append(planfile.load_plan(one))
-            continue
-        settings = methods.settings_for(one, spec.settings)  # raises for an unknown method
-        plans.append(methods.METHODS[one](**settings))
-    of = [generation.configure(name, plan, batch_size=1) for plan in plans]
-    times = latency.measure(of, rounds, workers.cluster_has_gpus())
-    header = ("plan", "p50 (s)", "p90", "denoise", "decode", "encode", "peak GiB", "speed-up")
-    lines = [
-        [one, *(f"{x:.3f}" for x in (t.p50, t.p90, t.denoise, t.decode, t.encode)),
-         "–" if t.memory is None else f"{t.memory:.2f}", f"{t.speedup:.2f}"]
-        for one, t in zip(listed, times, strict=True)
-    ]  # fmt: skip
-    print(f"{name}, {spec.size} px, {of[0].dtype}, one image, {rounds} rounds on {times[0].machine}\n")
-    print(tables.markdown(header, lines))
-    return {one: asdict(t) for one, t in zip(listed, times, strict=True)}
-
 
 # The options that each measurement takes; --pairs and --rounds have the defaults of its function.
 TAKES = {"overhead": ("pairs",), "planning": (), "reuse": ("pairs",), "latency": ("backbone", "methods", "rounds")}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("what", choices=list(TAKES))
-    add("--pairs", type=options.whole(1, 10_000), default=5, help="alternating runs of each side (default: 5)")
+    add("--pairs", type=command_line.whole(1, 10_000), default=5, help="alternating runs of each side (default: 5)")
     add("--backbone", default="mini-sd", help="of latency: a name, a folder, or ORG/REPOSITORY@COMMIT")
     add("--methods", nargs="+", default=["dense", "postdiff"], help="of latency: or files of plans")
-    add("--rounds", type=options.rounds(), default=30, help="of latency: runs of each method (default: 30)")
+    add("--rounds", type=command_line.rounds(), default=30, help="of latency: runs of each method (default: 30)")
     args = parser.parse_args(argv)
-    options.refuse(args, f"on {args.what}", *({"pairs", "backbone", "methods", "rounds"} - {*TAKES[args.what]}))
+    command_line.refuse(args, f"on {args.what}", *({"pairs", "backbone", "methods", "rounds"} - {*TAKES[args.what]}))
     return args
 
 
 def run(args: argparse.Namespace) -> None:
     with doing(f"measuring {args.what}"):
         measured = {
-            "overhead": lambda: overhead(args.pairs),
-            "planning": planning,
-            "reuse": lambda: reuse(args.pairs),
-            "latency": lambda: measure_latency(args.backbone, args.methods, args.rounds),
+            "overhead": lambda: bench.overhead(args.pairs),
+            "planning": bench.planning,
+            "reuse": lambda: bench.reuse(args.pairs),
+            "latency": lambda: bench.measure_latency(args.backbone, args.methods, args.rounds),
         }[args.what]()
-    about = {"commit": document.commit(), "torch": torch.__version__, "cores": os.cpu_count()}
+    about = {"commit": commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

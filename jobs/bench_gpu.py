@@ -18,31 +18,20 @@ Imports neither ray, open_clip nor pyarrow: torch, diffusers and transformers ar
 """
 
 import argparse
-import json
-import os
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare machine has it not installed
 
-import diffusers
 import torch
-import transformers
 
-from pipelines import options
-from pipelines.engine import provenance
-from pipelines.gpu import checks, speed, tables
-from pipelines.gpu.runs import Budget, Found, Settings, reason
+from pipelines import command_line
+from pipelines.gpu import checks, session, speed
+from pipelines.gpu.runs import Settings
 from postdiff.models import minis
 
-PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
+PARTS: dict[str, session.Part] = {
     "agree": checks.agree,
     "latency": speed.latency,
     "batch": speed.batch,
@@ -51,7 +40,6 @@ PARTS: dict[str, Callable[[Settings, Budget], Found]] = {
     "compile": speed.compiled,
 }
 ROUNDS, THIN_ROUNDS = 7, 1
-SHOWN = 8  # of what failed, in the last line
 
 
 def carried() -> list[str]:
@@ -67,7 +55,7 @@ def carried() -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but compile)")
     add("--device", choices=["cuda", "cpu"], default="cuda")
@@ -75,11 +63,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--minis", nargs="+", default=carried(), help="of agree and half (default: those that are here)")
     add(
         "--minutes",
-        type=options.number(0, 24 * 60, above=True),
+        type=command_line.number(0, 24 * 60, above=True),
         default=9.0,
         help="for all parts together (default: 9)",
     )
-    add("--rounds", type=options.whole(1, 10_000),
+    add("--rounds", type=command_line.whole(1, 10_000),
         help=f"of latency: runs of every plan (default: {ROUNDS}, with --thin {THIN_ROUNDS})")  # fmt: skip
     add("--out", type=Path, default=Path("out/gpu"), help="a folder (default: out/gpu)")
     args = parser.parse_args(argv)
@@ -108,80 +96,14 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out} must be a folder that can be written to: {error.strerror}") from None
 
 
-def about(settings: Settings, minutes: float) -> dict[str, Any]:
-    """What the numbers are of: every JSON file says it."""
-    return {
-        "rehearsal": settings.rehearsal,
-        "machine": provenance.machine(settings.device == "cuda"),
-        "dtype": str(settings.dtype).removeprefix("torch."),
-        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
-        "commit": provenance.commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {**asdict(settings), "minutes": minutes},
-    }
-
-
-def attempt(part: Callable[[Settings, Budget], Found], settings: Settings, budget: Budget) -> Found:
-    """Run a part. One that raises has failed, and says where."""
-    try:
-        return part(settings, budget)
-    except Exception as error:  # the other parts are still worth their minutes
-        return Found(failed={"all of it": reason(error)}, notes=[traceback.format_exc()])
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f"{file.name}.tmp")
-    part.write_text(text, "utf-8")
-    os.replace(part, file)
-
-
-def report(part: str, told: dict[str, Any], out: Path) -> None:
-    """Print what a part found; its table goes to a file too."""
-    rehearsal = "REHEARSAL, " if told["rehearsal"] else ""
-    counts = ", ".join(f"{len(told[key])} {key.replace('_', ' ')}" for key in ("failed", "refused", "left_out"))
-    print(f"\n{part}: {rehearsal}{len(told['numbers'])} measured, {counts}, {told['seconds']:.0f} s")
-    for note in told["notes"]:
-        print(f"  {note}")
-    if part in tables.TABLES:
-        table = tables.TABLES[part](told)
-        write(out / f"{part}.md", table)
-        print(f"\n{table}", flush=True)
-
-
-def listed(items: list[str]) -> str:
-    """The first few."""
-    return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
-
-
-def run(args: argparse.Namespace) -> int:
-    """All parts, each with its share of the minutes that are left. Returns the exit status."""
+def run(args: argparse.Namespace) -> None:
     check(args)
-    for library in (diffusers, transformers):  # a bar and a warning for every model and cast would hide what is found
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
     settings = Settings(args.device, args.thin, tuple(args.minis), args.rounds)
-    budget, failed, left_out = Budget(60 * args.minutes), [], []
-    for part, share in budget.shares(args.parts):
-        began = time.monotonic()
-        found = attempt(PARTS[part], settings, share)
-        told = {**about(settings, args.minutes), "part": part, "seconds": round(time.monotonic() - began, 1)}
-        told |= asdict(found)
-        write(args.out / f"{part}.json", json.dumps(told, indent=1))
-        report(part, told, args.out)
-        failed += [f"{part}: {key}: {why}" for key, why in found.failed.items()]
-        left_out += [f"{part}: {key}" for key in found.left_out]
-    if left_out:
-        print(f"no time was left for {len(left_out)}: {listed(left_out)}")
-    print(f"{len(failed)} failed: {listed(failed)}" if failed else f"nothing failed: {args.out}")
-    return 1 if failed else 0
+    raise SystemExit(session.run(PARTS, args.parts, settings, args.minutes, args.out))
 
 
 def main(argv: list[str] | None = None) -> None:
-    def end_with_status(args: argparse.Namespace) -> None:
-        raise SystemExit(run(args))
-
-    options.job(end_with_status, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import options
+from pipelines.command_line import MOST_PROMPTS, Parser, job, refuse, whole
 from pipelines.data import fetch, prompts
-from pipelines.options import whole
 
 
 def folder(text: str) -> Path:
@@ -31,7 +30,7 @@ def folder(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> None:
     if args.what == "coco2014":
-        options.refuse(args, "on coco2014, which is whole", "text", "n", "per_file")
+        refuse(args, "on coco2014, which is whole", "text", "n", "per_file")
         fetch.fetch_coco(args.out)
         file = args.out / "annotations" / "captions_val2014.json"
     else:
@@ -52,22 +51,22 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("what", help=f"coco2014, {', '.join(fetch.SOURCES)}, or a glob of Parquet files with images")
     add("--out", type=folder, required=True, help="a folder")
     add("--text", help="column of the captions (default: the data set's own, else text)")
-    add("--n", type=whole(1, *options.MOST_PROMPTS), help="pairs to draw (default: as many as the paper, else all)")
+    add("--n", type=whole(1, *MOST_PROMPTS), help="pairs to draw (default: as many as the paper, else all)")
     add(
         "--per-file",
-        type=whole(1, *options.MOST_PROMPTS),
+        type=whole(1, *MOST_PROMPTS),
         help="at most so many of one file: fewer files are read with more",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    job(run, parse, argv)
 
 
 if __name__ == "__main__":

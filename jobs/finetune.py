@@ -16,37 +16,37 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import options
+from pipelines import command_line
 from pipelines.data import pairs
 from pipelines.engine.store import clean, local_path
-from pipelines.training.finetune_settings import Settings
+from pipelines.training.finetune_settings import Settings, check_model
 from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing
 
 # What argparse takes for each field of Settings; Settings itself says what fits together.
 KINDS = {
-    "beta": options.number(0, 1, above=True),
-    "s": options.number(0, 1),
-    "steps": options.whole(1, 10_000_000),
-    "batch": options.whole(1, 100_000),
-    "micro_batch": options.whole(1, *options.MOST_IN_A_BATCH),
-    "lr": options.number(0, 1, above=True),
-    "warm_up": options.whole(1, 10_000_000),
-    "ema": options.number(0, 1),
-    "drop": options.number(0, 1),
+    "beta": command_line.number(0, 1, above=True),
+    "s": command_line.number(0, 1),
+    "steps": command_line.whole(1, 10_000_000),
+    "batch": command_line.whole(1, 100_000),
+    "micro_batch": command_line.whole(1, *command_line.MOST_IN_A_BATCH),
+    "lr": command_line.number(0, 1, above=True),
+    "warm_up": command_line.whole(1, 10_000_000),
+    "ema": command_line.number(0, 1),
+    "drop": command_line.number(0, 1),
     "mixed_precision": str,
-    "seed": options.whole(0, 2**40),
+    "seed": command_line.whole(0, 2**40),
 }
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT of the family sd")
     add("--data", required=True, help="'shapes', a folder of images with captions, or a parquet of URLs")
-    add("--limit", type=options.whole(1, 2**40), help="use the first N pairs")
+    add("--limit", type=command_line.whole(1, 2**40), help="use the first N pairs")
     add("--out", required=True, help="the finished pipeline; checkpoints go to OUT-work")
-    add("--checkpoint-every", type=options.whole(1, 10_000_000), default=500, help="steps")
+    add("--checkpoint-every", type=command_line.whole(1, 10_000_000), default=500, help="steps")
     for field in fields(Settings):
         choices = ["no", "fp16", "bf16"] if field.name == "mixed_precision" else None
         default = None if field.name in ("beta", "s") else field.default
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, spec.settings[name])
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    if spec.family != "sd":
-        raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {spec.family}")
+    check_model(spec)
     found = pairs.open_pairs(args.data, args.limit)
     from accelerate import PartialState
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

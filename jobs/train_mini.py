@@ -20,222 +20,48 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from PIL import Image
-from torch.multiprocessing.spawn import ProcessException
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import postdiff
-from pipelines import options
-from pipelines.data import shapes
-from pipelines.metrics.encoders import ClipEncoder
-from pipelines.training import mini
-from pipelines.training.denoisers import (
-    mini_sd,
-    train_full,
-    train_lcm,
-    train_tiny,
-    train_unet,
-    train_xl,
-)
-from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
-from pipelines.training.loop import (
-    N_TRAIN,
-    N_VAL,
-    SEED,
-    conditioned_latents,
-    data,
-    latents,
-    load_ema,
-    scaling_factor,
-    to_tensor,
-)
-from pipelines.training.transformer import refine_pixart, train_pixart
-from postdiff.models import minis
-from postdiff.models.checkpoints import MINI, TINY_SETTINGS, resolve, write_run
-
-STAGES = {
-    "autoencoder": train_autoencoder,
-    "clip": train_clip,
-    "text": train_text,
-    "unet": train_unet,
-    "tiny": train_tiny,
-    "lcm": train_lcm,
-    "xl": train_xl,
-    "t5": train_t5,
-    "pixart": train_pixart,
-    "refine": refine_pixart,
-    "full": train_full,
-}
-# And the stage that each is finished by. The last is exported only where it is named.
-MODELS = {
-    "mini-sd": "unet",
-    "mini-bk-sdm": "tiny",
-    "mini-lcm": "lcm",
-    "mini-sdxl": "xl",
-    "mini-pixart": "refine",
-    "mini-sd-full": "full",
-}
-# How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
-RUNS = {
-    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here
-    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
-    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
-    "mini-sdxl": {"guidance": 2.0},
-    "mini-pixart": {"guidance": 2.0, "size": 64},  # its config says 128 cells
-    "mini-sd-full": {"guidance": 2.0},
-}
-
-
-def pipeline(name: str, work: Path):
-    """The diffusers pipeline of a mini model, from its checkpoints' EMA weights."""
-    words = mini.tokenizer()
-    vae = load_ema(mini.autoencoder(), work, "autoencoder")
-    vae.register_to_config(scaling_factor=scaling_factor(latents(work)))
-    if name == "mini-sdxl":
-        texts = {"text": mini.text_encoder(words, layers=3), "second": mini.second_text_encoder(words)}
-        parts = load_ema(torch.nn.ModuleDict({"unet": mini.unet_xl(), **texts}), work, "xl")
-        return mini.stable_diffusion_xl(vae, (parts["text"], parts["second"]), parts["unet"], words)
-    if name == "mini-pixart":
-        pieces = mini.t5_tokenizer()
-        parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(pieces)})
-        load_ema(parts, work, "refine")
-        return mini.pixart(vae, parts["text"], parts["transformer"], pieces)
-    unet, text = mini_sd(work)
-    unet.set_default_attn_processor()
-    if name == "mini-lcm":
-        return mini.consistency_model(vae, text, load_ema(mini.unet_lcm(), work, "lcm"), words)
-    if name == "mini-sd-full":
-        return mini.stable_diffusion(vae, text, load_ema(mini.unet(), work, "full"), words)
-    if name == "mini-bk-sdm":
-        return mini.stable_diffusion(vae, text, load_ema(mini.unet_tiny(), work, "tiny"), words)
-    return mini.stable_diffusion(vae, text, unet, words)
-
-
-def export(work: Path, out: Path, names: list[str]) -> None:
-    """Write the trained EMA weights as folders in the ordinary formats."""
-    words = mini.tokenizer()
-    for name in names:
-        mini.save(pipeline(name, work), out / name)
-        write_run(resolve(out / name), out / name, **RUNS[name])
-    mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
-    minis.write_sums(out)
-
-
-def restore(work: Path, folder: Path) -> None:
-    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
-    stages = {**MODELS, "mini-pixart": "pixart"}
-    pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
-    found = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
-    for name, pipe in pipes.items():
-        parts = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
-        if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
-            parts |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
-            found[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
-        else:
-            found[stages[name]] = pipe.unet
-    if there := [f"{stage}.pt" for stage in found if (work / f"{stage}.pt").exists()]:
-        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(there)} in {work}")
-    work.mkdir(parents=True, exist_ok=True)
-    for stage, module in found.items():
-        torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
-
-
-def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
-    """What was asked of the models, measured on the exported fp16 folders; and a picture of 64 samples of each."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    clip = ClipEncoder(str(out / "mini-clip"))
-    val = [shapes.scene("val", i) for i in range(N_VAL)]
-    drawn = np.stack([shapes.render(scene) for scene in val])
-    x = to_tensor(drawn)
-    file = out / "evaluation.json"
-    numbers = json.loads(file.read_text()) if file.exists() else {}
-    numbers["mini_clip_choice_of_100"] = choice(clip, drawn, [scene.caption for scene in val])
-    prompts = [scene.caption for scene in shapes.distinct_scenes("prompts", n)]
-    for name in names:
-        backbone = postdiff.load(out / name, device="cpu")
-        vae, steps = backbone.pipe.vae, backbone.spec.settings["steps"]
-        if name == "mini-sd":
-            with torch.no_grad():
-                decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
-            numbers["autoencoder_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
-        for t in {steps, 4} if backbone.spec.family == "lcm" else {steps}:
-            images = postdiff.sample(backbone, prompts, list(range(n)), postdiff.methods.dense(t), batch_size=32)
-            numbers[f"{name.replace('-', '_')}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
-            if t == steps:
-                rows = images[:64].reshape(8, 8, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(512, 512, 3)
-                picture = Image.fromarray(rows).resize((1024, 1024), Image.Resampling.NEAREST)
-                picture.save(out / f"samples-{name}.png", optimize=True)
-    file.write_text(json.dumps(numbers, indent=2) + "\n")
-    return numbers
-
-
-def choice(clip: ClipEncoder, images: np.ndarray, captions: list[str]) -> float:
-    image, text = torch.from_numpy(clip.images(images)), torch.from_numpy(clip.texts(captions))
-    return round(choice_of_100(image, text, captions), 4)
-
-
-def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    torch.manual_seed(SEED)
-    STAGES[stage](work)
-    dist.destroy_process_group()
+from pipelines import command_line
+from pipelines.training import models
+from postdiff.models.checkpoints import MINI
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
-    add("stage", choices=[*STAGES, "export", "evaluate", "restore", "all"])
+    add("stage", choices=[*models.STAGES, "export", "evaluate", "restore", "all"])
     add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
-    add("--models", nargs="+", choices=list(MODELS),
+    add("--models", nargs="+", choices=list(models.MODELS),
         help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
     add("--out", type=Path, default=MINI, help="finished folders")
-    add("--workers", type=options.whole(1, 64), default=2, help="processes; part of what the weights depend on")
+    add("--workers", type=command_line.whole(1, 64), default=2, help="processes; part of what the weights depend on")
     args = parser.parse_args(argv)
     if args.stage not in ("export", "evaluate", "all"):
-        options.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
-    if args.stage not in (*STAGES, "all"):
-        options.refuse(args, f"on {args.stage}", "workers")
+        command_line.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
+    if args.stage not in (*models.STAGES, "all"):
+        command_line.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
         raise ValueError("mini-sd-full is not shipped: give --out")
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    for stage in STAGES if args.stage == "all" else [args.stage]:
-        if stage in STAGES:
-            train(stage, args.work, args.workers)
-    shipped = [name for name, stage in MODELS.items() if stage != "full" and (args.work / f"{stage}.pt").exists()]
-    names = args.models or shipped
+    for stage in models.STAGES if args.stage == "all" else [args.stage]:
+        if stage in models.STAGES:
+            models.train(stage, args.work, args.workers)
+    shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
+    names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "restore":
-        restore(args.work, args.out)
+        models.restore(args.work, args.out)
     if args.stage in ("export", "all"):
-        export(args.work, args.out, names)
+        models.export(args.work, args.out, names)
     if args.stage in ("evaluate", "all"):
-        print(json.dumps(evaluate(args.out, names), indent=2))
-
-
-def train(stage: str, work: Path, workers: int) -> None:
-    """Run a stage in processes of its own. Raises options.Stopped, with the last line of what they raised."""
-    data("train", N_TRAIN, work), data("val", N_VAL, work)
-    if (work / "autoencoder.pt").exists():  # once, not in every process
-        latents(work)
-    if stage == "xl":
-        conditioned_latents(work)
-    port = 29500 + os.getpid() % 1000
-    try:
-        torch.multiprocessing.spawn(_worker, (workers, port, stage, work), nprocs=workers)
-    except ProcessException as error:
-        raise options.Stopped(str(error).strip().rpartition("\n")[2]) from error
+        print(json.dumps(models.evaluate(args.out, names), indent=2))
 
 
 def main(argv: list[str] | None = None) -> None:
-    options.job(run, parse, argv)
+    command_line.job(run, parse, argv)
 
 
 if __name__ == "__main__":

@@ -4,39 +4,33 @@ The paper picks its settings on a small calibration set (sec. 2.4, App. D) and d
 scored on a few prompts, the better half of them on as many again, and so on: prompts are spent where there is doubt.
 """
 
+import csv
+import io
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import pairwise
 
 import numpy as np
 
-from pipelines import sweeps
+import postdiff
+from pipelines import candidates, evaluation
+from pipelines.candidates import UNITS, Candidate, Options
+from pipelines.data import prompts
 from pipelines.engine.records import Prompt
-from pipelines.engine.store import Store
+from pipelines.engine.store import Store, below, local_path
 from pipelines.evaluation import Point, Protocol
 from pipelines.metrics.intervals import Interval
-from pipelines.metrics.metric import Metric
+from pipelines.metrics.metric import METRICS, Metric, shown
+from pipelines.report import tables
 from pipelines.stages import features, scores
-from postdiff import methods
-from postdiff.models.checkpoints import Spec
-from postdiff.models.families import FAMILIES
-from postdiff.plan import Plan
-
-if TYPE_CHECKING:
-    from pipelines.stages.latency import Latency
+from postdiff import planfile
+from postdiff.models.checkpoints import fingerprint, resolve
+from postdiff.terminal import doing
 
 FINALISTS = 4  # plans that are scored on all prompts, at the least
 RESAMPLINGS = 10_000
-
-Settings = tuple[float, float, int, float]  # beta, s, k, m
-
-
-@dataclass(frozen=True)
-class Candidate:
-    label: str
-    plan: Plan
-    cost: float
 
 
 @dataclass(frozen=True)
@@ -48,70 +42,67 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The values of each setting that are combined, full resolution apart."""
+class Scored:
+    """A candidate after the last of the `rounds` that it was in. change: paired, the chosen's score on the same prompts
+    taken off; None for the chosen. first: of the last round's, the share of resamplings of the prompts in which it
+    comes first."""
 
-    shares: tuple[float, ...]  # s: those of Fig. 9, and the paper's 1/5 of SDXL and 0.4 of Fig. 4
-    scales: tuple[float, ...]  # beta
-    intervals: tuple[int, ...]  # k
-    gates: tuple[float, ...]  # m, as a share of T; 1 is off
-
-
-GRIDS = {
-    "full": Grid((0.0, 0.2, 0.3, 0.4, 0.5, 0.6), (0.5, 0.75), (1, 2, 3), (0.5, 0.75, 1.0)),
-    "small": Grid((0.0, 0.5), (0.5,), (1, 2, 3), (0.75, 1.0)),  # minutes on a mini model
-}
+    candidate: Candidate
+    rounds: int
+    score: Interval
+    change: Interval | None
+    first: float | None
 
 
-def grid(spec: Spec, name: str = "full") -> dict[Settings, list[Plan]]:
-    """Every combination of settings that the family has, each at 2 steps to the backbone's own T."""
-    of, total = GRIDS[name], spec.settings["steps"]
-    intervals = (1,) if FAMILIES[spec.family].no_deep else of.intervals
-    found: dict[Settings, list[Plan]] = {}
-    for beta, s, k, m in product((1.0, *of.scales), of.shares, intervals, of.gates):
-        if (beta == 1) == (s == 0):
-            found[beta, s, k, m] = [make(steps, beta, s, k, m) for steps in range(2, total + 1)]
-    return found
-
-
-def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
-    if s == 0 and k == 1 and m == 1:
-        return methods.dense(steps)
-    return methods.postdiff(steps, beta, s, k, m)
-
-
-def seconds(plans: dict[Settings, list[Plan]], flops: dict[str, int], timed: dict[str, "Latency"]) -> dict[str, float]:
-    """{plan id: seconds an image} of all, from those of each combination at its most steps: fewer steps of the same
-    kinds take less in proportion to their FLOPs, and the decoder as long as ever."""
-    found: dict[str, float] = {}
-    for group in plans.values():
-        longest = group[-1].id
-        took = timed[longest]
-        found |= {plan.id: took.decode + took.denoise * flops[plan.id] / flops[longest] for plan in group}
-    return found
-
-
-def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget: float) -> list[Candidate]:
-    """Of every combination of settings the plan of the most steps that `budget` pays for.
-
-    Fewer steps of the same settings would cost less, and nothing is won by that. cost: {plan id: in the budget's unit}.
-    Raises: ValueError, naming the cheapest plan's cost, if the budget pays for none.
-    """
-    found: dict[str, Candidate] = {}
-    for settings, group in plans.items():
-        within = [plan for plan in group if cost[plan.id] <= budget]
-        if within:
-            plan = max(within, key=len)
-            # Few steps can make two settings one plan; the first is the simpler.
-            found.setdefault(plan.id, Candidate(label(len(plan), *settings), plan, cost[plan.id]))
-    if not found:
-        raise ValueError(f"the budget, {budget:.4g}, pays for no plan: the cheapest costs {min(cost.values()):.4g}")
-    return list(found.values())
-
-
-def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
-    parts = [f"T={steps}", s and f"beta={beta:g}", sweeps.label(steps, s or None, k, m if m < 1 else None)]
-    return " ".join(part for part in parts if part)
+def run(options: Options) -> None:
+    """From options to OUT/plan.json and OUT/report.html. Raises ValueError before any work for what does not fit."""
+    spec, whole_protocol = resolve(options.backbone), evaluation.protocol(options)
+    metric = METRICS[options.by]
+    if metric.needs == "reference" and not whole_protocol.reference:
+        raise ValueError(f"--by {options.by} needs --reference, a folder of images")
+    if missing := whole_protocol.lacks(metric):
+        raise ValueError(f"--by {options.by} cannot be measured: {missing}")
+    if metric.needs == "prompts":
+        whole_protocol = replace(whole_protocol, reference=())
+    if options.of == "seconds" and options.dry_run:
+        raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
+    rounds(whole_protocol.prompts, 1, metric)  # raises for too few prompts, before seconds are measured
+    if local_path(options.out) or not options.dry_run:
+        evaluation.check_store(options.out, whole_protocol)
+    found, budget, whole = candidates.price(options, Store(options.out), spec)
+    halving = rounds(whole_protocol.prompts, len(found), metric)
+    evaluation.check_batch(options, min(len(part.prompts) for part in halving))
+    images = drawn(halving, len(found))
+    print(f"{len(found)} plans within {budget:.4g} {UNITS[options.of]} ({budget / whole:.1%} of the model as it is)")
+    print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
+          f"{len(found) * len(whole_protocol.prompts)}")  # fmt: skip
+    prices = postdiff.costs([c.plan for c in found], spec)
+    points = {}
+    for c, one in zip(found, prices, strict=True):
+        of = evaluation.configure(options, options.backbone, c.plan)
+        points[c.plan.id] = Point(c.plan.name, c.label, of, one.macs_paper, one.flops)
+    if options.dry_run:
+        print(f"read {prompts.describe(whole_protocol.prompts)} (of {options.prompts})")
+        return print(time_told(options, images * sum(one.flops for one in prices) / len(prices)))
+    parts = [replace(whole_protocol, prompts=part.prompts) for part in halving]
+    folders = [below(options.out, f"round-{number}") for number in range(1, 1 + len(parts))]
+    for folder, protocol in zip(folders, parts, strict=True):
+        evaluation.check_store(folder, protocol)
+    resources = evaluation.connect(options, [options.backbone])
+    store = evaluation.open_store(options.out, whole_protocol)  # all that can be refused is refused before
+    stores: list[Store] = []
+    curves: dict[str, list[Interval]] = {}
+    left = found
+    for part, folder, protocol in zip(halving, folders, parts, strict=True):
+        stores.append(evaluation.open_store(folder, protocol))
+        listed = [points[c.plan.id] for c in left]
+        evaluation.evaluate(stores[-1], listed, protocol, resources)
+        values = score(stores, protocol, listed, metric)
+        for c, value in zip(left, values, strict=True):
+            curves.setdefault(c.plan.id, []).append(value)
+        left = [left[i] for i in ranked(values, metric)[: part.keep]]
+    with doing("writing the report"):
+        print(write(options, store, found, left[0], curves, whole_protocol, budget, whole))
 
 
 def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]:
@@ -165,3 +156,98 @@ def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
     means = pseudo[:, draws].mean(2)
     best = np.argmax(metric.sign * means, 0)
     return [float((best == i).mean()) for i in range(len(values))]
+
+
+def drawn(halving: list[Round], plans: int) -> int:
+    """Images of all rounds, the first of all `plans`."""
+    return sum(len(r.prompts) * n for r, n in zip(halving, [plans, *(r.keep for r in halving)], strict=False))
+
+
+def time_told(options: Options, flops: float) -> str:
+    """How long `flops` take, in words: the plans that go on are taken to cost what the average plan does."""
+    minutes = flops / (options.speed * 1e12) / 60
+    n = options.workers or (1 if resolve(options.backbone).revision else os.cpu_count() or 1)
+    return (
+        f"time: about {minutes / n:.1f} minutes on {n} workers (--workers), {minutes:.1f} worker-minutes at "
+        f"{options.speed:g} TFLOP/s sustained (--tflops), and one or two to start"
+    )
+
+
+def compare(
+    candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by: Metric
+) -> list[Scored]:
+    """All candidates, the longest in the race first, then by score."""
+    own = curves[chosen.plan.id]
+    last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
+    shares = first_places([curves[c.plan.id][-1] for c in last], by)
+    first = {c.plan.id: share for c, share in zip(last, shares, strict=True)}
+    found = []
+    for c in candidates:
+        curve = curves[c.plan.id]
+        parts = [(1.0, own[len(curve) - 1])]
+        change = by.difference(curve[-1], parts, len(candidates) - 1) if c != chosen else None
+        found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
+    return sorted(found, key=lambda of: (-of.rounds, -by.sign * of.score.value))
+
+
+def sure(scored: list[Scored], chosen: Candidate, by: Metric) -> str:
+    """The answer in words: what was chosen, and which plans it could not be told from."""
+    others = [of for of in scored if of.change is not None]
+    better, worse = tables.clear([of.change for of in others if of.change], by)
+    first = next(of.first for of in scored if of.candidate == chosen)
+    doubt = f"{len(others) - worse - better} cannot be told from it"
+    if better:
+        doubt += f", {better} dropped early were clearly better on the few prompts that they had"
+    return (
+        f"{chosen.label}. Clearly worse are {worse} of the {len(others)} other plans (paired, all at once); {doubt}. "
+        f"Of the plans scored on all prompts it comes first in {first:.0%} of resamplings of the prompts."
+    )
+
+
+def write(
+    options: Options,
+    store: Store,
+    candidates: list[Candidate],
+    chosen: Candidate,
+    curves: dict[str, list[Interval]],
+    protocol: Protocol,
+    budget: float,
+    whole: float,
+) -> str:
+    """Write the plan, the report and its numbers; returns what is to be printed."""
+    from pipelines.report import document, plots
+
+    metric, unit = METRICS[options.by], UNITS[options.of]
+    scored = compare(candidates, chosen, curves, metric)
+    answer = sure(scored, chosen, metric)
+    header = ["plan", unit, "prompts", metric.title, "from the chosen", "comes first"]
+    lines = [
+        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), metric.text(of.score),
+         metric.text(of.change, "+") if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
+        for of in scored
+    ]  # fmt: skip
+    figure = plots.halving_plot(curves, chosen.plan.id, metric.title, f"{options.backbone}, {budget:.4g} {unit}")
+    facts = {
+        "budget": f"{budget:.4g} {unit} an image ({budget / whole:.1%} of the model as it is)",
+        **({"latency": f"median of {options.rounds} rounds"} if options.of == "seconds" else {}),
+        "model": f"{options.backbone}, weights {fingerprint(resolve(options.backbone))}",
+        **{fact: text for fact, text in protocol.facts().items() if fact not in [m.title for m in shown()]},
+        metric.title: protocol.definition(metric),
+        "commit": document.commit(),
+    }
+    note = (
+        "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
+        "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
+        "chosen by it: score it on other prompts before you quote it."
+    )
+    picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'
+    body = f"<p>{escape(note)}</p>{picture}{document.table(header, lines)}"
+    store.put("report.html", document.page(f"postdiff: a plan for {options.backbone}", answer, body, facts).encode())
+    store.put("halving.png", plots.as_png(figure))
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *lines])
+    store.put("calibration.csv", out.getvalue().encode())
+    notes = {"backbone": options.backbone, "by": metric.title, "prompts": len(protocol.prompts), "answer": answer}
+    store.put("plan.json", planfile.to_json(chosen.plan, **notes, **{"budget": facts["budget"]}).encode())
+    best = tables.markdown(header, lines[: 2 * FINALISTS])
+    return f"\n{best}\n{answer}\n\nplan: {store.shown}/plan.json\nreport: {store.shown}/report.html"

@@ -3,7 +3,6 @@
 What is wrong with the options is told in seconds: Ray and torch are imported when there is work for them.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -21,6 +20,7 @@ from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics import encoders
 from pipelines.metrics.metric import METRICS, Metric, shown
+from pipelines.options import Options, read_prompts
 from pipelines.report import tables
 from pipelines.stages import features, generation, scores
 from pipelines.stages.generation import Configuration
@@ -106,23 +106,22 @@ class Protocol:
         return features.reference_name(list(self.reference))  # reads every file, if it is not known yet
 
 
-def protocol(args: argparse.Namespace) -> Protocol:
+def protocol(options: Options) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
-    listed = prompts.load_prompts(args.prompts, args.limit, args.shuffled)
-    check_batch(args, min(args.shard, len(listed)))
-    reference = _reference(args, listed)
+    listed = read_prompts(options)
+    check_batch(options, min(options.shard, len(listed)))
+    reference = _reference(options, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
-    if args.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
+    if options.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
         raise ValueError("--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no cluster")
-    if args.clip.endswith(".pt"):
-        raise ValueError(f"--clip must be a CLIP model, got {args.clip!r}")
-    features.check_encoder(args.clip)
+    if options.clip.endswith(".pt"):
+        raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
+    features.check_encoder(options.clip)
     if reference:
-        features.check_encoder(args.fid)
-    return Protocol(
-        args.prompts, tuple(listed), args.shard, tuple(reference), args.clip, args.fid, protocols.name(args, reference)
-    )
+        features.check_encoder(options.fid)
+    name = protocols.name(options, reference)
+    return Protocol(options.prompts, tuple(listed), options.shard, tuple(reference), options.clip, options.fid, name)
 
 
 def _gpu_is_here() -> bool:
@@ -131,29 +130,29 @@ def _gpu_is_here() -> bool:
     return torch.cuda.is_available()
 
 
-def _reference(args: argparse.Namespace, listed: list[Prompt]) -> list[str]:
+def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID.
 
     Every file is read before anything is generated, and what is used of the folder is printed.
     """
-    if args.matched and (not args.reference or not args.prompts.lower().endswith(".json")):
+    if options.matched and (not options.reference or not options.prompts.lower().endswith(".json")):
         raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
-    if args.n_reference < 2:
-        raise ValueError(f"--n-reference must be 2 or more, got {args.n_reference}")
-    if not args.reference:
-        return [f"val/{i}" for i in range(args.n_reference)] if args.prompts in prompts.SHAPES else []
-    folder = Path(args.reference)
+    if options.n_reference < 2:
+        raise ValueError(f"--n-reference must be 2 or more, got {options.n_reference}")
+    if not options.reference:
+        return [f"val/{i}" for i in range(options.n_reference)] if options.prompts in prompts.SHAPES else []
+    folder = Path(options.reference)
     files, told = features.reference_files(
-        folder, coco.images(Path(args.prompts), folder, listed) if args.matched else None
+        folder, coco.images(Path(options.prompts), folder, listed) if options.matched else None
     )
     print(f"reference: {told}", file=sys.stderr)
     return files
 
 
-def check_batch(args: argparse.Namespace, unit: int) -> None:
+def check_batch(options: Options, unit: int) -> None:
     """Raise ValueError if a batch was asked for that the `unit` prompts of a unit cannot fill: it would be padded."""
-    if "batch_size" in args.given and args.batch_size > unit:
-        raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {args.batch_size}")
+    if "batch_size" in options.given and options.batch_size > unit:
+        raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {options.batch_size}")
 
 
 def _spec(of: Protocol) -> dict:
@@ -175,19 +174,19 @@ def open_store(url: str, of: Protocol) -> Store:
     return store
 
 
-def configure(args: argparse.Namespace, backbone: str, plan: Plan) -> Configuration:
+def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
     """`plan` on `backbone` under the options of a job."""
-    return generation.configure(backbone, plan, args.guidance, args.solver, args.batch_size, args.dtype)
+    return generation.configure(backbone, plan, options.guidance, options.solver, options.batch_size, options.dtype)
 
 
-def connect(args: argparse.Namespace, backbones: Sequence[str]) -> Resources:
+def connect(options: Options, backbones: Sequence[str]) -> Resources:
     """Join or start Ray. Raises ValueError where GPUs are needed and none is up or asked for."""
     from pipelines.engine import workers
 
     workers.connect()
-    resources = workers.default_resources(args.workers, args.gpus_per_worker)
+    resources = workers.default_resources(options.workers, options.gpus_per_worker)
     for name in backbones:
-        if resolve(name).revision and not resources.gpus and args.gpus_per_worker is None:
+        if resolve(name).revision and not resources.gpus and options.gpus_per_worker is None:
             raise ValueError(
                 f"{name} is made for GPUs and none is up: --gpus-per-worker 1 --workers N asks the cluster for "
                 "them, --gpus-per-worker 0 runs it on CPUs (with --dtype float32)"

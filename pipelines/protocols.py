@@ -5,11 +5,16 @@ What is not among them is the same for all: clean-fid's resizer and Inception in
 number of prompts (CLIP scores of ViT-g-14 and none of ViT-L-14 fit what it printed).
 """
 
-import argparse
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipelines.data import coco, prompts
+
+if TYPE_CHECKING:
+    from pipelines.options import Options, Own
 
 
 @dataclass(frozen=True)
@@ -33,43 +38,45 @@ PROTOCOLS = {
 }
 
 
-def name(args: argparse.Namespace, reference: Sequence[str]) -> str:
+def name(options: Options, reference: Sequence[str]) -> str:
     """The protocol's name, "" where it is not wholly that: on fewer prompts, or without FID's references.
 
     Raises: ValueError if FID's references or its encoder are others.
     """
-    if not args.protocol or args.limit != PROTOCOLS[args.protocol].limit or not reference:
+    if not options.protocol or options.limit != PROTOCOLS[options.protocol].limit or not reference:
         return ""
-    if not args.matched and len(reference) != coco.VAL2014:
+    if not options.matched and len(reference) != coco.VAL2014:
         raise ValueError(
-            f"--protocol {args.protocol} needs all {coco.VAL2014} images of {coco.IMAGES} as --reference, "
+            f"--protocol {options.protocol} needs all {coco.VAL2014} images of {coco.IMAGES} as --reference, "
             f"got {len(reference)}"
         )
-    if not args.fid.endswith(".pt"):
-        raise ValueError(f"--protocol {args.protocol} needs clean-fid's Inception (.pt) as --fid, got {args.fid}")
-    return args.protocol
+    if not options.fid.endswith(".pt"):
+        raise ValueError(f"--protocol {options.protocol} needs clean-fid's Inception (.pt) as --fid, got {options.fid}")
+    return options.protocol
 
 
-def apply(args: argparse.Namespace) -> None:
-    """Fill the options that `args.protocol` fixes.
+def apply(options: Own) -> Own:
+    """`options` with those filled in that `options.protocol` fixes.
 
     Raises: ValueError if one was given another value, or the prompts are not COCO 2014's validation captions.
     """
-    if args.protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {args.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    for name, value in asdict(PROTOCOLS[args.protocol]).items():
-        given = getattr(args, name)
-        if given is not None and given is not False and given != value:
-            raise ValueError(f"--protocol {args.protocol} fixes --{name} at {value}, got {given}")
-        setattr(args, name, value)
-    if not args.prompts.endswith(".json"):
-        raise ValueError(f"--protocol {args.protocol} needs --prompts captions_val2014.json ({coco.SOURCE})")
-    if args.shuffled:
-        raise ValueError(f"--protocol {args.protocol} fixes the order of the prompts: --shuffled is not for it")
-    listed = prompts.load_prompts(args.prompts)
+    if options.protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {options.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    fixed = asdict(PROTOCOLS[options.protocol])
+    for name, value in fixed.items():
+        given = getattr(options, name)
+        if given and given != value:
+            raise ValueError(f"--protocol {options.protocol} fixes --{name} at {value}, got {given}")
+    if not options.prompts.endswith(".json"):
+        raise ValueError(f"--protocol {options.protocol} needs --prompts captions_val2014.json ({coco.SOURCE})")
+    if options.shuffled:
+        raise ValueError(f"--protocol {options.protocol} fixes the order of the prompts: --shuffled is not for it")
+    listed = prompts.load_prompts(options.prompts)
     found = prompts.fingerprint(listed[: len(coco.first())])
     if (len(listed), found) != (coco.VAL2014, coco.FIRST_FINGERPRINT):
         raise ValueError(
-            f"{args.prompts!r} is not COCO 2014's validation captions: expected {coco.VAL2014} images, the first 5,000 "
-            f"captions with checksum {coco.FIRST_FINGERPRINT}, got {len(listed)} and {found}; they are in {coco.SOURCE}"
+            f"{options.prompts!r} is not COCO 2014's validation captions: expected {coco.VAL2014} images, the first "
+            f"5,000 captions with checksum {coco.FIRST_FINGERPRINT}, got {len(listed)} and {found}; they are in "
+            f"{coco.SOURCE}"
         )
+    return replace(options, **fixed)

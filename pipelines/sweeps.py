@@ -1,11 +1,37 @@
-"""The configurations of a sweep: fewer steps against cheaper steps."""
+"""A sweep: fewer steps against cheaper steps. Its configurations, what they would take, and its report."""
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Annotated
 
+import postdiff
+from pipelines import evaluation
+from pipelines.command_line import flag
+from pipelines.data import prompts
+from pipelines.engine.store import Store
+from pipelines.evaluation import Point, Protocol
+from pipelines.options import OfOneModel, Out
+from pipelines.report import tables
 from postdiff import methods
+from postdiff.models.checkpoints import resolve
+from postdiff.models.families import FAMILIES
 from postdiff.plan import Plan
+from postdiff.terminal import doing
 
 NAMES = ("steps", "small", "laptop", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OfOneModel):
+    """plans: files."""
+
+    out: Out = "out/sweep"
+    grid: Annotated[str | None, flag("(default: laptop for Shapes, full else)", choices=NAMES)] = None
+    plans: Annotated[
+        tuple[str, ...], flag("plans of your own (save_plan) beside the grid's", nargs="+", metavar="FILE")
+    ] = ()
 
 
 def label(total: int, s: float | None = None, k: int = 1, m: float | None = None) -> str:
@@ -51,3 +77,93 @@ def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
         *[("caching", label(total, None, k, m), replace(cached(0.0, m), name="caching")) for m in ends if k > 1],
         *[("postdiff", label(total, s, k, m), cached(s, m)) for s, m in whole],
     ]
+
+
+def points(options: Options) -> list[Point]:
+    """The grid as configurations with their costs; two names of one computation become one."""
+    found: dict[str, Point] = {}
+    spec = resolve(options.backbone)
+    name = options.grid or ("laptop" if options.prompts in prompts.SHAPES else "full")
+    entries = grid(name, spec.settings)
+    for file in options.plans:
+        with doing(f"reading the plan {file!r}"):
+            plan = postdiff.load_plan(file)
+        entries.append((plan.name, "", plan))
+    prices = postdiff.costs([plan for _, _, plan in entries], spec)
+    for (method, settings, plan), price in zip(entries, prices, strict=True):
+        configuration = evaluation.configure(options, options.backbone, plan)
+        found.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
+    return list(found.values())
+
+
+def dry_run(options: Options, points: Sequence[Point], protocol: Protocol) -> str:
+    """What the sweep would take, in lines: units, MACs, time and bytes."""
+    listed, shards = protocol.prompts, protocol.shards
+    n = len(listed)
+    macs, flops = n * sum(p.macs_paper for p in points), n * sum(p.flops for p in points)
+    pixels = prod(points[0].configuration.sampling.size)
+    spec, width = resolve(options.backbone), 4 if points[0].configuration.dtype == "float32" else 2  # bytes a number
+    shapes = FAMILIES[spec.family].text_shapes(spec.denoiser, spec.text_tokens).values()
+    lengths, limit = prompts.token_lengths(listed, spec), spec.text_tokens
+    cut = sum(length > limit for length in lengths)
+    of_points = []
+    for point in points:
+        label = tables.name(point.method, len(point.configuration.plan), point.settings)
+        price = f"{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
+        of_points.append(f"  {point.configuration.id}  {label:<44}{price}")
+    return "\n".join([
+        f"read {prompts.describe(listed)} (of {options.prompts})",
+        f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units",
+        *of_points,
+        f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP",
+        f"time: {flops / (options.speed * 1e12) / 3600:.2f} worker-hours at {options.speed:g} TFLOP/s sustained "
+        "(--tflops)",
+        f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)",
+        f"text: {len(shards)} units, at most {n * width * sum(map(prod, shapes)) / 1e9:.2f} GB of embeddings",
+        f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}",
+    ])  # fmt: skip
+
+
+def write_report(
+    options: Options,
+    store: Store,
+    points: Sequence[Point],
+    rows: Sequence[tables.Row],
+    protocol: Protocol,
+    seconds: float,
+) -> str:
+    """Write report, tables and plots, and mirror them; returns what is to be printed. seconds: that the sweep took."""
+    from pipelines.engine import workers
+    from pipelines.report import document, plots, tracking
+
+    metrics = tables.comparable(rows)
+    figures = []
+    for metric in metrics:
+        features = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
+        title = f"{options.backbone}, n = {len(protocol.prompts)}, {features}"
+        figures.append(plots.front_plot(rows, metric, title))
+    fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
+    answer = tables.answer(rows, options.backbone)
+    first = points[0].configuration
+    facts = {
+        "model": f"{options.backbone} (weights {first.weights}), {first.size} px",
+        "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
+        **protocol.facts(),
+        "seconds an image": "median over batches of "
+        f"{options.batch_size}, wall time in a worker, decoding included, while other workers were busy",
+        "machine": workers.machine(),
+        "commit": document.commit(),
+        "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
+    }
+    more = tables.more_steps(rows)
+    body = document.sweep_body("" if more in answer else more, rows, fronts, figures, document.examples(store, rows))
+    page = document.page(f"postdiff: {options.backbone}", answer, body, facts)
+    pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
+    store.put("report.html", page.encode())
+    store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
+    store.put("results.md", tables.to_markdown(rows).encode())
+    for name, png in pictures.items():
+        store.put(f"{name}.png", png)
+    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    tracking.log(store, f"sweep-{options.backbone}", protocol.facts(), rows, specs, pictures)
+    return f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.shown}/report.html"

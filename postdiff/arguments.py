@@ -10,12 +10,14 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, TypeVar
 
 DTYPES = ("float32", "float16", "bfloat16")
 LARGEST_SIDE = 2**15  # of an image, in pixels: of SD1.5 each activation at the latents' own grid would be 21 GB
 LARGEST_BATCH = 2**14  # images a forward pass
+LARGEST_GUIDANCE = 1000  # w, far above any in use: 1e30 would be told as images that are not finite, after all steps
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -32,6 +34,12 @@ def printable(text: str) -> str:
 def shown(value: object) -> str:
     """`value` as an error message shows it: short, and on one line."""
     return printable(" ".join(_SHORT.repr(value).split()))
+
+
+def meant(word: object, known: Collection[str]) -> str:
+    """What an error says of the known name that is nearest to `word`: "; did you mean sd15?", or nothing."""
+    like = get_close_matches(str(word), known, 1)
+    return f"; did you mean {like[0]}?" if like else ""
 
 
 def put(of: Any, **values: object) -> None:
@@ -143,9 +151,24 @@ def callback(name: str, value: Any) -> Callable | None:
     raise ValueError(f"{name} must be a function or None, got {shown(value)}")
 
 
-def side(value: Any) -> int:
-    """Side of an image in pixels."""
-    return whole_number("size", value, None, LARGEST_SIDE, "; no machine holds a larger image")
+def size(value: Any) -> tuple[int, int]:
+    """(height, width) of an image in pixels; a whole number is both."""
+    pair = isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1
+    sides = list(value) if pair else [value, value]
+    if len(sides) != 2:
+        raise ValueError(f"size must be a whole number or (height, width), got {shown(value)}")
+    h, w = (whole_number("size", side, None, LARGEST_SIDE, "; no machine holds a larger image") for side in sides)
+    return h, w
+
+
+def one_size(size: tuple[int, int]) -> int | tuple[int, int]:
+    """(height, width) as a user says it: a square's is one number."""
+    return size[0] if size[0] == size[1] else size
+
+
+def shown_size(size: tuple[int, int]) -> str:
+    """64 of a square, else 64x96: height, width."""
+    return "x".join(map(str, dict.fromkeys(size)))
 
 
 def batch_size(value: Any) -> int:

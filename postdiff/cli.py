@@ -11,13 +11,13 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from importlib.metadata import version
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from postdiff import commands
+from postdiff.arguments import meant
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, default, flag, kind, shown
 from postdiff.terminal import flush, one_line, told, warnings_as_lines
 
@@ -92,8 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _meant(word: str, known: Sequence[str]) -> str:
     """What came, and what it may have been meant to be."""
-    like = get_close_matches(word.split("=")[0], known, 1)
-    return f"{_short(word)}; did you mean {like[0]}?" if like else _short(word)
+    return f"{_short(word)}{meant(word.split('=')[0], known)}"
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -131,7 +130,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add(how, "--plan", "FILE", _path, "a plan's JSON file instead of a method")
     _add(generate, "--n", "N", _whole(1), "images a prompt", 1)
     _add(generate, "--seed", "N", _seed, "of the first image; the next has the next seed", 0)
-    _add(generate, "--size", "N", _whole(), "side of the images in pixels [the backbone's own]")
+    _add(generate, "--size", "N|HxW", _size, "of the images in pixels, or height and width [the backbone's own]")
     _add(generate, "--guidance", "W", _number, "w of classifier-free guidance [the backbone's own]")
     _add(generate, "--solver", "SOLVER", str, "ddim, dpm, euler or unipc [the backbone's own]")
     _add(generate, "--batch-size", "N", _whole(1), "images a forward pass, at most", 4)
@@ -142,7 +141,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost = command("cost", commands.cost, says, "MODEL METHOD [OPTION ...]", "sd15 postdiff --s 0.3 --m 15 --per-step")
     cost.add_argument("backbone", metavar="MODEL", type=_home, help=BACKBONE)
     cost.add_argument("method", metavar="METHOD", type=_home, help=METHOD)
-    _add(cost, "--size", "N", _whole(), "side of the image in pixels [the backbone's own]")
+    _add(cost, "--size", "N|HxW", _size, "of the image in pixels, or height and width [the backbone's own]")
     cost.add_argument("--per-step", action="store_true", help="a line for each step")
     cost.add_argument("--json", action="store_true", help="integers for one image")
     _add_settings(cost)
@@ -228,6 +227,17 @@ def _whole(least: int | None = None, most: int | None = None) -> Callable[[str],
 
 
 _seed = _whole(-(2**63), 2**63 - 1)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """N of a square, or HxW: height and width."""
+    if pair := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text):
+        return int(pair[1]), int(pair[2])
+    try:
+        return _whole()(text)
+    except argparse.ArgumentTypeError:
+        message = f"must be a whole number or HEIGHTxWIDTH, got {_short(text)}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _number(text: str) -> float:

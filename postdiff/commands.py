@@ -27,7 +27,7 @@ from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
 from postdiff.terminal import doing, quiet_libraries, warn
 
 if TYPE_CHECKING:
-    from postdiff.models.checkpoints import Spec
+    from postdiff.models.spec import Spec
 
 SLOW = 3  # seconds after which loading says that it is going on
 
@@ -39,13 +39,14 @@ def generate(args: argparse.Namespace) -> None:
 
     from postdiff import outputs
     from postdiff.models import checkpoints
+    from postdiff.models.spec import settle
 
     spec = checkpoints.resolve(args.backbone)
-    settled = checkpoints.settle(spec, args.guidance, args.solver, args.size)
+    settled = settle(spec, args.guidance, args.solver, args.size)
     images = len(args.prompt) * args.n
     batches = ceil(images / args.batch_size)
     batch_size = arguments.batch_size(ceil(images / batches))
-    _check_memory(spec, images, batch_size, settled[-1])
+    _check_memory(spec, images, batch_size, settled.size)
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(images)]
     outputs.check_folder("--out", args.out, _image_name(plan, "", seeds[-1]))
@@ -60,7 +61,7 @@ def generate(args: argparse.Namespace) -> None:
             batch_size=batch_size, on_step=lambda i: bar.update(),
         )  # fmt: skip
     # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
-    others = [checkpoints.fingerprint(spec), plan.id, *settled]
+    others = [checkpoints.fingerprint(spec), plan.id, *settled.settings.values()]
     args.out.mkdir(parents=True, exist_ok=True)
     files = []
     for prompt, seed, image in zip(prompts, seeds, made, strict=True):
@@ -175,7 +176,8 @@ def models(args: argparse.Namespace) -> None:
         spec = checkpoints.resolve(name)
         where = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
         settings = [f"{key}={value:g}" for key, value in spec.settings.items()]
-        rows.append([name, f"{spec.size}px".rjust(6), f"w={spec.guidance:g}", spec.solver, *settings, where])
+        size = f"{arguments.shown_size(spec.size)}px".rjust(6)
+        rows.append([name, size, f"w={spec.guidance:g}", spec.solver, *settings, where])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -213,24 +215,24 @@ def _runnable(plan: Plan, spec: "Spec") -> Plan:
     return plan
 
 
-def _check_memory(spec: "Spec", images: int, batch: int, size: int) -> None:
+def _check_memory(spec: "Spec", images: int, batch: int, size: tuple[int, int]) -> None:
     """Raise ValueError if a part of what must be held at once is more than this machine's memory: for what no machine
     holds. A GPU's own limit is told when it is met."""
     if not hasattr(os, "sysconf"):  # Windows
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     h, w = spec.latents(size)
-    channels = spec.denoiser.get("block_out_channels", (320,))[0]
+    pixels, channels = size[0] * size[1], spec.denoiser.get("block_out_channels", (320,))[0]
     parts = {
-        "--size: 1 image": size**2 * 32 * 4,  # one feature map of the decoder
-        f"--n: {images} images": 2 * images * size**2 * 3,  # one by one, and as one array
+        "--size: 1 image": pixels * 32 * 4,  # one feature map of the decoder
+        f"--n: {images} images": 2 * images * pixels * 3,  # one by one, and as one array
         # What a pass and its decoding hold at the least: mini-SD held 490 bytes where this counts 64.
         f"--batch-size: a batch of {batch} images": batch * h * w * channels * 64,
     }
     for what, needed in parts.items():
         if needed > memory:
             need = f"{needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB"
-            raise ValueError(f"{what} of {size} px would need at least {need}")
+            raise ValueError(f"{what} of {arguments.shown_size(size)} px would need at least {need}")
 
 
 def _check_searchable(name: str, plan: Plan) -> None:

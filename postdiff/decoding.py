@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from postdiff.models.families import FAMILIES
 from postdiff.models.loading import Backbone
 
 DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
@@ -12,10 +13,8 @@ DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be
     a black image like any other."""
-    vae = backbone.decoder
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor
-    parts = latents.split(_slice(backbone, latents))
-    images = torch.cat([_pixels(vae.decode(part, return_dict=False)[0]) for part in parts])
+    decoder, parts = FAMILIES[backbone.spec.family].decode, latents.split(_slice(backbone, latents))
+    images = torch.cat([_pixels(decoder(backbone.decoder, part)) for part in parts])
     finite = images.isfinite().flatten(1).all(1)
     pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
     broken = len(images) - int(finite.sum())

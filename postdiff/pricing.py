@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from postdiff import caching, duca
-from postdiff.arguments import instance, side
-from postdiff.models.checkpoints import Spec
+from postdiff import arguments, caching, duca
+from postdiff.arguments import instance
 from postdiff.models.families import FAMILIES, adapt
+from postdiff.models.family import Size
 from postdiff.models.loading import outline
+from postdiff.models.spec import Spec
 from postdiff.plan import Plan, StepPlan
 from postdiff.reduction import Downsample, Merge
 from postdiff.resolution import latent_size
@@ -69,15 +70,16 @@ class _Pass:
     flops: dict[str, int]
 
 
-def cost(plan: Plan, spec: Spec, size: int | None = None) -> Cost:
-    """Price `plan` on the denoiser of `spec` for one image of `size` pixels (the backbone's own by default).
+def cost(plan: Plan, spec: Spec, size: int | Size | None = None) -> Cost:
+    """Price `plan` on the denoiser of `spec` for one image of `size` pixels, (height, width) or one number for a square
+    (the backbone's own by default).
 
     Raises: ValueError if the family cannot run the plan, or `size` is no size of its images.
     """
     return costs([plan], spec, size)[0]
 
 
-def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Cost]:
+def costs(plans: Sequence[Plan], spec: Spec, size: int | Size | None = None) -> list[Cost]:
     """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
     spec = instance("spec", spec, Spec)
     plans = [adapt(instance("plan", plan, Plan), spec.family) for plan in plans]
@@ -86,7 +88,7 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | None = None) -> list[Co
         raise ValueError(
             f"steps must be at most {spec.train_steps}, all that {spec.name} was trained with, got {longest}"
         )
-    full = spec.latents(side(spec.size if size is None else size))
+    full = spec.latents(arguments.size(spec.size if size is None else size))
     denoiser = outline(spec)
     attentions = [name for name, _ in denoiser.named_modules() if name.endswith(".attn1")]
     passes: dict[tuple, _Pass] = {}
@@ -210,10 +212,10 @@ def layer_of(name: str) -> str:
 def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan: Plan, runs: tuple[int, ...]) -> _Pass:
     """The last of these steps of `plan`, after the others."""
     rules, config = FAMILIES[spec.family], denoiser.config
-    x = torch.empty(1, config.in_channels, *latents, device="meta")
+    x = torch.empty(1, rules.latent_channels(config), *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
-    inputs = rules.inputs(text, (spec.size, spec.size), spec.guidance, config)
+    told = rules.tell(text, spec.size, spec.guidance, config)
     t = torch.empty(1, device="meta")
     cache = caching.Cache()
     with torch.no_grad(), caching.attach(denoiser, plan) as replay:
@@ -221,7 +223,7 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, plan
             counter = FlopCounterMode(display=False)
             replay.begin(i, latents, cache, spec.guidance, _drawn_on_meta)
             with count_macs(denoiser) as macs, counter:
-                denoiser(x, timestep=t, return_dict=False, **inputs)
+                rules.predict(denoiser, x, t, text, told)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _Pass(dict(macs), {**flops, "": counter.get_total_flops()})

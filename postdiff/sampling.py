@@ -9,19 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import takewhile
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from postdiff import arguments, caching, resolution, solvers
 from postdiff.decoding import decode
-from postdiff.models.checkpoints import settle
 from postdiff.models.configs import check_denoiser
-from postdiff.models.families import FAMILIES, Text, adapt
+from postdiff.models.families import FAMILIES, adapt
+from postdiff.models.family import Size, Text, Told
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
-from postdiff.plan import Plan
+from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
+from postdiff.plan import Plan, StepPlan
 from postdiff.text import Embeddings, encode
 
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
@@ -31,14 +32,21 @@ AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which hol
 class State:
     """All that a run holds between two steps: copy it, and both copies go on independently."""
 
+    plan: Plan
+    sampling: Sampling
     latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
-    solver: Any  # a diffusers scheduler, whose timesteps are on the host
+    solver: solvers.Solver
     timesteps: torch.Tensor  # [T], the same beside the latents, for the denoiser
     text: Text  # 2B rows, unconditional half first, or B rows
     seeds: tuple[int, ...]
     index: int = 0
     cache: caching.Cache = field(default_factory=caching.Cache)
     sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.latents.shape[2], self.latents.shape[3]
 
     def noise(self, stream: str, grid: tuple[int, int]) -> torch.Tensor:
         """Standard normal noise fp32 [B, C, h, w] of each image's own `stream`, beside the latents."""
@@ -67,7 +75,7 @@ def sample(
     *,
     guidance: float | None = None,
     solver: str | None = None,
-    size: int | None = None,
+    size: int | Size | None = None,
     batch_size: int | None = None,
     embeddings: Embeddings | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -80,7 +88,7 @@ def sample(
         plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
         guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
         solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
-        size: side of the images in pixels; the backbone's own by default.
+        size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
         embeddings: of these prompts, made by `encode` for this batch size; encoded here by default.
@@ -90,7 +98,9 @@ def sample(
     Raises: ValueError, before any work is done, if an argument is out of range; ArithmeticError if an image is not
         finite, as when float16 overflows.
     """
-    prompts, seeds, plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
+    prompts, seeds, plan, sampling = _checked(
+        backbone, prompts, seeds, plan, guidance=guidance, solver=solver, size=size
+    )
     batch_size = arguments.batch_size(len(prompts) if batch_size is None else batch_size)
     arguments.callback("on_step", on_step)
     if embeddings is not None:
@@ -101,8 +111,7 @@ def sample(
         chunk = list(seeds[start : start + batch_size])
         padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
         text = embeddings.batch(start, batch_size, plan.needs_both_texts)
-        state = begin(backbone, text, padded, plan, solver, size)
-        latents = denoise(backbone, state, plan, guidance, size, on_step)
+        latents = denoise(backbone, begin(backbone, text, padded, plan, sampling), on_step)
         images.append(decode(backbone, latents)[: len(chunk)])
     return np.concatenate(images)
 
@@ -112,12 +121,10 @@ def _checked(
     prompts: Sequence[str],
     seeds: Sequence[int],
     plan: Plan,
-    guidance: float | None,
-    solver: str | None,
-    size: int | None,
-) -> tuple[list[str], tuple[int, ...], Plan, float, str, int]:
-    """Prompts, seeds, the plan as the family runs it, guidance, solver and size. Raises ValueError for what is not
-    meant or out of range."""
+    **settings: Unpack[SamplingSettings],
+) -> tuple[list[str], tuple[int, ...], Plan, Sampling]:
+    """Prompts, seeds, the plan as the family runs it, and how it is sampled. Raises ValueError for what is not meant or
+    out of range."""
     spec = arguments.instance("backbone", backbone, Backbone).spec
     prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
     if len(prompts) != len(seeds) or not prompts:
@@ -126,13 +133,13 @@ def _checked(
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
         raise ValueError("the pipeline is offloaded: expected all of it on one device")
-    check_denoiser(spec.family, backbone.denoiser.config, spec.name)  # an adapter may have been loaded by hand
-    check_scheduler(spec, backbone.pipe.scheduler, solver)
-    guidance, solver, size = settle(spec, guidance, solver, size)
+    check_denoiser(FAMILIES[spec.family], backbone.denoiser.config, spec.name)  # an adapter may be loaded by hand
+    check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
+    sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
-    solvers.check_steps(solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     caching.check(backbone.denoiser, plan)
-    return prompts, seeds, plan, guidance, solver, size
+    return prompts, seeds, plan, sampling
 
 
 def begin_batch(
@@ -140,49 +147,48 @@ def begin_batch(
     prompts: Sequence[str],
     seeds: Sequence[int],
     plan: Plan,
-    guidance: float | None,
-    solver: str | None,
-    size: int | None,
-) -> tuple[State, Plan, float, int]:
-    """All prompts as one batch, for those who take the steps themselves: its state, the plan as the family runs it,
-    guidance and size. Arguments and errors are those of `sample`."""
-    prompts, seeds, plan, guidance, solver, size = _checked(backbone, prompts, seeds, plan, guidance, solver, size)
+    **settings: Unpack[SamplingSettings],
+) -> State:
+    """All prompts as one batch, for those who take the steps themselves. Arguments and errors are those of `sample`."""
+    prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    return begin(backbone, text, seeds, plan, solver, size), plan, guidance, size
+    return begin(backbone, text, seeds, plan, sampling)
 
 
 @torch.inference_mode()
-def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, solver: str | None, size: int) -> State:
+def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, sampling: Sampling) -> State:
     """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`; it
     may have been encoded in another dtype or on another device."""
     spec, dtype = backbone.spec, backbone.dtype
-    scheduler = solvers.make_solver(solver or spec.solver, backbone.pipe.scheduler.config)
-    solvers.start(scheduler, len(plan))
+    solver = solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     text = {
         name: rows.to(backbone.device, dtype if rows.is_floating_point() else rows.dtype)
         for name, rows in text.items()
     }  # fmt: skip
-    grid = resolution.latent_size(spec.latents(size), plan.steps[0].scale, spec.patch)
-    noise = draw(seeds, "initial", backbone.denoiser.config.in_channels, grid)
-    latents = noise.to(backbone.device, dtype) * scheduler.init_noise_sigma
-    return State(latents, scheduler, scheduler.timesteps.to(backbone.device), text, tuple(seeds))
+    channels = FAMILIES[spec.family].latent_channels(backbone.denoiser.config)
+    noise = draw(seeds, "initial", channels, _grid(spec, sampling, plan.steps[0]))
+    latents = noise.to(backbone.device, dtype) * solver.prior_scale
+    return State(plan, sampling, latents, solver, solver.timesteps.to(backbone.device), text, tuple(seeds))
 
 
-def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay) -> None:
+def _grid(spec: Spec, sampling: Sampling, step: StepPlan) -> tuple[int, int]:
+    """(h, w) of the latents at `step`."""
+    return resolution.latent_size(spec.latents(sampling.size), step.scale, spec.patch)
+
+
+def prepare(backbone: Backbone, state: State, replay: caching.Replay) -> None:
     """Make what the steps that are left need of the host, and send it to the device before the first of them.
 
     A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But
     for CA-ToMe: how many tokens an image merges is what its tokens say.)
     """
-    spec, last = backbone.spec, len(plan) - 1
-    for i, step in enumerate(plan.steps):
-        if i < state.index:
-            continue
-        grid = resolution.latent_size(spec.latents(size), step.scale, spec.patch)
-        _conditions(backbone, state, plan, i, grid, guidance, size)
+    plan, last = state.plan, len(state.plan) - 1
+    for i in range(state.index, len(plan)):
+        grid = _grid(backbone.spec, state.sampling, plan.steps[i])
+        _conditions(backbone, state, i, grid)
         if i in plan.switches:
             state.noise(f"switch-{i}", grid)
-        if solvers.draws(state.solver) and i < last:
+        if state.solver.draws and i < last:
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
             state.noise("initial", grid)
@@ -194,9 +200,6 @@ def prepare(backbone: Backbone, state: State, plan: Plan, guidance: float, size:
 def denoise(
     backbone: Backbone,
     state: State,
-    plan: Plan,
-    guidance: float,
-    size: int,
     on_step: Callable[[int], None] | None = None,
     on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
@@ -204,53 +207,45 @@ def denoise(
 
     on_x0: called with the clean latents that each step predicts.
     """
-    with caching.attach(backbone.denoiser, plan) as replay:
-        prepare(backbone, state, plan, guidance, size, replay)
-        while state.index < len(plan):
-            output = guide(evaluate(backbone, state, plan, guidance, size, replay), state, plan, guidance)
-            advance(backbone, state, plan, output, size, on_x0)
+    with caching.attach(backbone.denoiser, state.plan) as replay:
+        prepare(backbone, state, replay)
+        while state.index < len(state.plan):
+            advance(backbone, state, guide(state, evaluate(backbone, state, replay)), on_x0)
             if on_step:
                 on_step(state.index)
     return state.latents
 
 
-def evaluate(
-    backbone: Backbone, state: State, plan: Plan, guidance: float, size: int, replay: caching.Replay
-) -> torch.Tensor:
+def evaluate(backbone: Backbone, state: State, replay: caching.Replay) -> torch.Tensor:
     """What the denoiser predicts at this step: [B, C, h, w], or [2B, C, h, w] with guidance."""
     i, ahead = state.index, state.cache.ahead
     if i in ahead:
         return ahead.pop(i)
-    step, grid = plan.steps[i], (state.latents.shape[2], state.latents.shape[3])
-    x = torch.cat([state.latents] * 2) if step.guided else state.latents
-    x = state.solver.scale_model_input(x, state.solver.timesteps[i])
-    copies = _ahead(plan, i, len(x) * grid[0] * grid[1])
-    replay.begin(i, grid, state.cache, guidance, state.drawn, copies)
-    inputs = _conditions(backbone, state, plan, i, grid, guidance, size)
+    x = torch.cat([state.latents] * 2) if state.plan.steps[i].guided else state.latents
+    x = state.solver.scale(x, i)
+    copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
+    replay.begin(i, state.grid, state.cache, state.sampling.guidance, state.drawn, copies)
+    text, told = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
-    output = backbone.denoiser(
-        caching.repeat(x, copies), timestep=t, return_dict=False, **caching.repeat(inputs, copies)
-    )[0]
-    if output.shape[1] == 2 * x.shape[1]:  # a model that learned its variance predicts it beside the noise
-        output = output.chunk(2, dim=1)[0]
-    outputs = output.chunk(copies)
+    x, text, told = (caching.repeat(rows, copies) for rows in (x, text, told))
+    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, told).chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
 
 
-def _conditions(
-    backbone: Backbone, state: State, plan: Plan, i: int, grid: tuple[int, int], guidance: float, size: int
-) -> dict[str, Any]:
-    """What the denoiser is told at step `i` beside latents (of `grid`) and timestep: made once a batch."""
-    spec, guided = backbone.spec, plan.steps[i].guided
-    told = (size, size) if plan.size_condition == "target" else (grid[0] * spec.vae_factor, grid[1] * spec.vae_factor)
-    key = "conditions", guided, told, guidance
+def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int]) -> tuple[Text, Told]:
+    """The text of step `i`, and what the denoiser is told beside it at latents of `grid`: made once a batch."""
+    spec, plan, guided = backbone.spec, state.plan, state.plan.steps[i].guided
+    current = grid[0] * spec.vae_factor, grid[1] * spec.vae_factor
+    size = state.sampling.size if plan.size_condition == "target" else current
+    key = "conditions", guided, size
     if key not in state.sent:
         batch = len(state.seeds)
         # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
         one = slice(-batch, None) if plan.half == "cond" else slice(batch)
         text = state.text if guided else {name: rows[one] for name, rows in state.text.items()}
-        state.sent[key] = FAMILIES[spec.family].inputs(text, told, guidance, backbone.denoiser.config)
+        config = backbone.denoiser.config
+        state.sent[key] = text, FAMILIES[spec.family].tell(text, size, state.sampling.guidance, config)
     return state.sent[key]
 
 
@@ -262,49 +257,41 @@ def _ahead(plan: Plan, i: int, cells: int) -> int:
     return max(1, min(alike, AHEAD_CELLS // cells))
 
 
-def guide(output: torch.Tensor, state: State, plan: Plan, guidance: float) -> torch.Tensor:
+def guide(state: State, output: torch.Tensor) -> torch.Tensor:
     """What `evaluate` gave, combined by guidance w: [B, C, h, w]."""
-    if not plan.steps[state.index].guided:
+    if not state.plan.steps[state.index].guided:
         return output
     uncond, cond = output.chunk(2)
-    return uncond + guidance * (cond - uncond)
+    return uncond + state.sampling.guidance * (cond - uncond)
 
 
 def advance(
-    backbone: Backbone,
-    state: State,
-    plan: Plan,
-    output: torch.Tensor,
-    size: int,
-    on_x0: Callable[[torch.Tensor], None] | None = None,
+    backbone: Backbone, state: State, output: torch.Tensor, on_x0: Callable[[torch.Tensor], None] | None = None
 ) -> None:
     """One step of the solver, or the switch to the next step's resolution."""
-    i, solver, spec = state.index, state.solver, backbone.spec
-    before, grid = state.latents, (state.latents.shape[2], state.latents.shape[3])
+    i, solver, plan, before = state.index, state.solver, state.plan, state.latents
     if _adds_prior_noise(plan, solver, i):
-        alpha, sigma = solvers.noise_level(solver, i)
-        noise = state.noise("initial", grid).to(before.dtype)
+        alpha, sigma = solver.level(i)
+        noise = state.noise("initial", state.grid).to(before.dtype)
         before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
-    added = state.noise(f"solver-{i}", grid) if solvers.draws(solver) and i + 1 < len(plan) else None
-    state.latents, clean = solvers.step(solver, output, i, before, added)
+    added = state.noise(f"solver-{i}", state.grid) if solver.draws and i + 1 < len(plan) else None
+    state.latents, clean = solver.step(output, i, before, added)
     switches = i + 1 in plan.switches
     if on_x0 or switches:
-        level = solvers.noise_level(solver, i)
-        x0 = resolution.predict_x0(output, before, *level, solver.config.prediction_type) if clean is None else clean
+        x0 = solver.x0(output, before, i) if clean is None else clean
     if on_x0:
         on_x0(x0)
     if switches:
-        grid = resolution.latent_size(spec.latents(size), plan.steps[i + 1].scale, spec.patch)
-        noise = state.noise(f"switch-{i + 1}", grid)
-        level = solvers.noise_level(solver, i + 1)
+        grid = _grid(backbone.spec, state.sampling, plan.steps[i + 1])
+        noise, level = state.noise(f"switch-{i + 1}", grid), solver.level(i + 1)
         state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
-        solvers.start(solver, len(plan), i + 1)
+        solver.restart(i + 1)
     state.index += 1
 
 
-def _adds_prior_noise(plan: Plan, solver: Any, i: int) -> bool:
+def _adds_prior_noise(plan: Plan, solver: solvers.Solver, i: int) -> bool:
     """Is some of the initial noise added before step `i`? So it is in the second half of the schedule, where asked."""
-    return plan.prior_noise > 0 and bool(solver.timesteps[i] < solver.config.num_train_timesteps / 2)
+    return plan.prior_noise > 0 and bool(solver.timesteps[i] < solver.train_steps / 2)
 
 
 def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:

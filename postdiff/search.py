@@ -1,7 +1,8 @@
 """Schedules that are found by running a model on a few calibration prompts: block caching, and DiTFastAttn.
 
 Both take any plan and return it with a schedule for each module (`Plan.modules`). It belongs to that model, number of
-steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts.
+steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts. settings: guidance, solver
+and size, as `sample` takes them.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import get_ident
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ import torch
 from postdiff import caching, sampling
 from postdiff.arguments import callback, instance, number
 from postdiff.models.loading import Backbone
+from postdiff.models.spec import SamplingSettings
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 
@@ -30,10 +33,7 @@ def block_caching(
     plan: Plan,
     delta: float = 0.5,
     on_step: Callable[[int], None] | None = None,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> Plan:
     """Cache Me if You Can (CVPR 2024), without its learned scale and shift: `plan` with reused blocks.
 
@@ -43,9 +43,7 @@ def block_caching(
     Raises: ValueError, before any work is done, if `delta` is not 0 or more, or as `sample` does.
     """
     delta = number("delta", delta, "[0, inf)")
-    changes = contribution_changes(
-        backbone, prompts, seeds, plan, on_step, guidance=guidance, solver=solver, size=size
-    )  # fmt: skip
+    changes = contribution_changes(backbone, prompts, seeds, plan, on_step, **settings)
     return replace(plan, name="block_caching", modules=tuple((name, marks(d, delta)) for name, d in changes.items()))
 
 
@@ -67,10 +65,7 @@ def contribution_changes(
     seeds: Sequence[int],
     plan: Plan,
     on_step: Callable[[int], None] | None = None,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> dict[str, np.ndarray]:
     """{block: [T-1] mean of |F(x_t) - F(x_t-1)|_1 / |F(x_t)|_1}, where F is what the block adds to its input."""
     callback("on_step", on_step)
@@ -90,9 +85,7 @@ def contribution_changes(
             if on_step:
                 on_step(step)
 
-        sampling.sample(
-            backbone, prompts, seeds, plan, guidance=guidance, solver=solver, size=size, on_step=compare
-        )  # fmt: skip
+        sampling.sample(backbone, prompts, seeds, plan, on_step=compare, **settings)
     return {name: np.array(values) for name, values in distances.items()}
 
 
@@ -132,10 +125,8 @@ def ditfastattn(
     threshold: float = 0.0725,
     window: float = 0.125,
     *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> Plan:
     """DiTFastAttn (NeurIPS 2024): `plan` with the cheapest self-attention that changes each step's output little.
 
@@ -151,7 +142,8 @@ def ditfastattn(
     """
     threshold, window = number("threshold", threshold, "[0, inf)"), number("window", window, "(0, 1]")
     callback("on_step", on_step)
-    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
+    state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
+    plan = state.plan
     names = [name for name, _ in backbone.denoiser.named_modules() if name.endswith(".attn1")]
     alike = [(step.scale, step.guided) for step in plan.steps]
     afresh = [i == 0 or alike[i] != alike[i - 1] for i in range(len(plan))]
@@ -166,7 +158,7 @@ def ditfastattn(
     def run(now: dict[str, str], cache: caching.Cache) -> torch.Tensor:
         marked = with_marks(now)
         with caching.attach(backbone.denoiser, marked) as replay:
-            return sampling.evaluate(backbone, replace(state, cache=cache), marked, guidance, size, replay)
+            return sampling.evaluate(backbone, replace(state, plan=marked, cache=cache), replay)
 
     while state.index < len(plan):
         now = dict.fromkeys(names, "S")  # in full, and what a window would leave out of it
@@ -179,7 +171,7 @@ def ditfastattn(
                         now[name] = mark
                         break
         output = run(now, state.cache)
-        sampling.advance(backbone, state, plan, sampling.guide(output, state, plan, guidance), size)
+        sampling.advance(backbone, state, sampling.guide(state, output))
         taken = {name: taken[name] + now[name] for name in names}
         if on_step:
             on_step(state.index)
@@ -194,10 +186,8 @@ def ca_tome(
     seeds: Sequence[int],
     plan: Plan,
     *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> Plan:
     """`plan`, whose merging has a threshold (`methods.ca_tome`), with what its cost depends on: the share of the tokens
     that each block merges at each step, the mean over the prompts."""
@@ -205,9 +195,9 @@ def ca_tome(
     tokens = instance("plan", plan, Plan).tokens
     if not isinstance(tokens, Merge) or tokens.threshold is None:
         raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
-    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
-    sampling.denoise(backbone, state, plan, guidance, size, on_step)
-    rows = []
+    state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
+    sampling.denoise(backbone, state, on_step)
+    plan, rows = state.plan, []
     for name, by_step in state.cache.merged.items():
         shares: list[float] = []
         for i, step in enumerate(plan.steps):  # a matching that is reused merges what it merged before

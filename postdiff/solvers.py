@@ -1,4 +1,4 @@
-"""The solvers offered, as diffusers schedulers, and what the sampler must know about them.
+"""The solvers offered: diffusers schedulers, and around them `Solver`, all that the sampler knows of one.
 
 A schedule (timesteps, noise levels, coefficients) is a few numbers that the host knows: they stay there, so no step
 waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
@@ -8,8 +8,9 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
+from diffusers import LCMScheduler, UniPCMultistepScheduler
 
+from postdiff import resolution
 from postdiff.models.schedulers import PINNED, SCHEDULERS
 
 
@@ -88,70 +89,119 @@ class GivenNoiseLCM(LCMScheduler):
         return after.sqrt() * clean + (1 - after).sqrt() * noise.to(clean.dtype), clean
 
 
+class Solver:
+    """A solver at work on a schedule of so many steps: a multistep solver in sigma space (DPM-Solver++, UniPC).
+
+    draws: it adds noise at every step but the last. timesteps: [T], on the host. train_steps: of the noise schedule
+    that the model was trained with. prior_scale: what standard normal noise is multiplied by to be the first latents.
+    """
+
+    draws = False
+
+    def __init__(self, scheduler: Any, steps: int):
+        self.scheduler, self.steps = scheduler, steps
+        self.restart()
+        self.timesteps: torch.Tensor = scheduler.timesteps
+        self.train_steps: int = scheduler.config.num_train_timesteps
+        self.prior_scale: Any = scheduler.init_noise_sigma
+
+    def restart(self, at: int = 0) -> None:
+        """Begin at step `at` without history: that step is of first order.
+
+        A multistep solver's history holds latents of the old size, and setting the timesteps clears it. The index is
+        told: looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with
+        Karras noise levels, beta noise levels from 32 steps on).
+        """
+        self.scheduler.set_timesteps(self.steps, device="cpu")
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(at)
+
+    @staticmethod
+    def most_steps(config: Any) -> int:
+        """Steps that a schedule has at most; config: the scheduler's."""
+        return config.num_train_timesteps
+
+    def level(self, i: int) -> tuple[float, float]:
+        """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
+        sigma = float(self.scheduler.sigmas[i])
+        alpha = 1 / (1 + sigma**2) ** 0.5
+        return alpha, sigma * alpha
+
+    def scale(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """The latents as the denoiser takes them at step `i`."""
+        return self.scheduler.scale_model_input(x, self.timesteps[i])
+
+    def x0(self, output: torch.Tensor, x: torch.Tensor, i: int) -> torch.Tensor:
+        """The clean latents, in fp32, that the denoiser's `output` at `x` implies."""
+        return resolution.predict_x0(output, x, *self.level(i), self.scheduler.config.prediction_type)
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
+
+        noise: what a solver that draws adds, [B, C, h, w]; None at its last step and for all others.
+        """
+        return self.scheduler.step(output, self.timesteps[i], x, return_dict=False)[0], None
+
+
+class Euler(Solver):
+    """Its latents grow with the noise: alpha is 1."""
+
+    def level(self, i: int) -> tuple[float, float]:
+        return 1.0, float(self.scheduler.sigmas[i])
+
+
+class DDIM(Solver):
+    """It looks its noise levels up by timestep."""
+
+    def level(self, i: int) -> tuple[float, float]:
+        variance = 1 - float(self.scheduler.alphas_cumprod[self.timesteps[i]])
+        return (1 - variance) ** 0.5, variance**0.5
+
+
+class Consistency(DDIM):
+    """LCM's: it predicts the clean latents itself."""
+
+    draws = True
+
+    @staticmethod
+    def most_steps(config: Any) -> int:
+        return config.original_inference_steps
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.scheduler.step(output, self.timesteps[i], x, noise)
+
+
+SOLVERS: dict[str, type[Solver]] = {"ddim": DDIM, "dpm": Solver, "euler": Euler, "unipc": Solver, "lcm": Consistency}
 # Where the class of diffusers is not the one that runs.
 OWN: dict[str, Any] = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
-SOLVERS: dict[str, Any] = {name: OWN.get(name) or getattr(diffusers, kind) for name, kind in SCHEDULERS.items()}
 
 
-def make_solver(name: str, config: dict):
+def make_scheduler(name: str, config: dict) -> Any:
     """A fresh scheduler on the noise schedule of `config` (a checkpoint's own scheduler config)."""
     pinned = dict(PINNED[name])
     if name == "ddim" and config.get("timestep_spacing") == "linspace":
         # diffusers' DDIM always lands 1000/T below t: with linspace that is not the next timestep, and the denoiser
         # would be told less noise than there is.
         pinned["timestep_spacing"] = "trailing"
-    return SOLVERS[name].from_config(config, **pinned)
+    kind = OWN.get(name) or getattr(diffusers, SCHEDULERS[name])
+    return kind.from_config(config, **pinned)
 
 
-def noise_level(solver, i: int) -> tuple[float, float]:
-    """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
-    if isinstance(solver, (DDIMScheduler, LCMScheduler)):
-        variance = 1 - float(solver.alphas_cumprod[solver.timesteps[i]])
-        return (1 - variance) ** 0.5, variance**0.5
-    sigma = float(solver.sigmas[i])
-    if isinstance(solver, EulerDiscreteScheduler):
-        return 1.0, sigma
-    alpha = 1 / (1 + sigma**2) ** 0.5
-    return alpha, sigma * alpha
+def make_solver(name: str, config: dict, steps: int, model: str = "the model") -> Solver:
+    """The solver `name` at the first of `steps` steps, on the noise schedule of `config`.
 
-
-def step(
-    solver, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
-
-    noise: what a consistency model's solver adds, [B, C, h, w]; None at its last step and for all others.
+    Raises: ValueError if it has no schedule of so many steps of what `model` was trained with.
     """
-    if isinstance(solver, GivenNoiseLCM):
-        return solver.step(output, solver.timesteps[i], x, noise)
-    return solver.step(output, solver.timesteps[i], x, return_dict=False)[0], None
-
-
-def draws(solver) -> bool:
-    """Does the solver add noise at every step but the last?"""
-    return isinstance(solver, GivenNoiseLCM)
-
-
-def start(solver, steps: int, at: int = 0) -> None:
-    """Set the timesteps of `steps` steps, and begin at step `at` without history: that step is of first order.
-
-    A multistep solver's history holds latents of the old size, and setting the timesteps clears it. The index is told:
-    looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with Karras
-    noise levels, beta noise levels from 32 steps on).
-    """
-    solver.set_timesteps(steps, device="cpu")
-    if hasattr(solver, "set_begin_index"):
-        solver.set_begin_index(at)
-
-
-def check_steps(name: str, config: dict, steps: int, model: str) -> None:
-    """Raise ValueError if the solver has no schedule of so many `steps` of what `model` was trained with."""
-    solver = make_solver(name, config)
-    levels = solver.config.num_train_timesteps
-    most = solver.config.original_inference_steps if name == "lcm" else levels
-    if steps > most:
+    kind, scheduler = SOLVERS[name], make_scheduler(name, config)
+    if steps > (most := kind.most_steps(scheduler.config)):
         raise ValueError(f"steps must be at most {most}, all that {model} was trained with, got {steps}")
-    start(solver, steps)
+    solver = kind(scheduler, steps)
     times = [int(t) for t in solver.timesteps]
+    levels = solver.train_steps
     if len(times) != steps or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels
         raise ValueError(f"{name} has no schedule of {steps} of {model}'s {levels} steps; expected fewer")
+    return solver

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from postdiff import arguments
-from postdiff.models.families import FAMILIES, Text
+from postdiff.models.families import FAMILIES
+from postdiff.models.family import Text
 from postdiff.models.loading import Backbone
 from postdiff.ownership import owned
 

@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from diffusers import LCMScheduler, UniPCMultistepScheduler
+from diffusers import LCMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel, UniPCMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +20,7 @@ from pipelines.training import mini
 from postdiff import sampling, solvers
 from postdiff.models.checkpoints import MINI
 from postdiff.models.families import adapt
+from postdiff.models.spec import settle
 
 torch.set_num_threads(1)
 PROMPTS = [
@@ -36,7 +37,13 @@ def backbone():
 
 
 # The other mini models, by what they stand for.
-FAMILIES = {"lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart", "tiny": "mini-bk-sdm"}
+FAMILIES = {
+    "lcm": "mini-lcm",
+    "sdxl": "mini-sdxl",
+    "pixart": "mini-pixart",
+    "sigma": "mini-pixart-sigma",  # is not trained
+    "tiny": "mini-bk-sdm",
+}
 
 
 def random_pipeline(kind):
@@ -47,6 +54,10 @@ def random_pipeline(kind):
         return mini.stable_diffusion_xl(vae, texts, mini.unet_xl(), words)
     if kind == "pixart":
         return mini.pixart(vae, mini.t5_encoder(pieces), mini.transformer(), pieces)
+    if kind == "sigma":
+        told = PixArtTransformer2DModel.from_config(mini.transformer().config, use_additional_conditions=False)
+        alpha = mini.pixart(vae, mini.t5_encoder(pieces), told, pieces)
+        return PixArtSigmaPipeline(**alpha.components)
     return mini.stable_diffusion(vae, mini.text_encoder(words), mini.unet_tiny(), words)
 
 
@@ -76,7 +87,7 @@ def backbones(tmp_path_factory):
 
 def diffusers_solver(name, config):
     """diffusers' own scheduler of that name, with the settings of ours."""
-    ours = solvers.make_solver(name, config)
+    ours = solvers.make_scheduler(name, config)
     return {"unipc": UniPCMultistepScheduler, "lcm": LCMScheduler}.get(name, type(ours)).from_config(ours.config)
 
 
@@ -84,8 +95,8 @@ def latents(backbone, prompts, seeds, plan):
     """What `sample` decodes: pixels are rounded, and hide small differences."""
     plan = adapt(plan, backbone.spec.family)
     text = postdiff.encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
-    state = sampling.begin(backbone, text, seeds, plan, None, 64)
-    return sampling.denoise(backbone, state, plan, backbone.spec.guidance, 64)
+    state = sampling.begin(backbone, text, seeds, plan, settle(backbone.spec, size=64))
+    return sampling.denoise(backbone, state)
 
 
 def flops_of_run(backbone, plan):

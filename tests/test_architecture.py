@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from postdiff.models.families import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 SOURCES = [f for folder in ("postdiff", "pipelines", "jobs") for f in sorted((ROOT / folder).rglob("*.py"))]
-PARTS = ("engine", "data", "metrics", "stages", "report", "paper")  # of pipelines: each may import those before it
+# Of pipelines: each may import those before it; "" are the modules that are in no part (evaluation, options, ...).
+PARTS = ("engine", "data", "metrics", "training", "stages", "report", "", "paper", "gpu")
+MOST_BRANCHES = 15
+TO_SPLIT = {  # functions that have more yet
+    ("checkpoints.py", "folder_spec"), ("schedulers.py", "check_noise_schedule"), ("plan.py", "_check_stores"),
+    ("plan.py", "_check_modules"), ("plan.py", "id"), ("pricing.py", "costs"),
+}  # fmt: skip
 
 
 def imports(file):
@@ -31,12 +39,80 @@ def test_imports_point_down_and_files_are_short(file):
     assert len(file.read_text().splitlines()) <= 320
 
 
+def part_of(module):
+    """The part of `pipelines.PART.MODULE`."""
+    name = module.split(".")[1]
+    return name if (ROOT / "pipelines" / name).is_dir() else ""
+
+
+def parts(source):
+    """The parts of pipelines that a file imports from."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipelines":
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names if alias.name.startswith("pipelines.")]
+        else:
+            continue
+        yield from map(part_of, modules)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipelines").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_no_part_of_the_evaluation_imports_one_above_it(file):
+    own = part_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    above = PARTS[PARTS.index(own) + 1 :]
+    assert [part for part in parts(file.read_text()) if part in above] == []
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "from pipelines import paper, options\ndef f():\n    from pipelines.report.plots import x\n"
+    source += "    import pipelines.gpu.runs"
+    assert list(parts(source)) == ["paper", "", "report", "gpu"]
+    there = {f.name for f in (ROOT / "pipelines").iterdir() if f.is_dir()}
+    assert there - {"__pycache__"} == set(PARTS) - {""}
+
+
+def branches(function):
+    """Branch points: if, for, while, except, a ternary, each `and`, `or` and `if` of a comprehension."""
+    count = 0
+    for node in ast.walk(function):
+        count += isinstance(node, ast.If | ast.For | ast.While | ast.ExceptHandler | ast.IfExp)
+        count += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        count += len(node.ifs) if isinstance(node, ast.comprehension) else 0
+    return count
+
+
+def functions(source):
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_no_function_is_a_maze(file):
+    found = {function.name: branches(function) for function in functions(file.read_text())}
+    over = {(file.name, name) for name, count in found.items() if count > MOST_BRANCHES}
+    assert over <= TO_SPLIT
+
+
+def test_every_branch_counts():
+    (function,) = functions(
+        "def f(x):\n    for i in [y for y in x if y if i]:\n        if i and x or y:\n            return 1 if x else 2"
+        "\n    while x:\n        try:\n            pass\n        except ValueError:\n            pass\n"
+    )
+    assert branches(function) == 9
+
+
 @pytest.mark.parametrize(
     ("package", "door"), [("ray", "workers.py"), ("wandb", "tracking.py"), ("matplotlib", "plots.py")]
 )
 def test_one_door_for_each_heavy_dependency(package, door):
     users = {file.name for file in SOURCES if package in imports(file)}
     assert users == {door}
+
+
+def test_which_family_a_model_is_of_is_asked_in_models_alone():
+    asks = re.compile(rf'(==|!=|\bin) \(?"({"|".join(FAMILIES)})"')
+    files = [f for f in SOURCES if not f.is_relative_to(ROOT / "postdiff/models")]
+    assert [f.name for f in files if asks.search(f.read_text())] == []
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])

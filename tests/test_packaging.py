@@ -22,7 +22,6 @@ MIB = 2**20
 LEFT_BEHIND = (
     ".git",
     ".venv",
-    "data",
     "out",
     "wandb",
     ".train",
@@ -39,7 +38,12 @@ def checkout(tmp_path_factory):
     """The checkout as links to its files, beside what README's commands put there: gigabytes, of holes."""
     root = tmp_path_factory.mktemp("checkout") / "postdiff"
     link = lambda source, target: os.symlink(source, target)  # noqa: E731
-    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_BEHIND), copy_function=link)
+    named = shutil.ignore_patterns(*LEFT_BEHIND)
+
+    def ignore(folder, names):
+        return named(folder, names) | ({"data"} if Path(folder) == ROOT else set())  # pipelines/data is code
+
+    shutil.copytree(ROOT, root, ignore=ignore, copy_function=link)
     for name in ("data/coco2014/val2014/1.jpg", "out/sweep/images/0.parquet", ".venv/lib/torch.so", ".git/objects/1",
                  "inception-2015-12-05.pt", ".train/unet.pt", "wandb/run/0.wandb"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +74,8 @@ def test_a_job_package_leaves_room_and_holds_what_a_cluster_needs(checkout, pack
     aside = ("postdiff/mini/", "jobs/results/")
     needed = {file for file in code if not file.startswith(aside) or file.startswith(models)} | {"captions.tsv"}
     assert needed >= {
-        "postdiff/published.csv",
-        "pipelines/coco_5k.txt",
+        "pipelines/paper/published.csv",
+        "pipelines/data/coco_5k.txt",
         "jobs/coco_sweep.py",
         f"{models[0]}model_index.json",
     }
@@ -94,7 +98,7 @@ def test_a_wheel_holds_every_model_and_no_picture(checkout, monkeypatch):
     build.ensure_finalized()
     packed = {os.path.join(folder, file) for _, folder, _, files in build.data_files for file in files}
     assert {f"postdiff/mini/{file}" for file in minis.read_sums(minis.MINI)} <= packed
-    assert {"postdiff/mini/SHA256SUMS", "postdiff/published.csv", "pipelines/coco_5k.txt"} <= packed
+    assert {"postdiff/mini/SHA256SUMS", "pipelines/paper/published.csv", "pipelines/data/coco_5k.txt"} <= packed
     assert [file for file in packed if file.endswith(".png")] == []
 
 
@@ -114,7 +118,7 @@ def test_ray_up_copies_what_pip_installs_and_the_token_to_nodes_that_ask_for_it(
 
 
 def test_the_sums_are_those_of_the_models(tmp_path):
-    """If a model was trained again: python -c "from postdiff import minis; minis.write_sums(minis.MINI)"."""
+    """If a model was trained again: python -c "from postdiff.models import minis; minis.write_sums(minis.MINI)"."""
     link = lambda source, target: os.symlink(source, target)  # noqa: E731
     shutil.copytree(minis.MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("SHA256SUMS"), copy_function=link)
     minis.write_sums(tmp_path / "mini")

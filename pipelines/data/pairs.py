@@ -77,8 +77,8 @@ def open_pairs(where: str, n: int | None = None) -> Pairs:
 
     n: use the first n only; 40,000 of Shapes by default.
 
-    Raises: ValueError if there is nothing to train on there, or a caption is none, naming its file and line. What has
-        no caption beside it is left out, and that is printed.
+    Raises: ValueError if there is nothing to train on there, or less than n, or a caption is none, naming its file and
+        line. What has no caption beside it is left out, and that is printed.
     """
     if n is not None and n < 1:
         raise ValueError(f"the limit of pairs must be 1 or more, got {n}")
@@ -110,10 +110,16 @@ def _folder(path: Path, n: int | None) -> Pairs:
             print(
                 f"training pairs: {len(found)} of {str(path)!r}; left out: {images.counted(left_out)}", file=sys.stderr
             )
-    pairs = found[:n]
-    if not pairs:
+    if not found:
         raise ValueError(f"{str(path)!r} holds no image with a caption (x.jpg beside x.txt, or metadata.jsonl)")
+    pairs = found[: _most(path, n, len(found))]
     return Pairs(str(path), lambda i: (_large(images.open_file(pairs[i][0]).rgb), pairs[i][1]), len(pairs))
+
+
+def _most(path: Path, n: int | None, there: int) -> int | None:
+    if n is not None and n > there:
+        raise ValueError(f"the limit of pairs must be at most the {there} of {str(path)!r}, got {n}")
+    return n
 
 
 def _listed(folder: Path, listed: Path, line: int, row: dict) -> tuple[Path, str]:
@@ -138,9 +144,10 @@ def _table(path: Path, n: int | None) -> Pairs:
     text = next((name for name in ("TEXT", "text", "caption") if name in names), None)
     if url is None or text is None:
         raise ValueError(f"{str(path)!r} needs columns URL and TEXT; it has {rows.listed(names)}")
-    table = rows.parquet(path, [url, text]).slice(0, n)
+    table = rows.parquet(path, [url, text])
     if not len(table):
         raise ValueError(f"{str(path)!r} holds no rows")
+    table = table.slice(0, _most(path, n, len(table)))
     urls, texts = table[url], table[text]
 
     def read(i: int) -> tuple[Image.Image, str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.data import coco, rows, shapes
 from pipelines.engine.records import Prompt
-from postdiff.models.checkpoints import Spec
+from postdiff.models.families import FAMILIES
+from postdiff.models.spec import Spec
 
 # Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
 SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
@@ -158,21 +159,13 @@ def token_lengths(prompts: Sequence[Prompt], spec: Spec) -> list[int]:
 
     Raises: OSError if the tokenizer must come from the hub, and cannot.
     """
-    texts = [prompt.text for prompt in prompts]
-    if spec.family == "pixart":
-        from transformers import T5Tokenizer
-
-        pieces = T5Tokenizer.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
-        return [len(ids) for ids in pieces([text.lower().strip() for text in texts]).input_ids]  # as its pipeline
-    if spec.revision:
+    texts, rules = [prompt.text for prompt in prompts], FAMILIES[spec.family]
+    if spec.revision and rules.tokenizer == "CLIPTokenizer":
         from open_clip import SimpleTokenizer
 
         encode = SimpleTokenizer().encode
         return [len(encode(text)) + 2 for text in texts]
-    from transformers import CLIPTokenizer
-
-    words = CLIPTokenizer.from_pretrained(f"{spec.source}/tokenizer")
-    return [len(ids) for ids in words(texts).input_ids]
+    return rules.token_lengths(spec, texts)
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -5,9 +5,11 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pipelines.options import Stopped
-
 PROBE = 8.0  # seconds that a cluster has to answer: as a host, and as Ray
+
+
+class Stopped(RuntimeError):
+    """The work cannot go on, for the reason that the message tells."""
 
 
 class WorkersError(Stopped):

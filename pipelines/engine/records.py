@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.data import images
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -93,8 +91,3 @@ def encode_image(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=0, method=0)
     return buffer.getvalue()
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of what `encode_image` gave. Raises: ValueError if it is no image."""
-    return images.decode(data)

@@ -148,15 +148,7 @@ def run(
     done = 0
     try:
         while state.queue or state.busy:
-            wanted = min(resources.workers, len(state.queue) + len(state.busy))
-            for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
-                actor = actor_class.remote(make_handler, resources.gpus)
-                state.starting[actor.ready.remote()] = actor
-            while state.idle and (unit := _next(state)):
-                actor = state.idle.pop()
-                state.busy[actor.run.remote(unit.task)] = (actor, unit, time.monotonic())
-            while state.idle and not state.queue:  # nothing is left; kept, it could die unseen and be given a retry
-                ray.kill(state.idle.pop())
+            _give_work(state, lambda: actor_class.remote(make_handler, resources.gpus))
             if not state.busy and not state.starting:
                 if state.queue:
                     raise WorkersError(f"{state.queue[0].name} and others need each other", state.failed)
@@ -179,6 +171,19 @@ def run(
         for actor in [*state.idle, *state.starting.values(), *(actor for actor, _, _ in state.busy.values())]:
             ray.kill(actor)
     return state.failed
+
+
+def _give_work(state: _Run, start: Callable[[], Any]) -> None:
+    """Start the workers that are missing, and give those that are idle their next unit, or their leave."""
+    wanted = min(state.workers, len(state.queue) + len(state.busy))
+    for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
+        actor = start()
+        state.starting[actor.ready.remote()] = actor
+    while state.idle and (unit := _next(state)):
+        actor = state.idle.pop()
+        state.busy[actor.run.remote(unit.task)] = (actor, unit, time.monotonic())
+    while state.idle and not state.queue:  # nothing is left; kept, it could die unseen and be given a retry
+        ray.kill(state.idle.pop())
 
 
 def _next(state: _Run) -> Unit | None:

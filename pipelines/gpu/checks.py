@@ -102,12 +102,12 @@ def _at_both_resolutions(model: str, plans: dict[str, Plan], refused: dict[str, 
 
 
 def _settings(name: str, family: str) -> dict[str, Any]:
-    """What makes a method do all that it can in few steps, on every family that it goes with."""
-    halved = family in ("sdxl", "pixart")  # their first tokens are two latents wide
+    """What makes a method do all that it can in few steps, on every family that it goes with. (The first tokens of SDXL
+    and PixArt are two latents wide.)"""
     settings: dict[str, dict[str, Any]] = {
-        "tome": {"max_downsample": 2 if halved else 1},
-        "ca_tome": {"max_downsample": 2 if halved else 1, "match_steps": (0, 2, 4)},
-        "todo": {"factor_2": 2} if halved else {},
+        "tome": {"max_downsample": 2},
+        "ca_tome": {"max_downsample": 2, "match_steps": (0, 2, 4)},
+        "todo": {"factor_2": 2},
         "faster_diffusion": {"key_steps": (0, 2, 4)},
         "tgate": {"sp_interval": 2, "warm_up": 1},
         "postdiff": {"k": 1} if FAMILIES[family].no_deep else {},

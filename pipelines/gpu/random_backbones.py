@@ -10,9 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 import postdiff
-from postdiff.models.checkpoints import Spec
-from postdiff.models.families import FAMILIES, Text, class_of
+from postdiff.models.families import FAMILIES
+from postdiff.models.family import Text, class_of
 from postdiff.models.loading import float32_vae
+from postdiff.models.spec import Spec
 from postdiff.text import Embeddings
 
 # The autoencoder of all checkpoints of `backbones.HUB`; only its scaling and its dtype differ.
@@ -35,7 +36,7 @@ WORDS = 24  # tokens of a prompt that are no padding
 
 def thin(spec: Spec) -> Spec:
     """`spec` with the same kinds of blocks, so narrow and small that a CPU runs it: for rehearsals alone."""
-    if spec.family == "pixart":
+    if FAMILIES[spec.family].denoiser == "transformer":
         narrow: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 4, "cross_attention_dim": 4 * 72}
     else:
         channels = spec.denoiser.get("block_out_channels", (320, 640, 1280, 1280))
@@ -46,7 +47,7 @@ def thin(spec: Spec) -> Spec:
         }
         if "transformer_layers_per_block" in spec.denoiser:
             narrow["transformer_layers_per_block"] = (1, 1, 2)
-    return replace(spec, size=THIN_SIZE, denoiser={**spec.denoiser, **narrow})
+    return replace(spec, size=(THIN_SIZE, THIN_SIZE), denoiser={**spec.denoiser, **narrow})
 
 
 def random_backbone(spec: Spec, device: str, dtype: torch.dtype, vae: dict[str, Any] = VAE) -> postdiff.Backbone:

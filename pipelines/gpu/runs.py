@@ -16,7 +16,8 @@ from tqdm import tqdm
 import postdiff
 from pipelines.gpu.random_backbones import THIN_VAE, VAE, random_backbone, thin
 from postdiff import sampling
-from postdiff.models.checkpoints import HUB, Spec
+from postdiff.models.checkpoints import HUB
+from postdiff.models.spec import Spec, settle
 from postdiff.plan import Plan
 from postdiff.text import Embeddings
 
@@ -127,11 +128,10 @@ def latents(
 ) -> torch.Tensor:
     """Clean latents [B, C, h, w] of one batch: the only place where the parts draw. watched: entered for the steps
     alone, after the initial noise."""
-    spec = backbone.spec
     rows = text.batch(0, len(seeds), plan.needs_both_texts)
-    state = sampling.begin(backbone, rows, seeds, plan, solver, spec.size)
+    state = sampling.begin(backbone, rows, seeds, plan, settle(backbone.spec, solver=solver))
     with watched or nullcontext():
-        return sampling.denoise(backbone, state, plan, spec.guidance, spec.size)
+        return sampling.denoise(backbone, state)
 
 
 def decode(backbone: postdiff.Backbone, clean: torch.Tensor) -> None:

@@ -15,10 +15,11 @@ import postdiff
 from pipelines.gpu.random_backbones import random_text, thin
 from pipelines.gpu.runs import Budget, Found, Settings, decode, free, latents, now, peak_from_here, peak_gib, reason
 from pipelines.paper import exhibits, presets
-from pipelines.paper.exhibits import Exhibit
+from pipelines.paper.exhibit import Exhibit
 from postdiff import methods
-from postdiff.models.checkpoints import HUB, Spec
+from postdiff.models.checkpoints import HUB
 from postdiff.models.families import adapt
+from postdiff.models.spec import Spec
 from postdiff.plan import Plan
 from postdiff.reduction import Merge
 from postdiff.text import Embeddings

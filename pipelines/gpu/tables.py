@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.gpu.speed import MADE_UP, OTHER_VAE
 from pipelines.gpu.speed import tables as exhibits
-from pipelines.paper.exhibits import Exhibit, Run
+from pipelines.paper.exhibit import Exhibit, Run
 from pipelines.report import tables
 
 Told = Mapping[str, Any]  # a part's JSON

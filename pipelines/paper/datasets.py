@@ -1,42 +1,106 @@
 """What plays each of the paper's data sets: which prompts, how many, which reference images, in which store."""
 
-import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-from pipelines.data import prompts
+from pipelines import options
+from pipelines.command_line import flag, number
+from pipelines.command_line import rounds as at_least_3
 from pipelines.engine.store import below
-from pipelines.options import settle_options
-from pipelines.paper import published
-from pipelines.paper.exhibits import APPENDIX_J
-from pipelines.paper.figures import COLUMNS
-
-# COCO 2014's validation captions, as is usual (the paper does not say), and App. E and J.
-PROMPTS = {"coco2014": 30_000, "imagenet21k_recaption": 10_000, APPENDIX_J: 24}
+from pipelines.options import Out
+from pipelines.paper.published import APPENDIX_J, GALLERY, PROMPTS_A_MODEL
 
 
-def share(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(options.Options):
+    """What a reproduction is asked. exhibits: their keys, or `all`."""
+
+    exhibits: tuple[str, ...] = ("all",)
+    models: Annotated[Literal["mini", "real"], flag(choices=("mini", "real"))] = "mini"
+    scale: Annotated[float, flag("share of the prompts", number(0, 1, above=True))] = 1.0
+    calibration: Annotated[
+        str | None, flag("prompts of the searches of Tables 3 and 4: a file (default: Shapes' train split)")
+    ] = None
+    recaption: Annotated[
+        str | None,
+        flag("captions of Table 6's data set (jobs/fetch.py imagenet21k-recaption), as --prompts takes"),
+    ] = None
+    recaption_reference: Annotated[str | None, flag("folder of its reference images")] = None
+    finetuned: Annotated[
+        tuple[str, ...], flag("of Table 7's real models (jobs/finetune.py)", nargs="+", metavar="MODEL=FOLDER")
+    ] = ()
+    rounds: Annotated[int, flag("of the latency measurement; 0: none", at_least_3(zero=True))] = 7
+    price: Annotated[float | None, flag("of a GPU hour, for --dry-run of the real models", number(0, 1e6))] = None
+    dry_run: Annotated[bool, flag("print what would run, and stop")] = False
+    out: Out = "out/paper"
+
+    @property
+    def mini(self) -> bool:
+        return self.models == "mini"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """size: prompts that the paper has. captions, references: the options that name them on real models, as attributes;
+    "" where the prompts are the paper's own. play: the options of what plays it."""
+
+    size: int
+    captions: str
+    references: str
+    play: Callable[[Options], Options]
+
+
+def play_coco(given: Options) -> Options:
+    """COCO 2014's validation captions, as is usual (the paper does not say): --prompts and --reference."""
+    return given if given.mini else replace(given, limit=given.limit or DATASETS["coco2014"].size)
+
+
+def play_recaption(given: Options) -> Options:
+    """App. E: --recaption and --recaption-reference, in a store of its own."""
+    key = "imagenet21k_recaption"
+    own = replace(
+        given, out=below(given.out, key), protocol=None, matched=False, shuffled=True,
+        reference=given.recaption_reference, prompts="shapes-recaption" if given.mini else given.recaption or "shapes",
+    )  # fmt: skip
+    size = DATASETS[key].size
+    if given.limit and given.limit > size:  # the paper's number is not the one that was given: of a shorter file, all
+        own = replace(own, given=given.given - {"limit"})
+    return own if given.mini else replace(own, limit=min(given.limit or size, size))
+
+
+def play_gallery(given: Options) -> Options:
+    """App. J: the paper's own prompts, a few images of each."""
+    return replace(
+        given, out=below(given.out, GALLERY), protocol=None, matched=False, shuffled=False,
+        prompts="shapes" if given.mini else str(APPENDIX_J), limit=PROMPTS_A_MODEL if given.mini else None,
+        batch_size=min(given.batch_size, 8), given=given.given - {"batch_size"},
+    )  # fmt: skip
+
+
+DATASETS = {
+    "coco2014": Dataset(30_000, "prompts", "reference", play_coco),
+    "imagenet21k_recaption": Dataset(10_000, "recaption", "recaption_reference", play_recaption),
+    GALLERY: Dataset(24, "", "", play_gallery),
+}
+
+
+def has_captions(given: Options, dataset: str) -> bool:
+    """Are the prompts of a real data set there, or named by an option?"""
+    name = DATASETS[dataset].captions
+    return not name or getattr(given, name) not in (None, "shapes")
+
+
+def share(given: Options) -> int:
     """How many prompts `--scale` leaves of those that --prompts and --limit name."""
-    return max(4, round(args.scale * len(prompts.load_prompts(args.prompts, args.limit, args.shuffled))))
+    return max(4, round(given.scale * len(options.read_prompts(given))))
 
 
-def of_dataset(args: argparse.Namespace, dataset: str) -> argparse.Namespace:
-    """The options of a data set of the paper: COCO is --prompts and --reference, the other is --recaption's."""
-    other = {"out": below(args.out, dataset), "protocol": None, "matched": False}
-    mini, most = args.models == "mini", PROMPTS[dataset]
-    limit = most if args.limit is None else args.limit
-    if dataset == APPENDIX_J:
-        own = {**other, "shuffled": False, "prompts": "shapes" if mini else str(published.APPENDIX_J),
-               "limit": COLUMNS if mini else None,
-               "batch_size": min(args.batch_size, 8), "given": args.given - {"batch_size"}}  # fmt: skip
-    elif dataset == "coco2014":
-        own = {} if mini else {"limit": limit}
-    else:
-        own = {**other, "shuffled": True, "reference": args.recaption_reference, "prompts": args.recaption}
-        own |= {"prompts": "shapes-recaption"} if mini else {"limit": min(limit, most)}
-    found = argparse.Namespace(**(vars(args) | own))
-    if not mini and found.prompts in (None, "shapes"):
-        option = "--prompts" if dataset == "coco2014" else "--recaption"
-        raise ValueError(f"--models real needs {option}, a file of captions ({dataset}'s are the paper's)")
-    found = settle_options(found)
-    if dataset != APPENDIX_J:
-        found.limit = share(found)
-    return found
+def of_dataset(given: Options, dataset: str) -> Options:
+    """The options of a data set of the paper. Raises ValueError if real models have no captions."""
+    if not given.mini and not has_captions(given, dataset):
+        raise ValueError(
+            f"--models real needs --{DATASETS[dataset].captions}, a file of captions ({dataset}'s are the paper's)"
+        )
+    found = options.settled(DATASETS[dataset].play(given))
+    return replace(found, limit=share(found)) if DATASETS[dataset].captions else found

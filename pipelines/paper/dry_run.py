@@ -1,14 +1,15 @@
 """What a reproduction would take, before anything runs: runs, images, MACs, GPU hours, bytes."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from tqdm import tqdm
 
 from pipelines.data import prompts
 from pipelines.paper import datasets, published, reproduction
-from pipelines.paper.exhibits import APPENDIX_J, TUNED, Exhibit
+from pipelines.paper.datasets import DATASETS, Options
+from pipelines.paper.exhibit import TUNED, Exhibit
 from postdiff.models.checkpoints import resolve
 
 GPUS = ("A5000", "H100")
@@ -24,7 +25,7 @@ class Group:
     exhibits: tuple[Exhibit, ...]
 
 
-def gather(args: argparse.Namespace, chosen: Sequence[Exhibit]) -> tuple[list[Group], list[str]]:
+def gather(given: Options, chosen: Sequence[Exhibit]) -> tuple[list[Group], list[str]]:
     """The exhibits by data set under the options of jobs/reproduce.py, and a line each: which prompts were read. Where
     real models have no file of captions yet, the paper's number of them is taken.
 
@@ -32,13 +33,12 @@ def gather(args: argparse.Namespace, chosen: Sequence[Exhibit]) -> tuple[list[Gr
     """
     groups, lines = [], []
     for dataset in dict.fromkeys(exhibit.dataset for exhibit in chosen):
-        most = datasets.PROMPTS[dataset]
-        file = args.prompts != "shapes" if dataset == "coco2014" else args.recaption
-        if args.models == "real" and dataset != APPENDIX_J and not file:
-            n = max(4, round(args.scale * min(args.limit or most, most)))
+        most = DATASETS[dataset].size
+        if not given.mini and not datasets.has_captions(given, dataset):
+            n = max(4, round(given.scale * min(given.limit or most, most)))
             lines.append(f"{dataset}: no file of captions is given: counted for {n} of the paper's {most}")
         else:
-            own = datasets.of_dataset(args, dataset)
+            own = datasets.of_dataset(given, dataset)
             listed = prompts.load_prompts(own.prompts, own.limit, own.shuffled)
             n = len(listed)
             lines.append(f"{dataset}: read {prompts.describe(listed)} (of {own.prompts})")
@@ -98,7 +98,7 @@ def text(
         for model, name in of.items():
             own = {plan: prices[m, plan].here.macs_paper for m, plan in runs if m == model}
             macs = group.prompts * sum(own.values()) / 1e12
-            size += group.prompts * len(own) * resolve(name).size ** 2 * BYTES_A_PIXEL / 1e9
+            size += group.prompts * len(own) * prod(resolve(name).size) * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}
             for gpu, value in took.items():
                 totals[gpu] += value
@@ -118,7 +118,7 @@ def text(
         last.append(
             "(from the paper's latencies of single images: batches take less; what is searched counts as dense)"
         )
-        if any(exhibit.key == "table7" for group in groups for exhibit in group.exhibits):
+        if any(exhibit.tuned for group in groups for exhibit in group.exhibits):
             last.append("and Table 7's fine-tuning: about one day of an H200 for SD1.5, by App. F")
     last += [
         f"in all {value:.1f} hours of {where}, as measured there (--out has its latencies), one image at a time"

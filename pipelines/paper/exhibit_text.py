@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric, shown
-from pipelines.paper.exhibits import Exhibit, Run
+from pipelines.paper.exhibit import Exhibit, Run
 from pipelines.report import tables
 from pipelines.report.tables import Row
 from pipelines.stages.latency import Latency
@@ -158,7 +158,7 @@ def _times(exhibit: Exhibit, results: Results, run: Run) -> list[str]:
 def _number(exhibit: Exhibit, run: Run, key: str, digits: int) -> str:
     if key in run.values:
         return f"{run.values[key]:.{digits}f}"
-    return "lost" if exhibit.kind == "table" else "–"  # of a figure, what a table has of the same plan
+    return "lost" if exhibit.is_table else "–"  # of a figure, what a table has of the same plan
 
 
 def printed_change(exhibit: Exhibit, run: Run, metric: Metric) -> float | None:

@@ -1,11 +1,11 @@
 """The paper's exhibits, each declared once: which runs it shows, under which labels, beside which printed numbers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Literal
 
-from pipelines.metrics.metric import METRICS, Metric
-from pipelines.paper import presets, published
+from pipelines.paper import figures, presets, published
+from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Exhibit, Run
 from postdiff import methods
 from postdiff.plan import Plan
 
@@ -14,89 +14,16 @@ FEWEST = (4, 6)  # ours: PostDiff saves more than T = 8 does, and must be held a
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WATCHED = (0.0, 0.1, 0.2, 0.3, 0.5)  # s of the rows of Fig. 3 and 12
 SCALES = (0.375, 0.5, 0.625, 0.75, 0.875)  # App. B
-CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
-APPENDIX_J = "appendix_j"  # the data set of the galleries: the paper's own 24 prompts, 6 a model
 # What plays each of the paper's models in the laptop's edition.
 MINI = {
     "sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart",
     "sd15-original": "mini-sd", "bk-sdm-tiny": "mini-bk-sdm",
 }  # fmt: skip
-FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]  # what the paper prints
-TUNED = " fine-tuned"  # after a model's name: its weights after App. F
-
-
-@dataclass(frozen=True, eq=False)  # compared by identity: a table may print one run twice
-class Run:
-    """One plan on one of the paper's models.
-
-    label: as the table prints it; of a figure, the point's on its curve. curve: of a figure, the series it belongs to.
-    x: of a figure over a setting, that setting. values: as `published.Line`, of a figure those that a table has of the
-        same plan. notes: what the paper says of it, or leaves open.
-    searched: the plan, or its cost, was found on the model that runs, and is of no other.
-    """
-
-    label: str
-    model: str
-    plan: Plan
-    curve: str = ""
-    x: float = 0.0
-    values: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    searched: bool = False
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds an image that the paper printed."""
-        return next((value for key, value in self.values.items() if key.startswith(published.SECONDS)), None)
-
-    @property
-    def gpu(self) -> str:
-        """The GPU of those seconds."""
-        keys = [key for key in self.values if key.startswith(published.SECONDS)]
-        return keys[0].removeprefix(published.SECONDS).upper() if keys else ""
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """kind: `table`; `plane`, quality against cost of all models; `front`, a panel a model and metric; `subsets`, the
-    CLIP score against s on parts of the prompts; `trajectory`, what each step predicts; `profile`, how far features
-    move from step to step; `gallery`, images. shown: of a trajectory, which prompts. note: what the paper leaves open.
-    """
-
-    key: str
-    title: str
-    kind: str
-    runs: tuple[Run, ...]
-    metrics: tuple[Metric, ...] = (FID, CLIP_SCORE)
-    timed: bool = False
-    note: str = ""
-    dataset: str = "coco2014"
-    shown: tuple[int, ...] = (0,)
-
-    def name(self, run: Run) -> str:
-        """What tells a run from the others: of a figure, its model and curve too."""
-        return (
-            run.label
-            if self.kind in ("table", "trajectory", "profile")
-            else " ".join(filter(None, (run.model, run.curve, run.label)))
-        )
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(run.model for run in self.runs))
-
-    def reference(self, model: str) -> Run:
-        """What changes are from: the model as it is, at its most steps; of a table without it, the model's first run
-        before fine-tuning."""
-        own = [run for run in self.runs if run.model == model.removesuffix(TUNED)]
-        return max((run for run in own if run.plan.name == "dense"), key=lambda run: len(run.plan), default=own[0])
-
-
 Found = Mapping[str, Plan]  # plans that a search found, {"table4.ditfastattn": plan}
 
 
-def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Exhibit:
-    runs = []
+def table(key: str, title: str, timed: bool, answers: Literal["", "all"], found: Found) -> Exhibit:
+    runs: list[Run] = []
     for line in published.lines(key):
         preset = f"{key}.{line.method}"
         notes, plan = _notes(line), found.get(preset)
@@ -107,7 +34,11 @@ def table(key: str, title: str, timed: bool, found: Found, note: str = "") -> Ex
         runs.append(
             Run(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
         )  # fmt: skip
-    return Exhibit(key, title, "table", tuple(runs), timed=timed, note=note, dataset=published.lines(key)[0].dataset)
+    dataset = published.lines(key)[0].dataset
+    return Exhibit(
+        key, title, tuple(runs), timed=timed, dataset=dataset, searches=presets.that_need_the_model(key),
+        answers=answers,
+    )  # fmt: skip
 
 
 def _notes(line: published.Line) -> tuple[str, ...]:
@@ -141,7 +72,10 @@ def figure1(found: Found) -> Exhibit:
             "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
-    return Exhibit("fig1", "PostDiff on four models", "plane", tuple(runs), (FID,), note="its points are Table 2's")
+    return Exhibit(
+        "fig1", "PostDiff on four models", tuple(runs), (FID,), note="its points are Table 2's", draw=figures.plane,
+        answers="all",
+    )  # fmt: skip
 
 
 def figure4(found: Found) -> Exhibit:
@@ -152,7 +86,15 @@ def figure4(found: Found) -> Exhibit:
         for s in SHARES
     ]  # fmt: skip
     note = "s T is rounded: at T = 8 s = 0.2 and 0.3 are one plan, and so are others at few steps"
-    return Exhibit("fig4", "Denoising steps against mixed resolution", "front", tuple(runs), (FID,), note=note)
+    return Exhibit(
+        "fig4",
+        "Denoising steps against mixed resolution",
+        tuple(runs),
+        (FID,),
+        note=note,
+        draw=figures.front,
+        answers="all",
+    )
 
 
 def figure5(found: Found) -> Exhibit:
@@ -172,7 +114,9 @@ def figure5(found: Found) -> Exhibit:
         "the paper varies m on SD1.5, m and s on PixArt-alpha, and does not list their values: of SD1.5 these are "
         "Table 5's and m = 5, of PixArt-alpha ours; T = 4 and 6 are added, since PostDiff costs less than T = 8"
     )
-    return Exhibit("fig5", "Fewer steps or cheaper steps", "front", tuple(runs), note=note)
+    return Exhibit(
+        "fig5", "Fewer steps or cheaper steps", tuple(runs), note=note, draw=figures.front, answers="printed"
+    )
 
 
 def figure8(found: Found) -> Exhibit:
@@ -183,7 +127,7 @@ def figure8(found: Found) -> Exhibit:
         for beta in (*SCALES, 1.0)
     ]  # fmt: skip
     note = "the paper does not list its numbers of steps; these are Fig. 4's; beta=1, full resolution, is added"
-    return Exhibit("fig8", "Scale of the low resolution", "front", tuple(runs), (FID,), note=note)
+    return Exhibit("fig8", "Scale of the low resolution", tuple(runs), (FID,), note=note, draw=figures.front)
 
 
 def figure9(found: Found) -> Exhibit:
@@ -196,7 +140,7 @@ def figure9(found: Found) -> Exhibit:
         "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
         "prompts of the list, and part of the full set"
     )
-    return Exhibit("fig9", "Small calibration sets", "subsets", tuple(runs), (CLIP_SCORE,), note=note)
+    return Exhibit("fig9", "Small calibration sets", tuple(runs), (CLIP_SCORE,), note=note, draw=figures.subsets)
 
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
@@ -204,13 +148,14 @@ def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
         Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
     ]
     note = "the paper names neither its prompts nor its s; row 1 is full resolution, rows 2 to 5 are mixed, as there"
-    return Exhibit(key, "CLIP score after each denoising step", "trajectory", tuple(runs), note=note, shown=shown)
+    draw = partial(figures.trajectory, shown=shown)
+    return Exhibit(key, "CLIP score after each denoising step", tuple(runs), note=note, draw=draw, watched="trajectory")
 
 
 def figure7(found: Found) -> Exhibit:
     note = "the paper does not say how L2 distances of layers of different sizes are averaged: here root mean squares"
     runs = (Run("Original", "sd15", methods.dense(20)),)
-    return Exhibit("fig7", "Features from step to step", "profile", runs, note=note)
+    return Exhibit("fig7", "Features from step to step", runs, note=note, draw=figures.profile, watched="profile")
 
 
 def table7(found: Found) -> Exhibit:
@@ -219,10 +164,11 @@ def table7(found: Found) -> Exhibit:
             methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=_notes(line))
         for line in published.lines("table7")
     ]  # fmt: skip
+    tuned = {line.model: (line.settings["beta"], line.settings["s"]) for line in published.lines("table7")}
     note = (
         "the paper does not tell k and m: these are its usual k = 2, m = 15 of 20; changes are from before fine-tuning"
     )
-    return Exhibit("table7", "PostDiff with fine-tuning", "table", tuple(runs), note=note)
+    return Exhibit("table7", "PostDiff with fine-tuning", tuple(runs), note=note, tuned=tuned)
 
 
 def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
@@ -234,7 +180,14 @@ def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
         ours = next(line for line in own if line.method == "postdiff" and line.settings.get("m"))
         for label, line in (("original", dense), ("PostDiff", ours)):
             runs.append(Run(label, model, published.plan(line)))
-    return Exhibit(key, "Images without and with PostDiff", "gallery", tuple(runs), (CLIP_SCORE,), dataset=APPENDIX_J)
+    return Exhibit(
+        key,
+        "Images without and with PostDiff",
+        tuple(runs),
+        (CLIP_SCORE,),
+        dataset=published.GALLERY,
+        draw=figures.gallery,
+    )
 
 
 def figure13(found: Found) -> Exhibit:
@@ -248,11 +201,11 @@ def figure13(found: Found) -> Exhibit:
     return Exhibit(
         "fig13",
         "What the cached cross-attention holds",
-        "gallery",
         tuple(runs),
         (CLIP_SCORE,),
         note=note,
-        dataset=APPENDIX_J,
+        dataset=published.GALLERY,
+        draw=figures.gallery,
     )
 
 
@@ -260,17 +213,17 @@ EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order
     "fig1": figure1,
     "fig3": partial(trajectory, "fig3", (0,)),
     "fig4": figure4,
-    "table1": partial(table, "table1", "Caching strategies", False),
+    "table1": partial(table, "table1", "Caching strategies", False, ""),
     "fig5": figure5,
-    "table2": partial(table, "table2", "PostDiff on four models", True),
-    "table3": partial(table, "table3", "Other methods, SD1.5", True),
-    "table4": partial(table, "table4", "Other methods, PixArt-alpha", True),
+    "table2": partial(table, "table2", "PostDiff on four models", True, "all"),
+    "table3": partial(table, "table3", "Other methods, SD1.5", True, ""),
+    "table4": partial(table, "table4", "Other methods, PixArt-alpha", True, ""),
     "fig6": partial(gallery, "fig6", ("sd15", "pixart")),
     "fig7": figure7,
     "fig8": figure8,
-    "table5": partial(table, "table5", "Ablation of k and m", True),
+    "table5": partial(table, "table5", "Ablation of k and m", True, ""),
     "fig9": figure9,
-    "table6": partial(table, "table6", "Another data set", True),
+    "table6": partial(table, "table6", "Another data set", True, ""),
     "table7": table7,
     "fig11": partial(gallery, "fig11", ("lcm", "sdxl")),
     "fig12": partial(trajectory, "fig12", (1, 2)),

@@ -1,4 +1,8 @@
-"""The picture of an exhibit, and the numbers behind it, from what the store holds."""
+"""The picture of an exhibit, and the numbers behind it, from what the store holds.
+
+Exhibits name these functions, and are read where there is neither matplotlib nor pyarrow: those that need them import
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +14,59 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.engine import records
-from pipelines.engine.store import Store
-from pipelines.evaluation import Protocol
 from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import Metric
-from pipelines.paper import exhibit_text, exhibits
-from pipelines.paper.exhibits import Exhibit
-from pipelines.report import plots, tables
-from pipelines.stages import features, scores, trajectories
-from pipelines.stages.generation import Configuration
+from pipelines.paper.published import PROMPTS_A_MODEL
+from pipelines.report import tables
 
 if TYPE_CHECKING:
-    from pipelines.paper.analysis import Profile
+    from pipelines.engine.store import Store
+    from pipelines.evaluation import Protocol
+    from pipelines.paper.exhibit import Exhibit
+    from pipelines.paper.exhibit_text import Results
+    from pipelines.report import plots
+    from pipelines.stages import trajectories
+    from pipelines.stages.analysis import Profile
+    from pipelines.stages.generation import Configuration
+
+    Configurations = Mapping[tuple[str, str], Configuration]  # (the paper's model, plan id)
 
 WATCHED = 32  # prompts that profiles and trajectories are averaged over
-COLUMNS = 6  # prompts of a gallery, as in Fig. 6 and 11
-Configurations = Mapping[tuple[str, str], Configuration]  # (the paper's model, plan id)
+CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a picture is drawn from. names: the paper's model -> the one that ran. metrics: those that were measured."""
+
+    store: Store
+    exhibit: Exhibit
+    results: Results
+    names: Mapping[str, str]
+    protocol: Protocol
+    configurations: Configurations
+    metrics: list[Metric]
+
+    @property
+    def name(self) -> str:
+        """The model that ran, of an exhibit of one."""
+        return self.names[self.exhibit.models[0]]
+
+    @property
+    def points(self) -> list[plots.Labelled]:
+        from pipelines.report import plots
+
+        return [plots.Labelled(run.model, run.curve, run.label, self.results[run.key].row) for run in self.exhibit.runs]
 
 
 def tasks(exhibit: Exhibit, configurations: Configurations, protocol: Protocol) -> list[trajectories.Task]:
     """What must be done for the picture beside the images that are scored."""
-    if exhibit.kind not in ("profile", "trajectory"):
+    from pipelines.stages import trajectories
+
+    if exhibit.watched is None:
         return []
-    return [
-        trajectories.Task(
-            exhibit.kind,  # type: ignore[arg-type]
-            configurations[run.model, run.plan.id],
-            protocol.prompts[:WATCHED],
-            protocol.clip,
-        )
-        for run in exhibit.runs
-    ]
+    prompts = protocol.prompts[:WATCHED]
+    return [trajectories.Task(exhibit.watched, configurations[run.key], prompts, protocol.clip) for run in exhibit.runs]
 
 
 @dataclass(frozen=True)
@@ -56,39 +81,75 @@ class Drawn:
 def draw(
     store: Store,
     exhibit: Exhibit,
-    results: exhibit_text.Results,
+    results: Results,
     names: Mapping[str, str],
     protocol: Protocol,
     configurations: Configurations,
 ) -> Drawn | None:
     """The picture; None for a table, and for quality against cost where nothing of it was measured."""
-    name = names[exhibit.models[0]]
-    runs = [exhibit_text.of(results, run).row for run in exhibit.runs]
-    measured = [metric for metric in exhibit.metrics if tables.measured(runs, metric)]
-    if exhibit.kind == "table" or not measured:
+    rows = [results[run.key].row for run in exhibit.runs]
+    metrics = [metric for metric in exhibit.metrics if tables.measured(rows, metric)]
+    if exhibit.draw is None or not metrics:
         return None
-    if exhibit.kind == "plane":
-        return Drawn(plots.plane_plot(exhibit, results, names))
-    if exhibit.kind == "front":
-        return Drawn(plots.exhibit_plot(exhibit, results, names, measured))
-    if exhibit.kind == "subsets":
-        (metric,) = exhibit.metrics
-        curves = subsets(store, exhibit, results, protocol, metric)
-        rows = [[of, s, *_cells(interval)] for of, points in curves.items() for s, interval in points]
-        numbers = to_csv(["prompts", "s", *INTERVAL], rows)
-        return Drawn(plots.subsets_plot(curves, metric, f"{name}, T = 20"), numbers, agreement(curves))
-    if exhibit.kind == "gallery":
-        return Drawn(plots.gallery_plot(gallery(store, exhibit, results, names)))
-    made = tasks(exhibit, configurations, protocol)
-    if exhibit.kind == "profile":
-        found = trajectories.read_profile(store, made[0])
-        return Drawn(plots.profile_plot(found, f"{name}, {len(exhibit.runs[0].plan)} steps"), profile_csv(found))
-    paths = {run.label: task for run, task in zip(exhibit.runs, made, strict=True)}
-    return draw_trajectories(store, paths, exhibit.shown, name)
+    return exhibit.draw(Source(store, exhibit, results, names, protocol, configurations, metrics))
+
+
+def plane(of: Source) -> Drawn:
+    """Quality against cost of all models."""
+    from pipelines.report import plots
+
+    (metric,) = of.metrics
+    return Drawn(plots.plane_plot(of.points, of.names, metric))
+
+
+def front(of: Source) -> Drawn:
+    """Quality against cost, a panel a model and metric."""
+    from pipelines.report import plots
+
+    return Drawn(plots.exhibit_plot(of.points, of.names, of.metrics))
+
+
+def subsets(of: Source) -> Drawn:
+    """A metric against s on parts of the prompts."""
+    from pipelines.report import plots
+
+    (metric,) = of.metrics
+    curves = subset_scores(of.store, of.exhibit, of.results, of.protocol, metric)
+    rows = [[size, s, *_cells(interval)] for size, points in curves.items() for s, interval in points]
+    numbers = to_csv(["prompts", "s", *INTERVAL], rows)
+    return Drawn(plots.subsets_plot(curves, metric, f"{of.name}, T = 20"), numbers, agreement(curves))
+
+
+def gallery(of: Source) -> Drawn:
+    """Images, a row a run."""
+    from pipelines.report import plots
+
+    return Drawn(plots.gallery_plot(gallery_panels(of.store, of.exhibit, of.results, of.names)))
+
+
+def profile(of: Source) -> Drawn:
+    """How far features move from step to step."""
+    from pipelines.report import plots
+    from pipelines.stages import trajectories
+
+    (task,) = tasks(of.exhibit, of.configurations, of.protocol)
+    found = trajectories.read_profile(of.store, task)
+    steps = len(of.exhibit.runs[0].plan)
+    return Drawn(plots.profile_plot(found, f"{of.name}, {steps} steps"), profile_csv(found))
+
+
+def trajectory(of: Source, shown: Sequence[int]) -> Drawn:
+    """What each step predicts of the prompts `shown`."""
+    made = tasks(of.exhibit, of.configurations, of.protocol)
+    paths = {run.label: task for run, task in zip(of.exhibit.runs, made, strict=True)}
+    return draw_trajectories(of.store, paths, shown, of.name)
 
 
 def draw_trajectories(store: Store, tasks: Mapping[str, trajectories.Task], shown: Sequence[int], name: str) -> Drawn:
     """{label: task} -> a row each, for each of the prompts `shown`."""
+    from pipelines.report import plots
+    from pipelines.stages import trajectories
+
     paths = {
         label: (task.configuration.plan, trajectories.read_trajectory(store, task)) for label, task in tasks.items()
     }
@@ -103,16 +164,18 @@ def draw_trajectories(store: Store, tasks: Mapping[str, trajectories.Task], show
     return Drawn(plots.trajectory_plot(groups, title), trajectory_csv(paths))
 
 
-def subsets(
-    store: Store, exhibit: Exhibit, results: exhibit_text.Results, protocol: Protocol, metric: Metric
+def subset_scores(
+    store: Store, exhibit: Exhibit, results: Results, protocol: Protocol, metric: Metric
 ) -> dict[str, list]:
     """Fig. 9: {set of prompts: [(s, interval of the metric)]}: the first n of the prompts, and all."""
+    from pipelines.stages import features, scores
+
     n = len(protocol.prompts)
-    first = exhibits.CALIBRATION if n > max(exhibits.CALIBRATION) else (max(4, n // 8), max(4, n // 4))
+    first = CALIBRATION if n > max(CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
     there = scores.read_features(store, protocol.against(metric))
     for run in exhibit.runs:
-        folder = features.folder(protocol.encoder(metric), exhibit_text.of(results, run).row.configuration)
+        folder = features.folder(protocol.encoder(metric), results[run.key].row.configuration)
         ids, images = scores.read_features(store, folder)
         texts = scores.held_against(metric, ids, *there)
         for size in dict.fromkeys([*first, n]):
@@ -132,20 +195,22 @@ def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
     return f"Rank agreement with {everything} over the {len(full)} settings (Kendall's tau): {', '.join(told)}."
 
 
-def gallery(
-    store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[str, str]
+def gallery_panels(
+    store: Store, exhibit: Exhibit, results: Results, names: Mapping[str, str]
 ) -> list[tuple[str, list[str], list[tuple[str, list[np.ndarray]]]]]:
     """A panel a model: (its title, prompts, [(label, an image a prompt)]). A model's own prompts where it has any."""
+    from pipelines.data.images import decode
+
     panels = []
     for model in exhibit.models:
         rows, texts = [], {}
         for run in (run for run in exhibit.runs if run.model == model):
-            shards = sorted(store.names(f"images/{exhibit_text.of(results, run).row.configuration}"))
+            shards = sorted(store.names(f"images/{results[run.key].row.configuration}"))
             parts = [store.table(shard, ["prompt_id", "prompt", "image"]).to_pylist() for shard in shards]
             found = {row["prompt_id"]: row for part in parts for row in part}
             own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())
-            texts = {row["prompt_id"]: row["prompt"] for row in own[:COLUMNS]}
-            rows.append((run.label, [records.decode_image(row["image"]["bytes"]) for row in own[:COLUMNS]]))
+            texts = {row["prompt_id"]: row["prompt"] for row in own[:PROMPTS_A_MODEL]}
+            rows.append((run.label, [decode(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
         panels.append((f"{model}: {names[model]}", list(texts.values()), rows))
     return panels
 

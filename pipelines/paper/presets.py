@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from postdiff import methods
 from postdiff.arguments import shown
@@ -10,6 +10,7 @@ from postdiff.plan import Plan
 
 if TYPE_CHECKING:
     from postdiff.models.loading import Backbone
+    from postdiff.models.spec import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ PRESETS = {
 }
 
 
+def that_need_the_model(table: str) -> tuple[str, ...]:
+    """Presets of a table whose plans are searched, or their costs measured, with the model."""
+    return tuple(name for name, preset in PRESETS.items() if name.startswith(f"{table}.") and preset.needs_model)
+
+
 def plan(name: str, steps: int = 20) -> Plan:
     """The plan of a preset that needs no model. Steps that the table names (m = 15) are scaled with T.
 
@@ -76,20 +82,22 @@ def find(
     seeds: Sequence[int],
     steps: int = 20,
     on_step: Callable[[int], None] | None = None,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **sampling: "Unpack[SamplingSettings]",
 ) -> Plan:
-    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that."""
+    """The plan of any preset; searched, or its cost measured, on these calibration prompts where it needs that.
+
+    sampling: guidance, solver and size, as `postdiff.sample` takes them.
+    """
     from postdiff import search
 
-    preset, given = _preset(name), {"guidance": guidance, "solver": solver, "size": size, "on_step": on_step}
+    preset = _preset(name)
     if preset.searched:
         run = getattr(search, preset.method)
-        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, **given)
+        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **sampling)
     found = plan(name, steps)
-    return search.ca_tome(backbone, prompts, seeds, found, **given) if preset.needs_model else found
+    if not preset.needs_model:
+        return found
+    return search.ca_tome(backbone, prompts, seeds, found, on_step=on_step, **sampling)
 
 
 def _preset(name: str) -> Preset:

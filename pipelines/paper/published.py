@@ -17,7 +17,9 @@ from postdiff.plan import Plan
 
 FILE = Path(__file__).parent / "published.csv"
 SECONDS = "latency_s_"  # and the GPU's name: the metric of seconds an image
-APPENDIX_J = Path(__file__).parent / "appendix_j.csv"  # the prompts of Fig. 6 and 11, six a model
+APPENDIX_J = Path(__file__).parent / "appendix_j.csv"  # the prompts of Fig. 6 and 11
+GALLERY = "appendix_j"  # their data set
+PROMPTS_A_MODEL = 6  # of it
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,12 @@ import postdiff
 from pipelines import evaluation
 from pipelines.engine.store import Store
 from pipelines.evaluation import Point, Protocol
-from pipelines.paper import exhibit_text, exhibits, figures, significance
-from pipelines.paper.exhibits import Exhibit, Run
-from pipelines.report import document, plots, tables
-from pipelines.stages import latency
+from pipelines.paper import exhibit_text, exhibits, figures, significance, verdict
+from pipelines.paper.datasets import Options
+from pipelines.paper.exhibit import Exhibit, Run, before
+from pipelines.report import document, plots, tables, tracking
+from pipelines.stages import latency, trajectories
+from pipelines.stages.generation import Configuration
 from pipelines.stages.latency import Latency
 from postdiff.models.checkpoints import resolve
 
@@ -34,7 +38,7 @@ class Price:
 
 
 def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Run]:
-    return {(run.model, run.plan.id): run for exhibit in chosen for run in exhibit.runs}
+    return {run.key: run for exhibit in chosen for run in exhibit.runs}
 
 
 def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]:
@@ -45,14 +49,14 @@ def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]
         plans = [runs[key].plan for key in keys]
         prices = postdiff.costs(plans, resolve(name))
         shared = [key for key in keys if name == model or not runs[key].searched]
-        first = model.removesuffix(exhibits.TUNED)
+        first = before(model)
         theirs = prices if name == first else postdiff.costs([runs[key].plan for key in shared], resolve(first))
         there = dict(zip(shared, theirs, strict=True))
         found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
     return found
 
 
-def points_of(options, runs: dict[Key, Run], prices: dict[Key, Price], names: dict[str, str]) -> list[Point]:
+def points_of(options: Options, runs: dict[Key, Run], prices: dict[Key, Price], names: dict[str, str]) -> list[Point]:
     """Each run as a configuration under a job's `options`, in order. names: the paper's model -> the one that runs."""
     return [
         Point(run.plan.name, run.label, evaluation.configure(options, names[run.model], run.plan),
@@ -62,7 +66,7 @@ def points_of(options, runs: dict[Key, Run], prices: dict[Key, Price], names: di
 
 
 def time_plans(
-    store: Store, chosen: Sequence[Exhibit], names: dict[str, str], options, gpu: bool
+    store: Store, chosen: Sequence[Exhibit], names: dict[str, str], options: Options, gpu: bool
 ) -> dict[Key, Latency]:
     """Latencies of the timed exhibits' runs, each model's beside that model as it is."""
     timed = [exhibit for exhibit in chosen if exhibit.timed]
@@ -112,5 +116,73 @@ def write(
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
     folded = f"<details><summary>{len(exhibit.runs)} points</summary>{whole}</details>"
-    html = f"{body}{whole if exhibit.kind == 'table' else folded}\n<p>{escape(told)}</p>"
+    html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
     return html, markdown
+
+
+def make(
+    options: Options,
+    group: list[Exhibit],
+    names: dict[str, str],
+    store: Store,
+    protocol: Protocol,
+    times: dict[Key, Latency],
+) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[list[str]]]:
+    """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
+    answer to the paper's question, lines of a table."""
+    names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
+    runs = distinct(group)
+    prices = count_costs(runs, names)
+    points = points_of(options, runs, prices, names)
+    resources = evaluation.connect(options, list(names.values()))
+    rows = evaluation.evaluate(store, points, protocol, resources)
+    configurations = {key: point.configuration for key, point in zip(runs, points, strict=True)}
+    tasks = {task.name: task for exhibit in group for task in figures.tasks(exhibit, configurations, protocol)}
+    units = [task.unit for task in tasks.values()]
+    evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
+    results = {
+        key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)
+    }
+    made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in group]
+    models = [next(p.configuration for p in points if p.configuration.backbone == name) for name in names.values()]
+    facts = {
+        "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
+        "sampling": f"batches of {options.batch_size}, {points[0].configuration.dtype}",
+        **protocol.facts(),
+        "runs": f"{sum(len(e.runs) for e in group)} cells, {len({p.configuration.id for p in points})} different runs",
+    }
+    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    once = list({row.configuration: row for row in rows}.values())
+    tracking.log(store, f"paper-{options.models}", protocol.facts(), once, specs, {})
+    return made, facts, verdict.lines(results, names, group)
+
+
+def describe(of: Configuration) -> str:
+    return f"{of.backbone} (weights {of.weights}), {of.size} px, solver {of.solver}, guidance {of.guidance}"
+
+
+def publish(
+    store: Store,
+    options: Options,
+    sections: list[tuple[Exhibit, str, str]],
+    answers: list[list[str]],
+    facts: dict[str, str],
+) -> None:
+    """Write the report, and print it."""
+    sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
+    legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if options.mini else "")
+    above, headline = "", f"{len(sections)} exhibits."
+    if answers:
+        headline = "Fewer denoising steps, or cheaper steps?"
+        above = f"{document.table(verdict.HEADER, answers)}<p>{escape(verdict.LEGEND)}</p>\n"
+        store.put("answer.md", f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}\n".encode())
+    body = "\n".join(html for _, html, _ in sections)
+    page = document.page(
+        "postdiff: the paper, reproduced", headline, f'{above}<p class="dim">{escape(legend)}</p>\n{body}', facts
+    )
+    store.put("report.html", page.encode())
+    for exhibit, _, markdown in sections:
+        print(f"\n{exhibit.key}: {exhibit.title}\n{markdown}")
+    if answers:
+        print(f"\n{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}")
+    print(f"report: {store.shown}/report.html")

@@ -4,7 +4,6 @@ a few calibration prompts that no table is made of, and kept in the store."""
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 
 from tqdm import tqdm
 
@@ -29,22 +28,22 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
     return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
 
 
-def find(table: str, of: Configuration, store: Store, captions: Sequence[str], steps: int = 20) -> dict[str, Plan]:
-    """{preset: plan} of a table's presets that need the model, under `of`'s model, guidance, solver, size and dtype."""
-    settings: dict[str, Any] = {"guidance": of.guidance, "solver": of.solver, "size": of.size}
-    key = sha256(json.dumps([of.weights, of.dtype, settings, *captions]).encode()).hexdigest()[:12]
+def find(
+    names: Sequence[str], of: Configuration, store: Store, captions: Sequence[str], steps: int = 20
+) -> dict[str, Plan]:
+    """{preset: plan} of the presets `names`, which need the model, under `of`'s model, guidance, solver, size and
+    dtype."""
+    key = sha256(json.dumps([of.weights, of.dtype, of.settings, *captions]).encode()).hexdigest()[:12]
     found: dict[str, Plan] = {}
     backbone = None
-    for name, preset in presets.PRESETS.items():
-        if not name.startswith(f"{table}.") or not preset.needs_model:
-            continue
+    for name in names:
         file = f"plans/{name}-T{steps}-{key}.json"
         if not store.has(file):
             backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
             with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
                 plan = presets.find(
-                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **settings
+                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **of.settings
                 )  # fmt: skip
             store.put(file, planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)).encode())
         found[name] = planfile.from_json(store.get(file), file)

@@ -5,8 +5,8 @@ from itertools import combinations
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric
 from pipelines.paper import exhibit_text
+from pipelines.paper.exhibit import TUNED, Exhibit
 from pipelines.paper.exhibit_text import Results, of
-from pipelines.paper.exhibits import TUNED, Exhibit
 from pipelines.report import tables
 
 LISTED = 15  # names in a sentence, at the most
@@ -51,7 +51,7 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
 
 def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     """Of a table: every two rows of one model against each other, all at once (Bonferroni)."""
-    if exhibit.kind != "table":
+    if not exhibit.is_table:
         return ""
     runs = [run for run in exhibit.runs if tables.measured([of(results, run).row], metric)]
     pairs = [

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pipelines.metrics.intervals import Interval
+from pipelines.paper.exhibit import Exhibit
 from pipelines.paper.exhibit_text import Results
-from pipelines.paper.exhibits import Exhibit
 from pipelines.report import tables
 
 LEGEND = (
@@ -18,7 +18,6 @@ HEADER = (
     "model", "cheaper by", "metric", "FLOPs saved", "plans", "clearly better", "clearly worse", "here", "the paper",
     "agrees",
 )  # fmt: skip
-RECOMMENDED = ("fig1", "fig4", "fig5", "table2")  # where the paper answers its question; the others hold ablations too
 FEW_FLOPS = 0.4  # "e.g., reducing >60% FLOPs" is where fewer steps become "increasingly beneficial" (sec. 2.4)
 ORDER = list(tables.FAMILIES)
 SILENT = "says nothing"
@@ -41,9 +40,9 @@ def claim(model: str, by: str, metric: str, few: bool) -> str:
 
 def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) -> list[list[str]]:
     """The paper's question for each model, lines under `HEADER`: its plans against fewer steps at equal FLOPs."""
-    asked = [(exhibit, run) for exhibit in chosen if exhibit.key in RECOMMENDED for run in exhibit.runs]
+    asked = [(exhibit, run) for exhibit in chosen if exhibit.answers for run in exhibit.runs]
     keys = list(dict.fromkeys((run.model, run.plan.id) for _, run in asked))
-    listed = {(run.model, run.plan.id) for exhibit, run in asked if exhibit.key != "fig5" or run.values}
+    listed = {(run.model, run.plan.id) for exhibit, run in asked if exhibit.answers == "all" or run.values}
     told = []
     for model, name in names.items():
         found = {results[key].row.configuration: results[key].row for key in keys if key[0] == model}

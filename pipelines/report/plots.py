@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -15,17 +16,25 @@ import matplotlib.pyplot as plt
 
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric
-from pipelines.paper import exhibit_text
-from pipelines.paper.exhibits import Exhibit
 from pipelines.report.tables import FAMILIES, Row, front
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
-    from pipelines.paper.analysis import Profile
+    from pipelines.stages.analysis import Profile
 
 mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
 MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
 STYLE = dict(zip(FAMILIES, MARKS, strict=True))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row as a figure shows it: a point `label` of the series `curve`, of a model."""
+
+    model: str
+    curve: str
+    label: str
+    row: Row
 
 
 def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
@@ -132,37 +141,33 @@ def gallery_plot(panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, 
     return figure
 
 
-def exhibit_plot(
-    exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[str, str], metrics: Sequence[Metric]
-) -> plt.Figure:
+def exhibit_plot(points: Sequence[Labelled], names: Mapping[str, str], metrics: Sequence[Metric]) -> plt.Figure:
     """Fig. 4, 5, 8: quality against cost, a panel a model and metric, a curve a series; 95 % intervals faint.
 
     names: the paper's model -> the one that was run. Cost is the paper's "FLOPs" (MACs without attention products).
     """
-    panels = [(model, metric) for model in exhibit.models for metric in metrics]
+    panels = [(model, metric) for model in _models(points) for metric in metrics]
     columns = min(len(panels), 2)
     figure, grid = plt.subplots(
         -(-len(panels) // columns), columns, figsize=(5.4 * columns, 4.1 * -(-len(panels) // columns)),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for axes, (model, metric) in zip(grid.flat, panels, strict=True):
-        own = [run for run in exhibit.runs if run.model == model]
-        curves = list(dict.fromkeys(run.curve for run in own))
+        own = [point for point in points if point.model == model]
+        curves = list(dict.fromkeys(point.curve for point in own))
         colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
         if len(curves) > len(colours):
             colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
-        unit, scale = _unit([exhibit_text.of(results, run).row for run in own])
+        unit, scale = _unit([point.row for point in own])
         for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
-            points = sorted(
-                (run for run in own if run.curve == curve), key=lambda r: exhibit_text.of(results, r).row.macs_paper
-            )
-            rows = [exhibit_text.of(results, run).row for run in points]
+            among = sorted((point for point in own if point.curve == curve), key=lambda p: p.row.macs_paper)
+            rows = [point.row for point in among]
             x, y = _curve(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
             if len(curves) > 4 and curve not in (curves[0], curves[-1]):  # of many curves the outer ones alone
                 continue
-            for i, (run, px, py) in enumerate(zip(points, x, y, strict=True)):
+            for i, (point, px, py) in enumerate(zip(among, x, y, strict=True)):
                 below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
-                axes.annotate(run.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
+                axes.annotate(point.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
         axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=metric.axis, title=f"{model}: {names[model]}")
         _plain(axes)
         axes.legend(frameon=False, fontsize=7, ncols=2)
@@ -171,25 +176,25 @@ def exhibit_plot(
     return figure
 
 
-def plane_plot(exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[str, str]) -> plt.Figure:
-    """Fig. 1: FID against cost of all models at once. "-PD": the model under PostDiff, joined to the model as it is."""
-    (metric,) = exhibit.metrics
+def plane_plot(points: Sequence[Labelled], names: Mapping[str, str], metric: Metric) -> plt.Figure:
+    """Fig. 1: a metric against cost of all models at once. "-PD": the model under PostDiff, joined to the model as
+    it is."""
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-    unit, scale = _unit([exhibit_text.of(results, run).row for run in exhibit.runs])
-    for i, (model, (colour, mark)) in enumerate(zip(exhibit.models, MARKS[1:], strict=False)):
-        own = [run for run in exhibit.runs if run.model == model]
-        dense = sorted((run for run in own if run.curve != "PostDiff"), key=lambda r: len(r.plan))
-        ours = [run for run in own if run.curve == "PostDiff"]
+    unit, scale = _unit([point.row for point in points])
+    for i, (model, (colour, mark)) in enumerate(zip(_models(points), MARKS[1:], strict=False)):
+        own = [point for point in points if point.model == model]
+        dense = sorted((point for point in own if point.curve != "PostDiff"), key=lambda p: p.row.steps)
+        ours = [point for point in own if point.curve == "PostDiff"]
         (x, y), (px, py) = (
-            _curve(axes, [exhibit_text.of(results, run).row for run in part], metric, scale, color=colour, **style)
+            _curve(axes, [point.row for point in part], metric, scale, color=colour, **style)
             for part, style in (
                 (dense, {"fmt": f"{mark}-", "label": f"{model}: {names[model]}"}),
                 (ours, {"fmt": "*", "ms": 13}),
             )
         )
         words = {"textcoords": "offset points", "ha": "center", "color": colour}
-        for run, at, value in zip(dense, x, y, strict=True):
-            axes.annotate(run.label, (at, value), (0, -11 if i % 2 else 7), size=6, **words)
+        for point, at, value in zip(dense, x, y, strict=True):
+            axes.annotate(point.label, (at, value), (0, -11 if i % 2 else 7), size=6, **words)
         for at, value in zip(px, py, strict=True):
             arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
             axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
@@ -199,8 +204,12 @@ def plane_plot(exhibit: Exhibit, results: exhibit_text.Results, names: Mapping[s
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
     _plain(axes)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(exhibit.models))
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(_models(points)))
     return figure
+
+
+def _models(points: Sequence[Labelled]) -> list[str]:
+    return list(dict.fromkeys(point.model for point in points))
 
 
 def _unit(rows: Sequence[Row]) -> tuple[str, float]:

@@ -20,7 +20,7 @@ from postdiff.plan import PIXELS
 if TYPE_CHECKING:
     import torch
 
-    from postdiff.models.families import Text
+    from postdiff.models.family import Text
     from postdiff.text import Embeddings
 
 

@@ -10,6 +10,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from pipelines.data import images, shapes
+from pipelines.data.images import decode
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
@@ -152,7 +153,7 @@ class Extractor:
         if isinstance(task.source, str):
             table = records.from_parquet(self.store.get(task.source), ["prompt_id", "image"])
             ids = table["prompt_id"].to_pylist()
-            pictures = [records.decode_image(row["bytes"]) for row in table["image"].to_pylist()]
+            pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
             features = _batched(encoder.images, pictures)
         elif isinstance(task.source[0], Prompt):
             if not isinstance(encoder, ClipEncoder):

@@ -18,9 +18,12 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.stages import embeddings
+from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
-from postdiff.models.checkpoints import fingerprint, resolve, settle
+from postdiff.models.checkpoints import fingerprint, resolve
 from postdiff.models.families import adapt
+from postdiff.models.family import Size
+from postdiff.models.spec import Sampling, SamplingSettings, settle
 from postdiff.plan import PIXELS, Plan
 
 if TYPE_CHECKING:
@@ -29,17 +32,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that changes pixels but prompt and seed. `backbone` is what `postdiff.load` takes."""
+    """Everything that changes pixels but prompt and seed. `backbone` is what `postdiff.load` takes. Guidance, solver
+    and size stand here as a user says them, a square's size as one number: the id is made of them."""
 
     backbone: str
     weights: str  # fingerprint of the checkpoint
     plan: Plan
     guidance: float
     solver: str
-    size: int
+    size: int | Size
     batch_size: int
     dtype: str = "float32"
     sampler: int = PIXELS
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """As `postdiff.sample` takes them."""
+        return {"guidance": self.guidance, "solver": self.solver, "size": self.size}
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.guidance, self.solver, arguments.size(self.size))
 
     @cached_property
     def id(self) -> str:
@@ -63,12 +76,12 @@ def configure(
     """
     spec = resolve(backbone)
     plan = adapt(plan, spec.family)
-    guidance, solver, size = settle(spec, guidance, solver, None)
+    settings = settle(spec, guidance, solver).settings
     dtype = dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")
     one_of("dtype", dtype, DTYPES)
-    return Configuration(backbone, fingerprint(spec), plan, guidance, solver, size, batch_size, dtype)
+    return Configuration(backbone, fingerprint(spec), plan, **settings, batch_size=batch_size, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -141,9 +154,7 @@ def generate(
             [prompt.text for prompt in prompts[batch]],
             seeds[batch],
             configuration.plan,
-            guidance=configuration.guidance,
-            solver=configuration.solver,
-            size=configuration.size,
+            **configuration.settings,
             batch_size=configuration.batch_size,
             embeddings=None if text is None else text.rows(batch),
         )

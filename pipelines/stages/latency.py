@@ -143,9 +143,9 @@ def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration
     from postdiff import sampling
 
     text = embeddings.batch(0, 1, of.plan.needs_both_texts)
-    state = sampling.begin(backbone, text, [0], of.plan, of.solver, of.size)
+    state = sampling.begin(backbone, text, [0], of.plan, of.sampling)
     began = _now()
-    latents = sampling.denoise(backbone, state, of.plan, of.guidance, of.size)
+    latents = sampling.denoise(backbone, state)
     denoised = _now()
     sampling.decode(backbone, latents)
     return denoised - began, _now() - denoised

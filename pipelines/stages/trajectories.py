@@ -12,6 +12,7 @@ import numpy as np
 
 import postdiff
 from pipelines.data import prompts as prompting
+from pipelines.data.images import decode
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
@@ -21,7 +22,7 @@ from pipelines.metrics.encoders import ClipEncoder
 from pipelines.stages.generation import Configuration
 
 if TYPE_CHECKING:
-    from pipelines.paper.analysis import Profile
+    from pipelines.stages.analysis import Profile
 
 SHOWN = 4  # prompts of a trajectory whose images are kept
 
@@ -69,12 +70,12 @@ def _batches(task: Task) -> Iterator[tuple[slice, list[str], list[int]]]:
 
 
 def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
-    from pipelines.paper import analysis
+    from pipelines.stages import analysis
 
     of = task.configuration
     found = analysis.profile(
         backbone, [p.text for p in task.prompts], [prompting.seed(p) for p in task.prompts], of.plan,
-        batch_size=of.batch_size, guidance=of.guidance, solver=of.solver, size=of.size,
+        batch_size=of.batch_size, **of.settings,
     )  # fmt: skip
     parts = {"blocks": found.blocks, "layers": found.layers}
     value = {part: {name: row.tolist() for name, row in rows.items()} for part, rows in parts.items()}
@@ -82,7 +83,7 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
 
 
 def read_profile(store: Store, task: Task) -> Profile:
-    from pipelines.paper.analysis import Profile
+    from pipelines.stages.analysis import Profile
 
     value = store.json(task.name)
     blocks, layers = ({name: np.array(row) for name, row in value[part].items()} for part in ("blocks", "layers"))
@@ -91,14 +92,12 @@ def read_profile(store: Store, task: Task) -> Profile:
 
 def _trajectory(backbone: postdiff.Backbone, task: Task) -> bytes:
     """A row a step and prompt (records.TRAJECTORY)."""
-    from pipelines.paper import analysis
+    from pipelines.stages import analysis
 
     of, encoder = task.configuration, ClipEncoder(task.clip)
     columns: dict[str, list] = {name: [] for name in records.TRAJECTORY.names}
     for batch, texts, seeds in _batches(task):
-        steps = analysis.trajectory(
-            backbone, texts, seeds, of.plan, guidance=of.guidance, solver=of.solver, size=of.size
-        )
+        steps = analysis.trajectory(backbone, texts, seeds, of.plan, **of.settings)
         embedded = encoder.texts(texts)
         for i, images in enumerate(steps):
             scores = clip_scores(encoder.images(images), embedded)
@@ -127,5 +126,5 @@ def read_trajectory(store: Store, task: Task) -> Trajectory:
     for row in sorted(rows, key=lambda row: (row["step"], place[row["prompt_id"]])):
         scores[row["step"], place[row["prompt_id"]]] = row["clip_score"]
         if row["image"]:
-            images[row["step"]].append(records.decode_image(row["image"]["bytes"]))
+            images[row["step"]].append(decode(row["image"]["bytes"]))
     return Trajectory(scores, images)

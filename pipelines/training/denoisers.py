@@ -23,7 +23,7 @@ from pipelines.training.loop import (
     scaling_factor,
     tokenise,
 )
-from postdiff.models.families import guidance_embedding
+from postdiff.models.lcm import guidance_embedding
 
 ALPHAS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
 

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from postdiff.arguments import shown_size
+from postdiff.models.spec import Spec
+
+FAMILY = "sd"  # whose U-Nets are told the text alone
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,3 +41,11 @@ class Settings:
                 "expected warm_up >= 1, lr in (0, 1], ema in [0, 1) and drop in [0, 1], got "
                 f"{self.warm_up}, {self.lr}, {self.ema}, {self.drop}"
             )
+
+
+def check_model(spec: Spec) -> None:
+    """Raise ValueError if fine-tuning is not written for models like that of `spec`."""
+    if spec.family != FAMILY:
+        raise ValueError(f"fine-tuning is written for U-Nets of the family {FAMILY}, got {spec.family}")
+    if spec.size[0] != spec.size[1]:
+        raise ValueError(f"fine-tuning is on squares, got a model of {shown_size(spec.size)} px")

@@ -15,9 +15,10 @@ from tqdm import tqdm
 import postdiff
 from pipelines.data.pairs import Pairs
 from pipelines.engine.store import check_folder
-from pipelines.training.finetune_settings import Settings
-from postdiff.models.checkpoints import Spec, fingerprint, resolve, write_run
+from pipelines.training.finetune_settings import FAMILY, Settings, check_model
+from postdiff.models.checkpoints import fingerprint, resolve, write_run
 from postdiff.models.families import FAMILIES
+from postdiff.models.spec import Spec
 from postdiff.resolution import latent_size
 
 
@@ -93,8 +94,7 @@ def finetune(
     Raises: ValueError if the checkpoint is of another run, or the family is not SD's; FloatingPointError if the loss or
     a weight is no finite number: the checkpoints before are kept, and none is written of that.
     """
-    if backbone.spec.family != "sd":
-        raise ValueError(f"fine-tuning is written for U-Nets of the family sd, got {backbone.spec.family}")
+    check_model(backbone.spec)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     per_process = settings.batch // (settings.micro_batch * accelerator.num_processes)
     if per_process * settings.micro_batch * accelerator.num_processes != settings.batch:
@@ -167,7 +167,7 @@ def _loss(backbone, model, pairs: Pairs, schedule, settings: Settings, order: in
         posterior = pipe.vae.encode(x).latent_dist
         sampled = torch.randn(posterior.mean.shape, generator=generator).to(x)
         clean = ((posterior.mean + posterior.std * sampled) * pipe.vae.config.scaling_factor).float()
-        words = FAMILIES["sd"].encode(pipe, texts, False, backbone.spec.text_tokens)["text"].float()
+        words = FAMILIES[FAMILY].encode(pipe, texts, False, backbone.spec.text_tokens)["text"].float()
     t = timesteps(settings, low, n, schedule.config.num_train_timesteps, generator).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
     noisy = schedule.add_noise(clean, noise, t)

@@ -110,27 +110,7 @@ class Trainer:
         while self.step < self.steps:
             if os.getppid() != parent:  # a killed launcher must not leave its workers training on
                 raise SystemExit("the process that started this worker is gone")
-            torch.manual_seed(SEED + 1_000_003 * rank + self.step)
-            rng = np.random.default_rng([SEED, rank, self.step])
-            loss, numbers = loss_of(self.step, rng)
-            self.model.zero_grad(set_to_none=False)
-            loss.backward()
-            self._average_gradients()
-            norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-            if not (loss.isfinite() and norm.isfinite()):
-                raise FloatingPointError(
-                    f"{self.stage} diverged: the loss of step {self.step + 1} is {float(loss.detach()):g}, the norm of "
-                    f"its gradient {float(norm):g}; nothing is written of it"
-                )
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate()
-                optimizer.step()
-            self.step += 1
-            decay = min(self.decay, (1 + self.step) / (10 + self.step))
-            for k, v in self.model.state_dict().items():
-                self.ema[k].lerp_(v, 1 - decay) if v.is_floating_point() else self.ema[k].copy_(v)
-            seen.append({"loss": float(loss.detach()), "grad_norm": float(norm), **numbers})
+            seen.append(self._take_step(loss_of, rank))
             bar.update()
             if rank == 0 and self.step % 50 == 0:
                 mean = {
@@ -145,6 +125,30 @@ class Trainer:
                 self._save()
                 saved_at = time.monotonic()
         dist.barrier()
+
+    def _take_step(self, loss_of, rank: int) -> dict[str, float]:
+        """One step of the optimizers and of the average. Raises FloatingPointError where the loss is not finite."""
+        torch.manual_seed(SEED + 1_000_003 * rank + self.step)
+        rng = np.random.default_rng([SEED, rank, self.step])
+        loss, numbers = loss_of(self.step, rng)
+        self.model.zero_grad(set_to_none=False)
+        loss.backward()
+        self._average_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise FloatingPointError(
+                f"{self.stage} diverged: the loss of step {self.step + 1} is {float(loss.detach()):g}, the norm of its "
+                f"gradient {float(norm):g}; nothing is written of it"
+            )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+            optimizer.step()
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for k, v in self.model.state_dict().items():
+            self.ema[k].lerp_(v, 1 - decay) if v.is_floating_point() else self.ema[k].copy_(v)
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), **numbers}
 
     def _average_gradients(self) -> None:
         flat = torch.cat([p.grad.reshape(-1) for p in self.params])

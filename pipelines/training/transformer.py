@@ -74,11 +74,9 @@ def teach(stage: str, model: torch.nn.ModuleDict, draw: Callable, loss: Callable
         mask = (tokens != pieces.pad_token_id).long()
         hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
         size = 4 * batch.x0.shape[-1]
-        inputs = FAMILIES["pixart"].inputs(
-            {"text": hidden, "mask": mask}, (size, size), 1.0, model["transformer"].config
-        )
-        out = model["transformer"](batch.noisy, timestep=batch.t, return_dict=False, **inputs)[0]
-        told = known(known_ids[batch.rows]).last_hidden_state
-        return loss(out.chunk(2, dim=1)[0], batch, teacher, told)
+        text, rules = {"text": hidden, "mask": mask}, FAMILIES["pixart"]
+        told = rules.tell(text, (size, size), 1.0, model["transformer"].config)
+        out = rules.predict(model["transformer"], batch.noisy, batch.t, text, told)
+        return loss(out, batch, teacher, known(known_ids[batch.rows]).last_hidden_state)
 
     Trainer(stage, model, steps, lr, work, matrices=block_matrices(model)).run(loss_of)

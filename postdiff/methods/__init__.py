@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from postdiff.arguments import shown
+from postdiff.arguments import meant, shown
 from postdiff.methods.baselines import ca_tome, duca, faster_diffusion, tgate, todo, tome
 from postdiff.methods.schedule import compose, gate_of
 from postdiff.plan import Mode, Plan, SizeCondition
@@ -80,7 +80,8 @@ METHODS: dict[str, Callable[..., Plan]] = {
 def settings_of(name: str) -> tuple[str, ...]:
     """The settings of a method. Raises ValueError if there is none of that name."""
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown method {shown(name)}: expected one of {', '.join(METHODS)}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"unknown method {shown(name)}: expected one of {known}{meant(name, METHODS)}")
     return tuple(inspect.signature(METHODS[name]).parameters)
 
 

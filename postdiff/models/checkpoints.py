@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -21,7 +21,6 @@ from postdiff.models import minis
 from postdiff.models.configs import (
     check_components,
     check_denoiser,
-    check_text,
     check_vae,
     read_json,
     regular_files,
@@ -29,52 +28,9 @@ from postdiff.models.configs import (
 )
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
+from postdiff.models.spec import Spec, spec_of
 
 MINI = minis.MINI
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Where a backbone is and how it is run.
-
-    source: folder or hub id; revision: commit of the hub repository, None for a folder.
-    size: side of the images in pixels; vae_factor: pixels a latent cell; text_tokens: length of a padded prompt.
-    guidance: w of classifier-free guidance.
-    solver: the paper states none; these are ours, and part of every configuration's id.
-    denoiser: the denoiser's config, where it is needed before (or without) the weights.
-    settings: the paper's for its method (sec. 3.1, App. F), arguments of `methods.postdiff`.
-    vae: another autoencoder's hub id and commit, or None for the checkpoint's own.
-    train_steps: of the noise schedule that the model was trained with; a plan has no more.
-    scheduler: the config of the scheduler that a folder ships, with its class as `_class_name`; of a hub's row it is
-        there once it is loaded.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    family: str
-    size: int
-    denoiser: dict
-    settings: dict
-    guidance: float = 7.5
-    solver: str = "dpm"
-    vae_factor: int = 8
-    text_tokens: int = 77
-    vae: tuple[str, str] | None = None
-    train_steps: int = 1000
-    scheduler: dict = field(default_factory=dict)
-
-    @property
-    def patch(self) -> int:
-        """Latent cells a side of a transformer's token; a U-Net takes any size."""
-        return self.denoiser.get("patch_size", 1)
-
-    def latents(self, size: int) -> tuple[int, int]:
-        """(h, w) of the latents of images of `size` pixels. Raises ValueError if there are none."""
-        cell = self.vae_factor * self.patch
-        if size <= 0 or size % cell:
-            raise ValueError(f"size must be a positive multiple of {cell} pixels, got {size}")
-        return (size // self.vae_factor,) * 2
 
 
 # What differs from the defaults of diffusers' class.
@@ -108,17 +64,10 @@ PIXART = {
     "attention_bias": True,
 }
 
-# The paper's settings of each model (sec. 3.1; BK-SDM-Tiny: App. F). m is a share of the steps, so that it fits any T.
-SETTINGS = {
-    "sd": {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 0.75},
-    "lcm": {"steps": 8, "beta": 0.5, "s": 0.5, "k": 1, "m": 0.5},
-    "sdxl": {"steps": 20, "beta": 0.75, "s": 0.2, "k": 2, "m": 0.75},
-    "pixart": {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75},
-}
-TINY_SETTINGS = {**SETTINGS["sd"], "s": 0.2}
-# w, and the solver where a checkpoint ships one that is not offered here (DEIS, PNDM).
-GUIDANCE = {"sd": 7.5, "lcm": 7.5, "sdxl": 5.0, "pixart": 4.5}
-SOLVER = {"sd": "dpm", "lcm": "lcm", "sdxl": "euler", "pixart": "dpm"}
+# The same transformer, that was fine-tuned to T5's longer prompts and SDXL's autoencoder, and is told no size: as the
+# configs of those have it that were saved from the hub's commit e102b35 (terminusresearch/pixart-900m-1024-ft-v0.6).
+PIXART_SIGMA = {**PIXART, "interpolation_scale": 2, "use_additional_conditions": False}
+TINY_SETTINGS = {**FAMILIES["sd"].settings, "s": 0.2}  # BK-SDM-Tiny: App. F
 # In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
 RUN_KEYS = ("size", "guidance", "solver", "settings")
 RUN = "postdiff.json"
@@ -128,25 +77,26 @@ _SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367
 HUB = {
     spec.name: spec
     for spec in (
-        Spec("sd15",  # the paper's SD1.5
-             "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad",
-             "sd", 768, SD15_UNET, SETTINGS["sd"]),
-        Spec("sd15-original",
-             "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-             "sd", 512, SD15_UNET, SETTINGS["sd"]),
-        Spec("lcm",
-             "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-             "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}, SETTINGS["lcm"], solver="lcm"),
-        Spec("sdxl", *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler"),
-        Spec("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
-             *_SDXL, SDXL_UNET, SETTINGS["sdxl"], guidance=5.0, solver="euler",
-             vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
-        Spec("pixart",
-             "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404",
-             "pixart", 1024, PIXART, SETTINGS["pixart"], guidance=4.5, text_tokens=120),
-        Spec("bk-sdm-tiny",
-             "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
-             "sd", 512, TINY_UNET, TINY_SETTINGS),
+        spec_of("sd15",  # the paper's SD1.5
+                "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", "sd", 768, SD15_UNET),
+        spec_of("sd15-original",
+                "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+                "sd", 512, SD15_UNET),
+        spec_of("lcm",
+                "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+                "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}),
+        spec_of("sdxl", *_SDXL, SDXL_UNET),
+        spec_of("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
+                *_SDXL, SDXL_UNET,
+                vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
+        spec_of("pixart",
+                "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404", "pixart", 1024, PIXART),
+        spec_of("pixart-sigma",
+                "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207",
+                "pixart-sigma", 1024, PIXART_SIGMA),
+        spec_of("bk-sdm-tiny",
+                "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
+                "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
     )
 }
 # fmt: on
@@ -173,10 +123,7 @@ def resolve(where: str | Path) -> Spec:
         return folder_spec(str(where), Path(where))
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
     if hub:
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(hub[1], revision=hub[2], allow_patterns=["*.json", "*/*.json"])
-        return replace(folder_spec(str(where), Path(folder)), source=hub[1], revision=hub[2])
+        return replace(folder_spec(str(where), _configs(*hub.groups())), source=hub[1], revision=hub[2])
     if Path(where).is_file():
         raise ValueError(
             f"a model must be a folder in diffusers' format, got the file {str(where)!r}: convert it with "
@@ -185,8 +132,23 @@ def resolve(where: str | Path) -> Spec:
         )
     raise ValueError(
         f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
-        "(40 hex digits)"
+        f"(40 hex digits){arguments.meant(where, NAMES)}"
     )
+
+
+def _configs(source: str, revision: str) -> Path:
+    """The folder into which a hub's configs are fetched, without a line a retry. Raises OSError if it has them not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*/*.json"]))
+    except OSError as error:
+        raise OSError(f"{source} cannot be fetched: {error}") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def folder_spec(name: str, folder: Path) -> Spec:
@@ -201,25 +163,25 @@ def folder_spec(name: str, folder: Path) -> Spec:
         )
     rules = FAMILIES[family]
     regular_files(folder)
-    check_components(folder, index, family)
+    check_components(folder, index, rules)
     missing = [part for part in (rules.denoiser, "vae") if not (folder / part / "config.json").is_file()]
     if missing:
         raise ValueError(f"{folder} must hold the configs of {rules.denoiser} and vae; it lacks {missing[0]}'s")
     denoiser, vae = (read_json(folder / part / "config.json") for part in (rules.denoiser, "vae"))
-    check_denoiser(family, denoiser, name)
-    check_vae(vae, denoiser.get("in_channels", 4), name)
+    check_denoiser(rules, denoiser, name)
+    check_vae(vae, rules.latent_channels(denoiser), name)
     encoders = {part: read_json(folder / part / "config.json") for part in rules.text_encoders}
-    check_text(family, denoiser, encoders, name)
+    rules.check_text(denoiser, encoders, name)
     side, factor = denoiser.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
     if type(side) is not int or side < 1:
         raise ValueError(f"sample_size of {rules.denoiser} of {name} must be a whole number of 1 or more, got {side!r}")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     shipped = scheduler.setdefault("_class_name", index["scheduler"][1])
     check_noise_schedule(name, shipped, scheduler)
-    spec = Spec(
-        name, str(folder), None, family, side * factor, denoiser, SETTINGS[family], GUIDANCE[family],
-        solver_of(shipped, rules.solvers) or SOLVER[family], factor, text_tokens(folder, family, encoders),
-        train_steps=train_steps(name, scheduler), scheduler=scheduler,
+    spec = spec_of(
+        name, str(folder), None, family, side * factor, denoiser,
+        solver=solver_of(shipped, rules.solvers) or rules.solver, vae_factor=factor,
+        text_tokens=text_tokens(folder, rules, encoders), train_steps=train_steps(name, scheduler), scheduler=scheduler,
     )  # fmt: skip
     run = read_json(folder / RUN) if (folder / RUN).exists() else {}
     spec = _as_it_says(spec, folder / RUN, run)
@@ -240,14 +202,17 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     settings = run.get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"settings in {file} must be an object, got {settings!r}")
-    spec = replace(spec, **{**run, "settings": {**spec.settings, **settings}})
+    try:
+        size = arguments.size(run.get("size", spec.size))
+    except ValueError:
+        raise ValueError(f"size in {file} must be a whole number of pixels, got {run['size']!r}") from None
+    spec = replace(spec, **{**run, "size": size, "settings": {**spec.settings, **settings}})
     guidance, offered = spec.guidance, FAMILIES[spec.family].solvers
-    if type(guidance) not in (int, float) or not 1 <= guidance < 1e38:  # NaN is neither
-        raise ValueError(f"guidance in {file} must be a number of 1 or more, got {guidance!r}")
+    if type(guidance) not in (int, float) or not 1 <= guidance <= arguments.LARGEST_GUIDANCE:  # NaN is neither
+        most, got = arguments.LARGEST_GUIDANCE, arguments.shown(guidance)
+        raise ValueError(f"guidance in {file} must be a number from 1 to {most}, got {got}")
     if spec.solver not in offered:
         raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
-    if type(spec.size) is not int:
-        raise ValueError(f"size in {file} must be a whole number of pixels, got {spec.size!r}")
     steps = spec.settings["steps"]
     if type(steps) is not int or not 1 <= steps <= spec.train_steps:
         raise ValueError(f"steps in {file} must be from 1 to {spec.train_steps}, as in training, got {steps!r}")
@@ -259,20 +224,9 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
     return spec
 
 
-def settle(spec: Spec, guidance: float | None, solver: str | None, size: int | None) -> tuple[float, str, int]:
-    """Guidance, solver and size: the backbone's own where None. Raises ValueError if one is out of range."""
-    instead = "; for none use a plan without it (no_cfg)"
-    guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
-    offered = FAMILIES[spec.family].solvers
-    solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
-    size = arguments.side(spec.size if size is None else size)
-    spec.latents(size)
-    return guidance, solver, size
-
-
 def write_run(spec: Spec, folder: Path, **changes) -> None:
     """Make `folder` run as `spec` does: for models that were made from it, or in a form its configs do not tell."""
-    run = {key: getattr(spec, key) for key in RUN_KEYS}
+    run = {key: getattr(spec, key) for key in RUN_KEYS} | {"size": arguments.one_size(spec.size)}
     (folder / RUN).write_text(json.dumps({**run, **changes}, indent=2) + "\n")
 
 

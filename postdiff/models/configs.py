@@ -11,10 +11,12 @@ import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postdiff.arguments import printable
-from postdiff.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from postdiff.models.family import Family
 
 # Settings that a model is built from and that ask for nothing beside its latents, timestep and text.
 BUILT_FROM = {
@@ -64,7 +66,7 @@ ASKS_FOR: dict[str, dict[str, tuple[Any, str]]] = {
         "shift_factor": (None, "shifted latents are not offered"),
     },
 }
-# Settings that are checked beside others, or by family.
+# Settings that are checked beside others, or by the family.
 CHECKED = {
     "UNet2DConditionModel": {
         "addition_embed_type", "addition_time_embed_dim", "cross_attention_dim", "down_block_types", "in_channels",
@@ -76,6 +78,8 @@ CHECKED = {
     },
     "AutoencoderKL": {"latent_channels"},
 }  # fmt: skip
+# The default of `out_channels`, and what it may be beside the channels of the latents and twice as many.
+OUT_CHANNELS: dict[str, tuple[int | None, ...]] = {"UNet2DConditionModel": (4,), "PixArtTransformer2DModel": (8, None)}
 # What trainers leave in a config: of the moving average of weights, which is over.
 LEFT_OVER = {
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
@@ -124,12 +128,11 @@ def regular_files(folder: Path) -> list[Path]:
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
-def check_components(folder: Path, index: Mapping[str, Any], family: str) -> None:
+def check_components(folder: Path, index: Mapping[str, Any], rules: Family) -> None:
     """Check the classes that model_index.json (`index`) names: others have other settings, or code of their own.
 
     Raises: ValueError with the component's name if one is not the family's.
     """
-    rules = FAMILIES[family]
     expected: dict[str, tuple[str, str | None]] = {
         rules.denoiser: ("diffusers", rules.model),
         "vae": ("diffusers", "AutoencoderKL"),
@@ -151,61 +154,57 @@ def check_components(folder: Path, index: Mapping[str, Any], family: str) -> Non
             )
 
 
-def text_tokens(folder: Path, family: str, encoders: Mapping[str, Mapping[str, Any]]) -> int:
-    """Length of a padded prompt, from the tokenizers' configs. T5's allows 512; PixArt was trained with 120.
+def text_tokens(folder: Path, rules: Family, encoders: Mapping[str, Mapping[str, Any]]) -> int:
+    """Length of a padded prompt, from the tokenizers' configs: at most what the family was trained with.
 
     Raises: ValueError if it is no number, is not one number, or is more than a text encoder has positions.
     """
-    parts = FAMILIES[family].tokenizers
+    parts = rules.tokenizers
     found = [read_json(folder / part / "tokenizer_config.json").get("model_max_length", 77) for part in parts]
     tokens, where = found[0], f"model_max_length of {' and '.join(parts)} of {folder}"
     if not all(isinstance(n, int | float) and n == tokens and n >= 2 for n in found):
         raise ValueError(f"{where} must be one number, got {', '.join(map(repr, found))}")
-    if family == "pixart":
-        return int(min(tokens, 120))
+    if rules.most_tokens:  # T5's positions are relative
+        return int(min(tokens, rules.most_tokens))
     for part, config in encoders.items():
         if tokens > (most := _whole(config, "max_position_embeddings", 77, f"{part} of {folder}")):
             raise ValueError(f"{where} must be at most max_position_embeddings of {part}, {most}, got {tokens}")
     return int(tokens)
 
 
-def check_denoiser(family: str, config: Mapping[str, Any], name: str = "the model") -> None:
+def check_denoiser(rules: Family, config: Mapping[str, Any], name: str = "the model") -> None:
     """Check that a denoiser is told all that it asks for, and that its output is what is expected.
 
     config: as JSON or diffusers has it; what is not there is the class's default.
     Raises: ValueError, which says what of `name` was expected and what came.
     """
-    rules = FAMILIES[family]
     where = f"{rules.denoiser} of {name}"
-    if family == "pixart":
-        _check_transformer(config, where)
-    else:
-        _check_unet(family, config, where)
+    rules.check(config, where)
     _check_known(rules.model, config, where)
     channels = _whole(config, "in_channels", 4, where)
-    given = config.get("out_channels", 4 if family != "pixart" else 8)
-    if given not in (channels, 2 * channels) and not (given is None and family == "pixart"):
+    given = config.get("out_channels", OUT_CHANNELS[rules.model][0])
+    if given not in (channels, 2 * channels, *OUT_CHANNELS[rules.model][1:]):
         raise ValueError(
             f"out_channels of {where} must be its in_channels, {channels}, or twice as many, got {given!r}: "
             "a model of inpainting, depth, editing or upscaling is told an image, which is not passed on"
         )
 
 
-def _check_unet(family: str, config: Mapping[str, Any], where: str) -> None:
+def check_unet(rules: Family, config: Mapping[str, Any], where: str, added: str | None) -> None:
+    """Check what a U-Net is told: of a guided family nothing of w; `added`, its `addition_embed_type`, and no more."""
     width = config.get("time_cond_proj_dim")
-    if family == "lcm":
+    if not rules.guided:
         if type(width) is not int or width < 4 or width % 2:
             raise ValueError(f"time_cond_proj_dim of {where} must be an even number from 4, got {width!r}")
     elif width is not None:
         raise ValueError(
             f"time_cond_proj_dim of {where} must be None, got {width!r}: guidance was distilled into the model, which "
-            f"is told w; models of {FAMILIES[family].pipeline} run guided here"
+            f"is told w; models of {rules.pipeline} run guided here"
         )
-    expected = "text_time" if family == "sdxl" else None
-    if (found := config.get("addition_embed_type")) != expected:
-        raise ValueError(f"addition_embed_type of {where} must be {expected}, got {found!r}: nothing else is passed on")
+    if (found := config.get("addition_embed_type")) != added:
+        raise ValueError(f"addition_embed_type of {where} must be {added}, got {found!r}: nothing else is passed on")
     for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-        if family == "sdxl":
+        if added:
             _whole(config, key, None, where)
         elif config.get(key) is not None:
             raise ValueError(f"{key} of {where} must be None without addition_embed_type, got {config[key]!r}")
@@ -216,15 +215,14 @@ def _check_unet(family: str, config: Mapping[str, Any], where: str) -> None:
     _whole(config, "cross_attention_dim", 1280, where)
 
 
-def _check_transformer(config: Mapping[str, Any], where: str) -> None:
+def check_pixart(config: Mapping[str, Any], where: str, told: bool) -> None:
+    """Check what PixArt's transformer is told. told: does its pipeline tell it the size of the image?"""
     _whole(config, "caption_channels", None, where)
     _whole(config, "patch_size", 2, where)
-    told = config.get("sample_size", 128) == 128  # as its pipeline does: those that were trained at many sizes
-    if config.get("use_additional_conditions") not in (None, told):
-        raise ValueError(
-            f"use_additional_conditions of {where} must be {told} where sample_size is "
-            f"{config.get('sample_size', 128)!r}, got {config['use_additional_conditions']!r}"
-        )
+    side = config.get("sample_size", 128)
+    asks = config.get("use_additional_conditions")
+    if (side == 128 if asks is None else asks) != told:
+        raise ValueError(f"use_additional_conditions of {where} must be {told} at sample_size {side!r}, got {asks!r}")
 
 
 def check_vae(config: Mapping[str, Any], channels: int, name: str = "the model") -> None:
@@ -247,27 +245,31 @@ def check_vae(config: Mapping[str, Any], channels: int, name: str = "the model")
         raise ValueError(f"scaling_factor of {where} must be a number above 0, got {factor!r}")
 
 
-def check_text(family: str, denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str) -> None:
+def check_widths(
+    rules: Family, denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str
+) -> None:
     """Check that text encoders give embeddings as wide as the denoiser takes.
 
     encoders: the config of each of `Family.text_encoders`. Raises: ValueError if they do not.
     """
     for part, config in encoders.items():
         check_quantization(config, f"{part} of {name}")
-    key = "d_model" if family == "pixart" else "hidden_size"
+    key, takes = rules.text_width
     width = sum(_whole(config, key, 512, f"{part} of {name}") for part, config in encoders.items())
-    takes = "caption_channels" if family == "pixart" else "cross_attention_dim"
     if denoiser.get(takes, 1280) != width:
         parts = " and ".join(encoders)
         raise ValueError(f"{takes} of {name} must be {key} of {parts}, {width}, got {denoiser.get(takes, 1280)!r}")
-    if family == "sdxl":
-        pooled = _whole(encoders["text_encoder_2"], "projection_dim", 512, f"text_encoder_2 of {name}")
-        takes, time = "projection_class_embeddings_input_dim", denoiser["addition_time_embed_dim"]
-        if denoiser[takes] != pooled + 6 * time:
-            raise ValueError(
-                f"{takes} of {name} must be projection_dim of text_encoder_2 and six times addition_time_embed_dim, "
-                f"{pooled + 6 * time}, got {denoiser[takes]!r}"
-            )
+
+
+def check_pooled(denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str) -> None:
+    """Check that SDXL's second text encoder gives pooled embeddings as wide as the U-Net takes beside the size."""
+    pooled = _whole(encoders["text_encoder_2"], "projection_dim", 512, f"text_encoder_2 of {name}")
+    takes, time = "projection_class_embeddings_input_dim", denoiser["addition_time_embed_dim"]
+    if denoiser[takes] != pooled + 6 * time:
+        raise ValueError(
+            f"{takes} of {name} must be projection_dim of text_encoder_2 and six times addition_time_embed_dim, "
+            f"{pooled + 6 * time}, got {denoiser[takes]!r}"
+        )
 
 
 def check_quantization(config: Mapping[str, Any], where: str) -> None:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 import torch
 
 from postdiff.arguments import as_dtype, printable
-from postdiff.models.checkpoints import Spec, resolve
+from postdiff.models.checkpoints import resolve
 from postdiff.models.configs import check_denoiser, check_vae
-from postdiff.models.families import FAMILIES, class_of
+from postdiff.models.families import FAMILIES
+from postdiff.models.family import class_of
 from postdiff.models.schedulers import check_noise_schedule
+from postdiff.models.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def outline(spec: Spec) -> torch.nn.Module:
     Raises: ValueError if its config asks for what is not passed on, or is none of its class.
     """
     rules = FAMILIES[spec.family]
-    check_denoiser(spec.family, spec.denoiser, spec.name)
+    check_denoiser(rules, spec.denoiser, spec.name)
     with _told(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
         return class_of(rules.model).from_config(spec.denoiser).eval()
 
@@ -234,17 +236,17 @@ def check(spec: Spec, pipe) -> None:
     rules = FAMILIES[spec.family]
     denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
     if denoiser is not None:
-        check_denoiser(spec.family, denoiser.config, spec.name)
+        check_denoiser(rules, denoiser.config, spec.name)
         expected = outline(spec).config
         pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
     if vae is not None:
         pairs["vae_factor"] = spec.vae_factor, pipe.vae_scale_factor
-    if pipe.tokenizer and spec.family != "pixart":  # PixArt's pipeline pads to the length it is told
+    if pipe.tokenizer and not rules.most_tokens:  # else the pipeline pads to the length it is told
         pairs["text_tokens"] = spec.text_tokens, pipe.tokenizer.model_max_length
     alike = {key: [json.dumps(value) for value in pair] for key, pair in pairs.items()}  # tuples, and lists from JSON
     wrong = [f"{key} {a}, got {b}" for key, (a, b) in alike.items() if a != b]
     if wrong:
         raise ValueError(f"{spec.name} is not the kind of model that is expected here: {'; '.join(wrong)}")
     if vae is not None:
-        check_vae(vae.config, spec.denoiser.get("in_channels", 4), spec.name)
+        check_vae(vae.config, rules.latent_channels(spec.denoiser), spec.name)
     check_noise_schedule(spec.name, type(pipe.scheduler).__name__, pipe.scheduler.config)

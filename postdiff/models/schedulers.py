@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from postdiff.models.checkpoints import Spec
+    from postdiff.models.spec import Spec
 
 # The solvers offered, by diffusers' class.
 SCHEDULERS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import refusal
 
-from pipelines import calibration
-from pipelines.calibration import Candidate
+from pipelines import calibration, candidates
+from pipelines.candidates import Candidate
 from pipelines.engine.records import Prompt
 from pipelines.metrics.fid import frechet_interval, moments
 from pipelines.metrics.intervals import mean_interval
@@ -34,14 +34,14 @@ def flops(plans, spec):
 @pytest.mark.parametrize("model", ["sd15", "lcm", "pixart"])
 def test_every_combination_is_at_the_most_steps_that_the_budget_pays_for(model):
     spec = HUB[model]
-    grid = calibration.grid(spec)
+    grid = candidates.grid(spec)
     assert len(grid) == {"sd15": 99}.get(model, 33)
     for group in grid.values():
         adapt(group[-1], spec.family)  # raises for what the family cannot run
     everything = [plan for group in grid.values() for plan in group]
     price = flops(everything, spec)
     budget = 0.5 * price[methods.dense(spec.settings["steps"]).id]
-    found = calibration.affordable(grid, price, budget)
+    found = candidates.affordable(grid, price, budget)
     assert len({c.plan.id for c in found}) == len(found) >= len(grid) // 2
     assert all(c.cost == price[c.plan.id] <= budget for c in found)
     longest = max(len(plan) for plan in everything)
@@ -50,7 +50,7 @@ def test_every_combination_is_at_the_most_steps_that_the_budget_pays_for(model):
         assert best is None or best.id in {c.plan.id for c in found}
         assert best is None or len(best) == longest or price[group[len(best) - 1].id] > budget
     with pytest.raises(ValueError, match="the budget, 1, pays for no plan: the cheapest costs"):
-        calibration.affordable(grid, price, 1)
+        candidates.affordable(grid, price, 1)
 
 
 def test_rounds_halve_the_plans_and_double_the_prompts():
@@ -83,17 +83,15 @@ def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
     rng = np.random.default_rng(1)
     prompt = rng.normal(80, 5, 64)
     plans = [methods.dense(t) for t in (20, 18, 16)]
-    candidates = [Candidate(f"T={len(plan)}", plan, 1.0) for plan in plans]
+    listed = [Candidate(f"T={len(plan)}", plan, 1.0) for plan in plans]
     curves = {plans[0].id: [mean_interval(prompt[:32]), mean_interval(prompt)],
               plans[1].id: [mean_interval(prompt[:32] - 0.1), mean_interval(prompt - 0.1)],
               plans[2].id: [mean_interval(prompt[:32] - 3)]}  # fmt: skip
-    scored = calibrate.compare(candidates, candidates[0], curves, CLIP_SCORE)
-    assert [of.candidate for of in scored] == candidates
+    scored = calibration.compare(listed, listed[0], curves, CLIP_SCORE)
+    assert [of.candidate for of in scored] == listed
     assert [round(of.change.value, 6) for of in scored[1:]] == [-0.1, -3]
     assert (scored[2].change.n, scored[2].first, scored[0].first) == (32, None, 1)
-    assert calibrate.sure(scored, candidates[0], CLIP_SCORE).startswith(
-        "T=20. Clearly worse are 2 of the 2 other plans"
-    )
+    assert calibration.sure(scored, listed[0], CLIP_SCORE).startswith("T=20. Clearly worse are 2 of the 2 other plans")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -167,5 +165,5 @@ def test_seconds_are_scaled_from_the_most_steps_of_the_same_settings():
     plans = {(1.0, 0.0, 1, 1.0): [methods.dense(steps) for steps in (5, 10, 20)]}
     timed = {methods.dense(20).id: Latency(2.2, 2.2, 1.0, 3, 2.0, 0.2, 0.1, None, "here")}
     everything = [plan for group in plans.values() for plan in group]
-    found = calibration.seconds(plans, flops(everything, spec), timed)
+    found = candidates.seconds(plans, flops(everything, spec), timed)
     assert [round(found[plan.id], 6) for plan in everything] == [0.7, 1.2, 2.2]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import refusal
 
+from pipelines import comparison, evaluation
+from pipelines.engine.cluster import WorkersError
 from pipelines.metrics.intervals import mean_interval
 from pipelines.report.tables import Row, markdown
 from postdiff.models.checkpoints import MINI
@@ -22,8 +24,8 @@ TINY = ("--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "3
 
 def points(*args):
     args = compare.parse(["--backbones", *args])
-    among = compare.variants(args.backbones, args.size_conditions)
-    return [variant.name for variant in among], compare.plan_points(args, among)
+    among = comparison.variants(args.backbones, args.size_conditions)
+    return [variant.name for variant in among], comparison.plan_points(args, among)
 
 
 def row(name, scores, fid=True):
@@ -60,7 +62,7 @@ def test_all_run_as_the_first_does_and_folders_of_one_name_are_told_apart(rename
 
 
 def test_two_names_of_one_computation_become_one():
-    plans = compare.plans(["dense", "dense", "postdiff"], {"steps": 8, "beta": 1.0, "s": 0.0, "k": 1, "m": 8})
+    plans = comparison.plans(["dense", "dense", "postdiff"], {"steps": 8, "beta": 1.0, "s": 0.0, "k": 1, "m": 8})
     assert [(name, text) for name, text, _ in plans] == [("dense", "")]
 
 
@@ -68,16 +70,16 @@ def test_changes_are_paired_and_better_is_down_for_fid_and_up_for_the_clip_score
     rng = np.random.default_rng(0)
     scores = rng.normal(50, 20, 64)
     rows = [row("a", scores), row("b", scores + 1 + rng.normal(0, 0.1, 64))]
-    found = compare.compare(["one", "two"], [rows])
+    found = comparison.compare(["one", "two"], [rows])
     assert found[0].change == {}
     change = found[1].change["clip"]
     assert change.value == pytest.approx(1, abs=0.1)
     assert change.high - change.low < 0.2  # of one side: 10
-    assert "FID: 0 of 1 changes are clearly better, 1 clearly worse" in compare.answer(found)
-    assert "CLIP score: 1 of 1 changes are clearly better, 0 clearly worse" in compare.answer(found)
-    same = compare.compare(["one", "two"], [[rows[0], row("b", scores)]])
-    assert "0 of 1 changes are clearly better, 0 clearly worse" in compare.answer(same)
-    fields = list(csv.DictReader(compare.to_csv(found).splitlines()))
+    assert "FID: 0 of 1 changes are clearly better, 1 clearly worse" in comparison.answer(found)
+    assert "CLIP score: 1 of 1 changes are clearly better, 0 clearly worse" in comparison.answer(found)
+    same = comparison.compare(["one", "two"], [[rows[0], row("b", scores)]])
+    assert "0 of 1 changes are clearly better, 0 clearly worse" in comparison.answer(same)
+    fields = list(csv.DictReader(comparison.to_csv(found).splitlines()))
     assert [float(fields[1][f"{name}_change"]) for name in ("fid", "clip_score")] == pytest.approx(
         [change.value] * 2, abs=1e-4
     )
@@ -87,15 +89,15 @@ def test_changes_are_paired_and_better_is_down_for_fid_and_up_for_the_clip_score
 def test_intervals_of_more_changes_are_wider():
     scores = np.random.default_rng(0).normal(50, 20, 64)
     group = [row("a", scores), row("b", scores[::-1])]
-    one, two = compare.compare(["x", "y"], [group])[1], compare.compare(["x", "y"], [group, group])[1]
+    one, two = comparison.compare(["x", "y"], [group])[1], comparison.compare(["x", "y"], [group, group])[1]
     assert two.change["clip"].low < one.change["clip"].low
 
 
 def test_without_reference_images_there_is_no_fid():
     scores = np.random.default_rng(0).normal(50, 20, 64)
-    found = compare.compare(["x", "y"], [[row("a", scores, fid=False), row("b", scores + 1, fid=False)]])
+    found = comparison.compare(["x", "y"], [[row("a", scores, fid=False), row("b", scores + 1, fid=False)]])
     assert set(found[1].change) == {"clip"}
-    assert compare.cells(found)[1][3] == "no reference"
+    assert comparison.cells(found)[1][3] == "no reference"
 
 
 def test_a_bar_in_a_name_does_not_split_a_cell():
@@ -119,9 +121,9 @@ def test_a_name_is_text_in_a_table(name, cell):
 
 def test_a_run_that_ray_refuses_claims_no_store(tmp_path, capsys, monkeypatch):
     def dead(*args):
-        raise compare.evaluation.WorkersError("no Ray cluster at RAY_ADDRESS '192.0.2.1:6379'")
+        raise WorkersError("no Ray cluster at RAY_ADDRESS '192.0.2.1:6379'")
 
-    monkeypatch.setattr(compare.evaluation, "connect", dead)
+    monkeypatch.setattr(evaluation, "connect", dead)
     args = ["--backbones", "mini-bk-sdm", "mini-sd", *TINY, "--out", tmp_path / "out"]
     assert refusal(compare.main, args, capsys) == "no Ray cluster at RAY_ADDRESS '192.0.2.1:6379'"
     assert not (tmp_path / "out").exists()

@@ -219,6 +219,18 @@ def test_a_parquet_of_urls_is_read_and_dead_ones_are_skipped(tmp_path, monkeypat
     assert not {"caption 1", "caption 4"} & set(captions)
 
 
+def test_more_pairs_than_there_are_are_refused(tmp_path):
+    pq.write_table(pa.table({"URL": ["http://x/0", "http://x/1"], "TEXT": ["a", "b"]}), tmp_path / "links.parquet")
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        (tmp_path / "photos" / f"{name}.png").touch()
+        (tmp_path / "photos" / f"{name}.txt").write_text("caption")
+    for name in ("photos", "links.parquet"):
+        assert [len(pairs.open_pairs(str(tmp_path / name), n)) for n in (None, 1, 2)] == [2, 1, 2]
+        with pytest.raises(ValueError, match=rf"limit of pairs must be at most the 2 of '.*{name}', got 3"):
+            pairs.open_pairs(str(tmp_path / name), 3)
+
+
 def test_bad_data_is_told(tmp_path):
     pq.write_table(pa.table({"picture": [1]}), tmp_path / "bad.parquet")
     for where, message in (

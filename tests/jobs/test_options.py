@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 
-from pipelines import options
-from pipelines.options import Parser
+from pipelines import command_line
+from pipelines.command_line import Parser
 from postdiff.terminal import doing
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -54,14 +54,14 @@ def test_no_option_of_any_job_takes_a_number_that_is_none(job, monkeypatch):
 @pytest.mark.parametrize(
     ("convert", "text", "value"),
     [
-        (options.whole(1, 9), "9", 9),
-        (options.whole(1, 9), "+1", 1),
-        (options.number(0, 1), "0", 0.0),
-        (options.number(0, 1), "1e-3", 0.001),
-        (options.rounds(), "3", 3),
-        (options.rounds(zero=True), "0", 0),
-        (options.gpus, "0.25", 0.25),
-        (options.gpus, "2", 2.0),
+        (command_line.whole(1, 9), "9", 9),
+        (command_line.whole(1, 9), "+1", 1),
+        (command_line.number(0, 1), "0", 0.0),
+        (command_line.number(0, 1), "1e-3", 0.001),
+        (command_line.rounds(), "3", 3),
+        (command_line.rounds(zero=True), "0", 0),
+        (command_line.gpus, "0.25", 0.25),
+        (command_line.gpus, "2", 2.0),
     ],
 )
 def test_what_is_in_bounds_is_taken(convert, text, value):
@@ -71,13 +71,13 @@ def test_what_is_in_bounds_is_taken(convert, text, value):
 @pytest.mark.parametrize(
     ("convert", "text", "message"),
     [
-        (options.whole(1, 9, "of a hand"), "10", "must be at most 9 (of a hand), got 10"),
-        (options.whole(1, 9), "1.0", "must be a whole number from 1 to 9, got '1.0'"),
-        (options.number(0, 1, above=True), "0", "must be above 0, got 0"),
-        (options.number(0, 1), "nan", "must be 0 or more, got nan"),
-        (options.rounds(), "0", "must be 3 or more (a median of fewer says little), got 0"),
+        (command_line.whole(1, 9, "of a hand"), "10", "must be at most 9 (of a hand), got 10"),
+        (command_line.whole(1, 9), "1.0", "must be a whole number from 1 to 9, got '1.0'"),
+        (command_line.number(0, 1, above=True), "0", "must be above 0, got 0"),
+        (command_line.number(0, 1), "nan", "must be 0 or more, got nan"),
+        (command_line.rounds(), "0", "must be 3 or more (a median of fewer says little), got 0"),
         (
-            options.rounds(zero=True),
+            command_line.rounds(zero=True),
             "1",
             "must be 0 (no latencies) or 3 or more (a median of fewer says little), got 1",
         ),
@@ -91,7 +91,7 @@ def test_what_is_out_of_bounds_says_expected_and_got(convert, text, message):
 
 def one_option(argv):
     parser = Parser("a job")
-    parser.add_argument("--size", type=options.whole(1, 9), default=3)
+    parser.add_argument("--size", type=command_line.whole(1, 9), default=3)
     parser.add_argument("--kind", choices=["a", "b"])
     return parser.parse_args(argv)
 
@@ -101,8 +101,8 @@ def test_what_was_given_is_known_from_what_is_the_default():
     given = one_option(["--size", "3"])
     assert given.given == {"size"}
     with pytest.raises(ValueError, match=r"^--size has no effect here$"):
-        options.refuse(given, "here", "kind", "size")
-    options.refuse(given, "here", "kind")
+        command_line.refuse(given, "here", "kind", "size")
+    command_line.refuse(given, "here", "kind")
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_an_error_that_nobody_foresaw_says_what_was_being_done_and_where(monkeyp
     def run(args):
         with doing("drawing"):
             one_option(None if args else [])
-            options.whole(1, "9")("3")  # compares a number with a text
+            command_line.whole(1, "9")("3")  # compares a number with a text
 
     with pytest.raises(SystemExit) as stopped:
-        options.job(run, list, [])
+        command_line.job(run, list, [])
     told = stopped.value.code
     assert told.startswith("error: while drawing: TypeError: '<=' not supported")
-    assert " in pipelines/options.py, line " in told
+    assert " in pipelines/command_line.py, line " in told
     assert told.endswith("(POSTDIFF_TRACEBACK=1 shows the whole traceback)")
     monkeypatch.setenv("POSTDIFF_TRACEBACK", "1")
     with pytest.raises(TypeError):
-        options.job(run, list, [])
+        command_line.job(run, list, [])
 
 
 @pytest.mark.filterwarnings("default")
@@ -142,7 +142,7 @@ def test_a_warning_inside_a_job_is_one_line_and_said_once(capsys):
         for _ in "ab":
             warnings.warn("a scheduler is replaced", stacklevel=2)
 
-    options.job(run, list, [])
+    command_line.job(run, list, [])
     assert capsys.readouterr().err == "warning: a scheduler is replaced\n"
 
 
@@ -154,7 +154,7 @@ def test_what_a_library_notes_is_not_what_was_being_done():
             raise error
 
     with pytest.raises(SystemExit, match=r"^error: while drawing: KeyError: 'x'"):
-        options.job(run, list, [])
+        command_line.job(run, list, [])
 
 
 @pytest.mark.parametrize("kind", [IndexError, AssertionError, RuntimeError, KeyError, MemoryError, RecursionError])
@@ -163,7 +163,7 @@ def test_errors_of_libraries_are_one_line(kind):
         raise kind("first\nsecond")
 
     with pytest.raises(SystemExit) as stopped:
-        options.job(run, list, [])
+        command_line.job(run, list, [])
     assert stopped.value.code.startswith(f"error: while this job was at work: {kind.__name__}: ")
     assert "\n" not in stopped.value.code
 
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:
-        options.job(run, list, [])
+        command_line.job(run, list, [])
     assert stopped.value.code == 130
     assert capsys.readouterr().err.strip() == "stopped; run again to go on"
 

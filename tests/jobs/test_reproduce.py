@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 
+from pipelines import options
 from pipelines.engine.store import Store
-from pipelines.paper import datasets, dry_run, exhibits, searched_plans
+from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, run, searched_plans, tuning
 from pipelines.stages import generation, latency
 from pipelines.training.finetune_settings import Settings
 from postdiff import methods
@@ -28,7 +29,7 @@ def test_real_models_are_scored_as_real_ones_whatever_the_first_option_is(tmp_pa
         reproduce.parse(["table6", "--models", "real", "--recaption", str(file)]), "imagenet21k_recaption"
     )
     assert (own.clip, own.fid, own.limit) == ("ViT-g-14/laion2b_s34b_b88k", "inception-2015-12-05.pt", 300)
-    gallery = datasets.of_dataset(reproduce.parse(["fig6", "--models", "real"]), exhibits.APPENDIX_J)
+    gallery = datasets.of_dataset(reproduce.parse(["fig6", "--models", "real"]), published.GALLERY)
     assert (gallery.clip, gallery.limit) == ("ViT-g-14/laion2b_s34b_b88k", None)
     mini = datasets.of_dataset(reproduce.parse(["table6", "--scale", "0.5"]), "imagenet21k_recaption")
     assert (mini.clip, mini.fid, mini.limit, mini.prompts) == ("mini-clip", "mini-clip", 128, "shapes-recaption")
@@ -37,12 +38,20 @@ def test_real_models_are_scored_as_real_ones_whatever_the_first_option_is(tmp_pa
 def test_a_protocol_of_coco_is_not_that_of_the_other_sets(tmp_path, monkeypatch):
     file = tmp_path / "recaption.txt"
     file.write_text("\n".join(f"caption {i}" for i in range(12)))
-    monkeypatch.setitem(datasets.PROMPTS, "imagenet21k_recaption", 8)
+    eight = replace(datasets.DATASETS["imagenet21k_recaption"], size=8)
+    monkeypatch.setitem(datasets.DATASETS, "imagenet21k_recaption", eight)
     args = reproduce.parse(["table6", "--models", "real", "--recaption", str(file)])
-    args.protocol, args.limit, args.matched = "coco-30k-matched", 30_000, True
+    args = replace(args, protocol="coco-30k-matched", limit=30_000, matched=True)
     own = datasets.of_dataset(args, "imagenet21k_recaption")
     assert (own.protocol, own.limit, own.matched, own.shuffled) == (None, 8, False, True)
-    gallery = datasets.of_dataset(args, exhibits.APPENDIX_J)
+    given = reproduce.parse(["table6", "--models", "real", "--recaption", str(file), "--limit", "20"])
+    assert datasets.of_dataset(given, "imagenet21k_recaption").limit == 8
+    monkeypatch.setitem(datasets.DATASETS, "imagenet21k_recaption", replace(eight, size=16))
+    own = datasets.of_dataset(given, "imagenet21k_recaption")
+    assert len(options.read_prompts(own)) == 12  # the paper has 16, this file all of its 12
+    with pytest.raises(ValueError, match=r"--limit must be at most the 12 prompts of '.*recaption\.txt', got 16"):
+        options.read_prompts(datasets.of_dataset(replace(given, limit=16), "imagenet21k_recaption"))
+    gallery = datasets.of_dataset(args, published.GALLERY)
     assert (gallery.protocol, gallery.limit, gallery.matched) == (None, None, False)
 
 
@@ -98,7 +107,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
     def settings(model):
         return Settings(steps=1, batch=2, micro_batch=2, lr=1e-3, warm_up=1, ema=0.0)
 
-    monkeypatch.setattr(reproduce, "tune_settings", settings)
+    monkeypatch.setattr(tuning, "settings", settings)
     args = ["table7", "--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--out", str(tmp_path)]
     reproduce.main(args)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table7.csv").read_text())))
@@ -124,8 +133,8 @@ def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypat
         made.append(([exhibit.key for exhibit in group], args.prompts, store.url, protocol.prompts[0]))
         return [(exhibit, f"<p>{exhibit.key}</p>", "") for exhibit in group], {"prompts": args.prompts}, []
 
-    monkeypatch.setattr(reproduce, "make", make)
-    monkeypatch.setattr(reproduce.workers, "machine", lambda: "none")
+    monkeypatch.setattr(reproduction, "make", make)
+    monkeypatch.setattr(run.workers, "machine", lambda: "none")
     reproduce.main(["table6", "fig9", "--rounds", "0", "--limit", "8", "--out", str(tmp_path)])
     (coco, shapes, here, first), (other, recaption, there, own) = made
     assert (coco, shapes, here) == (["fig9"], "shapes", str(tmp_path))

@@ -164,6 +164,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
         ),
         (("--limit", "3.5"), "--limit must be a whole number from 1 to 10000000, got '3.5'"),
         (("--shard", "0"), "--shard must be 1 or more, got 0"),
+        (("--prompts", "PROMPTS", "--limit", "9"), "--limit must be at most the 4 prompts of '"),
         (("--grid", "medium"), "argument --grid: invalid choice: 'medium' (choose from"),
         (("--solver", "pndm"), "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
         (("--guidance", "0.5"), "--guidance must be 1 or more, got 0.5"),

@@ -333,10 +333,16 @@ BAD = [
         ({"guidance": guidance}, "guidance must be 1 or more, got .*; for none use a plan without it")
         for guidance in (NAN, INF, -INF, "7.5", True, [7.5], 0, 10**400)
     ],
+    ({"guidance": 1e30}, r"guidance must be at most 1000, got 1e\+30"),
     *[
         ({"size": size}, "size must be a whole number of at most 32768, got .*; no machine holds a larger image")
-        for size in (64.0, NAN, "64", True, (64, 64), [64], 10**9, 2**15 + 8)
+        for size in (64.0, NAN, "64", True, (64, 64.0), [64, "64"], (10**9, 64), 10**9, 2**15 + 8)
     ],
+    *[
+        ({"size": size}, r"size must be a whole number or \(height, width\), got ")
+        for size in ([64], (64, 64, 64), np.array([64]))
+    ],
+    ({"size": (64, 66)}, "size must be a positive multiple of 4 pixels, got 64x66"),
     ({"size": 0}, "size must be a positive multiple of 4 pixels, got 0"),
     *[
         ({"batch_size": size}, "batch_size must be a whole number from 1 to 16384, got ")

@@ -1,19 +1,16 @@
 """On SD1.5's real size with random weights: ours equals the authors' packages. Opt-in: 12 GB of memory, ten minutes."""
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import postdiff
+from pipelines.bench_methods import random_pipe
 from postdiff import methods, sampling, solvers, tokens
 from postdiff.models.checkpoints import HUB
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
-from bench_methods import random_pipe
+from postdiff.models.spec import Sampling
 
 pytestmark = pytest.mark.slow
 SIZE, SEED = 64, 7  # pixels: a pass reads all weights, whatever its size
@@ -24,7 +21,7 @@ def sd15():
     torch.set_num_threads(2)
     spec = replace(HUB["sd15"], size=SIZE)
     pipe = random_pipe(spec)
-    pipe.scheduler = solvers.make_solver("dpm", pipe.scheduler.config)
+    pipe.scheduler = solvers.make_scheduler("dpm", pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     yield postdiff.Backbone(spec, pipe)
     torch.set_num_threads(1)
@@ -36,8 +33,8 @@ def text():
 
 
 def ours(backbone, text, plan):
-    state = sampling.begin(backbone, {"text": text}, [SEED], plan, "dpm", SIZE)
-    return sampling.denoise(backbone, state, plan, 7.5, SIZE)
+    state = sampling.begin(backbone, {"text": text}, [SEED], plan, Sampling(7.5, "dpm", (SIZE, SIZE)))
+    return sampling.denoise(backbone, state)
 
 
 def call(text, steps):

@@ -12,8 +12,10 @@ import warnings
 from dataclasses import replace
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import logging
 
 import postdiff
 from postdiff import methods
@@ -21,6 +23,7 @@ from postdiff.cli import main
 from postdiff.models import checkpoints, families, schedulers
 from postdiff.models.checkpoints import HUB, MINI, MINIS, resolve
 from postdiff.models.configs import ASKS_FOR, BUILT_FROM, CHECKED, check_denoiser
+from postdiff.models.family import class_of
 
 UNET, VAE, PLAN = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
 TRANSFORMER = "transformer/config.json"
@@ -47,8 +50,8 @@ def scheduler(kind, **settings):
 def test_names_and_configs_are_read_without_torch():
     script = (
         "import sys\n"
-        "from postdiff import backbones, families, methods\n"
-        "[backbones.resolve(name) for name in backbones.NAMES]\n"
+        "from postdiff.models import checkpoints, families\n"
+        "[checkpoints.resolve(name) for name in checkpoints.NAMES]\n"
         "print({'torch', 'diffusers', 'transformers', 'huggingface_hub'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -74,7 +77,7 @@ def test_the_schedulers_that_are_known_have_a_noise_schedule_of_betas():
 
 def test_every_backbone_passes_its_own_rule():
     for name in HUB:
-        check_denoiser(HUB[name].family, HUB[name].denoiser, name)
+        check_denoiser(families.FAMILIES[HUB[name].family], HUB[name].denoiser, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         specs = [resolve(name) for name in (*MINIS, *HUB)]
@@ -110,7 +113,7 @@ IP_ADAPTER = {UNET: {"encoder_hid_dim_type": "ip_image_proj"}}
         ("mini-sd", {UNET: {"\x1b[2J": 7}}, r"^\\x1b\[2J of unet"),
         ("mini-sd", {UNET: {"quantization_config": {"bits": 4}}}, "quantization_config of unet .* not offered"),
         ("mini-sdxl", {UNET: {"projection_class_embeddings_input_dim": 144}}, "six times .*, 160, got 144"),
-        ("mini-pixart", {TRANSFORMER: {"use_additional_conditions": False}}, "must be True where sample_size is 128"),
+        ("mini-pixart", {TRANSFORMER: {"use_additional_conditions": False}}, "must be True at sample_size 128"),
         ("mini-pixart", {TRANSFORMER: {"caption_channels": None}}, "caption_channels of transformer .* got None"),
         ("mini-pixart", {TRANSFORMER: {"caption_channels": 64}}, "must be d_model of text_encoder, 96, got 64"),
         ("mini-pixart", {TRANSFORMER: {"out_channels": 9}}, "must be its in_channels, 8, or twice as many, got 9"),
@@ -161,7 +164,7 @@ def test_what_the_forward_pass_would_not_be_told_is_refused(tmp_path, name, chan
             ),
             {"solver": "euler"},
         ),
-        ("mini-pixart", {TRANSFORMER: {"sample_size": 16, "use_additional_conditions": False}}, {"size": 64}),
+        ("mini-pixart", {TRANSFORMER: {"sample_size": 16, "use_additional_conditions": False}}, {"size": (64, 64)}),
         ("mini-pixart", {TRANSFORMER: {"out_channels": None}}, {}),
     ],
 )
@@ -259,7 +262,7 @@ def test_a_scheduler_set_by_hand_is_told(backbone):
 
 @pytest.mark.parametrize("kind", ["lcm", "sdxl"])
 def test_the_scheduler_that_was_loaded_is_its_own(backbones, kind):
-    schedulers.check_scheduler(checkpoints(kind).spec, checkpoints(kind).pipe.scheduler)
+    schedulers.check_scheduler(backbones(kind).spec, backbones(kind).pipe.scheduler)
 
 
 @pytest.mark.parametrize("file", ["model_index.json", UNET, VAE, PLAN, "text_encoder/config.json", checkpoints.RUN,
@@ -315,8 +318,9 @@ def test_fifos_sockets_and_broken_links_are_refused_where_they_are(tmp_path, mon
         ({"size": "64"}, "size in .*postdiff.json must be a whole number of pixels, got '64'"),
         ({"size": 65}, "postdiff.json must say settings that postdiff takes: size must be a positive multiple of 4"),
         ({"size": True}, "size in .* got True"),
-        ({"guidance": float("nan")}, "guidance in .*postdiff.json must be a number of 1 or more, got nan"),
+        ({"guidance": float("nan")}, "guidance in .*postdiff.json must be a number from 1 to 1000, got nan"),
         ({"guidance": float("inf")}, "got inf"),
+        ({"guidance": 1e30}, r"got 1e\+30"),
         ({"guidance": "7"}, "got '7'"),
         ({"guidance": 10**400}, "guidance in"),
         ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, euler, unipc, got 'rk45'"),
@@ -346,9 +350,25 @@ def test_one_file_of_weights_is_told_how_it_is_converted(tmp_path, capsys):
         resolve(None)
 
 
+def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capfd):
+    """Its library logs each of five tries."""
+
+    def unreachable(source, **options):
+        assert not logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    before = logging.get_verbosity()
+    with pytest.raises(SystemExit) as stopped:
+        main(["cost", f"org/repository@{'0' * 40}", "dense"])
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err == "error: org/repository cannot be fetched: Connection refused\n"
+    assert logging.get_verbosity() == before
+
+
 def test_classes_are_named_and_found():
     for rules in families.FAMILIES.values():
-        assert issubclass(families.class_of(rules.model), torch.nn.Module)
-        assert families.class_of(rules.pipeline).__name__ == rules.pipeline
+        assert issubclass(class_of(rules.model), torch.nn.Module)
+        assert class_of(rules.pipeline).__name__ == rules.pipeline
         for kind in rules.text_encoders.values():
-            assert issubclass(families.class_of(kind, "transformers"), torch.nn.Module)
+            assert issubclass(class_of(kind, "transformers"), torch.nn.Module)

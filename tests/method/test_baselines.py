@@ -6,7 +6,8 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import StepPlan, low_first, methods, sampling, solvers
+from postdiff import StepPlan, low_first, methods, sampling
+from postdiff.models.spec import Sampling
 from postdiff.plan import strip
 
 
@@ -65,14 +66,16 @@ def test_prior_noise_is_the_authors_rule(backbone):
     text = postdiff.encode(backbone, PROMPTS[:1], 1).batch(0, 1, True)
     ends = []
     for noise in (0.0, 0.01):
-        state = sampling.begin(backbone, text, SEEDS[:1], methods.faster_diffusion(4, (0,), noise), "ddim", 64)
-        ends.append(sampling.denoise(backbone, state, methods.faster_diffusion(4, (0,), noise), 2.0, 64))
+        noisy = methods.faster_diffusion(4, (0,), noise)
+        state = sampling.begin(backbone, text, SEEDS[:1], noisy, Sampling(2.0, "ddim", (64, 64)))
+        ends.append(sampling.denoise(backbone, state))
         timesteps, solver = state.solver.timesteps, state.solver
     initial = sampling.draw(SEEDS[:1], "initial", 8, (16, 16))
     late = [i for i, t in enumerate(timesteps) if t < 500]
     assert 0 < len(late) < 4
     # With the noise's prediction e fixed, a step maps x to (a'/a) x + const; the last step has a' = alpha of t = 0.
-    alphas = [solvers.noise_level(solver, i)[0] for i in range(len(plan))] + [float(solver.final_alpha_cumprod) ** 0.5]
+    final = float(solver.scheduler.final_alpha_cumprod) ** 0.5
+    alphas = [*(solver.level(i)[0] for i in range(len(plan))), final]
     expected = sum(0.01 * alphas[-1] / alphas[i] for i in late) * initial
     assert torch.allclose(ends[1] - ends[0], expected, atol=1e-4)
 

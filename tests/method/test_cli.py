@@ -14,6 +14,7 @@ from PIL import Image
 import postdiff
 from postdiff.cli import main
 from postdiff.models import checkpoints, loading
+from postdiff.models.families import FAMILIES
 from postdiff.picture import draw_plan
 from postdiff.settings import SEARCHES
 
@@ -76,6 +77,16 @@ def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone
     assert Image.open(picture).size[0] > 100
 
 
+def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
+    """And of a model that loads at once there is no bar."""
+    prompt = "a cat on a " + "very " * 200 + "blue mat"
+    main(["generate", prompt, "--method", "dense", "--steps", "1", "--out", str(tmp_path)])
+    told = capfd.readouterr().err
+    assert "the prompt has 812 tokens, mini-sd reads 20: the rest is not drawn\n" in told
+    assert "very very" not in told
+    assert "oading" not in told
+
+
 def test_models_and_methods_are_listed(capsys):
     models = run(capsys, "models")
     assert [line.split()[0] for line in models.splitlines()] == list(checkpoints.NAMES)
@@ -119,10 +130,10 @@ def test_a_folder_says_how_it_is_run(tmp_path):
     shutil.copytree(spec.source, copied)
     before = checkpoints.fingerprint(checkpoints.resolve(copied))
     checkpoints.write_run(spec, copied, guidance=3.0, size=32)
-    assert (checkpoints.resolve(copied).guidance, checkpoints.resolve(copied).size) == (3.0, 32)
+    assert (checkpoints.resolve(copied).guidance, checkpoints.resolve(copied).size) == (3.0, (32, 32))
     assert checkpoints.fingerprint(checkpoints.resolve(copied)) == before  # the weights are what they were
     (copied / checkpoints.RUN).write_text('{"settings": {"s": 0.3}}')
-    assert checkpoints.resolve(copied).settings == {**checkpoints.SETTINGS["sd"], "s": 0.3}
+    assert checkpoints.resolve(copied).settings == {**FAMILIES["sd"].settings, "s": 0.3}
     (copied / checkpoints.RUN).unlink()
     assert checkpoints.resolve(copied).guidance == 7.5  # the family's
     shipped = copied / "scheduler" / "scheduler_config.json"
@@ -166,7 +177,9 @@ def test_images_of_other_settings_have_other_names(capsys, tmp_path):
     args = ["generate", "a cat", "--method", "dense", "--steps", "1", "--out", str(tmp_path)]
     files = {run(capsys, *args, *more) for more in ((), ("--guidance", "3"), ("--solver", "ddim"), ("--size", "32"))}
     files.add(run(capsys, "generate", "a dog", *args[2:]))
-    assert len(files) == 5
+    files.add(wide := run(capsys, *args, "--size", "32x48"))
+    assert len(files) == 6
+    assert Image.open(wide.strip()).size == (48, 32)  # PIL says the width first
     assert run(capsys, *args) in files
 
 

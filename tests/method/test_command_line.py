@@ -98,6 +98,7 @@ MISUSED = [
     (["generate", "a\x1b[31m"], r"PROMPT must have no control characters, got '\x1b' in 'a\x1b[31m'"),
     (["search", "ca_tome", "a\nb"], r"PROMPT must have no control characters, got '\n' in 'a\nb'"),
     ([*GENERATE, "--n", "0"], "--n must be a whole number of 1 or more, got '0'"),
+    ([*GENERATE, "--size", "64x-8"], "--size must be a whole number or HEIGHTxWIDTH, got '64x-8'"),
     ([*GENERATE, "--n", "9" * 5000], "--n must be a whole number of 1 or more, got '999"),
     ([*GENERATE, "--batch-size", "-1"], "--batch-size must be a whole number of 1 or more, got '-1'"),
     ([*GENERATE, "--seed", str(2**63)], f"--seed must be a whole number from -{2**63} to {2**63 - 1}, got '{2**63}'"),
@@ -126,8 +127,10 @@ IMPOSSIBLE = [
     ([*GENERATE, "--size", "1000000"], "size must be a whole number of at most 32768, got 1000000"),
     ([*GENERATE, "--size", "-8"], "size must be a positive multiple of 4 pixels, got -8"),
     ([*GENERATE, "--size", "65"], "size must be a positive multiple of 4 pixels, got 65"),
+    ([*GENERATE, "--size", "64x65"], "size must be a positive multiple of 4 pixels, got 64x65"),
     ([*GENERATE, "--n", "20000", "--batch-size", "9" * 30], "batch_size must be a whole number from 1 to 16384, got"),
     ([*GENERATE, "--guidance", "0.5"], "guidance must be 1 or more, got 0.5"),
+    ([*GENERATE, "--guidance", "1e30"], "guidance must be at most 1000, got 1e+30"),
     ([*GENERATE, "--solver", "rk45"], "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
     ([*GENERATE, "--out", "file"], "--out must be a folder that files can be written to, got 'file': File exists"),
     ([*GENERATE, "--out", "new/er/../../file/x"], "--out must be a folder that files can be written to, got "),
@@ -147,9 +150,11 @@ IMPOSSIBLE = [
     (["search", "ditfastattn", "a", "--window", "2"], "window must be in (0, 1], got 2.0"),
     (["search", "ditfastattn", "a", "--out", "no/x.json"], "--out must be in a folder that is there, got 'no/x.json'"),
     (["search", "ditfastattn", "a", "--out", "."], "--out must be a file, got '.', which is there and is none"),
-    (["cost", "sd16", "dense"], "unknown model 'sd16': expected one of "),
+    (["cost", "sd16", "dense"], "or ORG/REPOSITORY@COMMIT (40 hex digits); did you mean sd15?"),
+    (["cost", "no/such", "dense"], "unknown model 'no/such': expected one of "),
     (["cost", "sd15\x1b", "dense"], r"unknown model 'sd15\x1b': expected one of "),
-    (["cost", "sd15", "densest"], "unknown method 'densest': expected one of dense"),
+    (["cost", "sd15", "densest"], "faster_diffusion, duca; did you mean dense?"),
+    (["cost", "sd15", "warp"], "unknown method 'warp': expected one of dense"),
     (["cost", "mini-sd", "faster_diffusion", "--key-steps", "1,2"], "key_steps must be rising"),
     (["cost", "sd15", "mixed_resolution", "--s=-0.1"], "s must be in [0, 1), got -0.1"),
     (["cost", "sd15", "mixed_resolution", "--beta", "1.5"], "beta must be in (0, 1], got 1.5"),
@@ -254,7 +259,7 @@ def test_no_credentials_reach_the_terminal():
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_settings_of_a_search_are_those_of_its_function(name):
     parameters = inspect.signature(getattr(search, name)).parameters
-    all_searches = {"backbone", "prompts", "seeds", "plan", "guidance", "solver", "size", "on_step"}
+    all_searches = {"backbone", "prompts", "seeds", "plan", "settings", "on_step"}
     own = {key: of.default for key, of in parameters.items() if key not in all_searches}
     assert own == {key: default for key, (_, default, _) in SEARCHES[name].items()}
     for key, (_, _, interval) in SEARCHES[name].items():
@@ -290,8 +295,8 @@ def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
     with pytest.raises(
         ValueError, match=r"--batch-size: a batch of 10000000 images of 64 px would need at least .* GiB"
     ):
-        commands._check_memory(spec, 1, 10**7, 64)
-    commands._check_memory(spec, 256, 256, 64)
+        commands._check_memory(spec, 1, 10**7, (64, 64))
+    commands._check_memory(spec, 256, 256, (64, 64))
 
 
 @pytest.mark.parametrize(

@@ -16,24 +16,25 @@ from transformers import T5Tokenizer
 
 import postdiff
 from postdiff import methods, sampling
-from postdiff.models import families
+from postdiff.models import families, lcm
 from postdiff.models.checkpoints import HUB
 from postdiff.models.loading import float32_vae
 from postdiff.models.schedulers import SCHEDULERS
+from postdiff.models.spec import Sampling, settle
 from postdiff.pricing import cost, count_macs
 from postdiff.resolution import upsample
 
-GUIDED = ("sdxl", "pixart", "tiny")
+GUIDED = ("sdxl", "pixart", "sigma", "tiny")
 
 
-def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
+def pipeline_images(backbone, n, solver, steps=4, guidance=3.0, size=(64, 64)):
     """What the untouched diffusers pipeline makes of the same prompts and noise."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
     pipe.scheduler = diffusers_solver(solver, before.config)
-    noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
-    options = {}
-    if backbone.spec.family == "pixart":
-        options = {"height": 64, "width": 64, "use_resolution_binning": False, "clean_caption": False}
+    noise = sampling.draw(SEEDS[:n], "initial", 8, (size[0] // 4, size[1] // 4))
+    options = {"height": size[0], "width": size[1]}
+    if backbone.spec.family.startswith("pixart"):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
         options["max_sequence_length"] = backbone.spec.text_tokens
     if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
         options["generator"] = generators = [sampling._generator(seed, "solver-0") for seed in SEEDS[:n]]
@@ -53,7 +54,15 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=3.0):
 
 @pytest.mark.parametrize(
     ("kind", "solver"),
-    [("lcm", "lcm"), ("sdxl", "euler"), ("sdxl", "dpm"), ("pixart", "dpm"), ("pixart", "ddim"), ("tiny", "dpm")],
+    [
+        ("lcm", "lcm"),
+        ("sdxl", "euler"),
+        ("sdxl", "dpm"),
+        ("pixart", "dpm"),
+        ("pixart", "ddim"),
+        ("sigma", "dpm"),
+        ("tiny", "dpm"),
+    ],
 )
 @pytest.mark.parametrize("n", [1, 3])
 def test_dense_equals_the_familys_pipeline_bit_for_bit(backbones, kind, solver, n):
@@ -61,6 +70,26 @@ def test_dense_equals_the_familys_pipeline_bit_for_bit(backbones, kind, solver, 
     ours = postdiff.sample(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(4), solver=solver, guidance=3.0)
     np.testing.assert_array_equal(ours, pipeline_images(backbone, n, solver))
     assert ours.std() > 1
+
+
+@pytest.mark.parametrize("kind", ["sd", *FAMILIES])
+def test_images_that_are_no_squares_are_the_pipelines_bit_for_bit(backbone, backbones, kind):
+    under_test, size = backbone if kind == "sd" else backbones(kind), (48, 80)
+    solver = under_test.spec.solver
+    ours = postdiff.sample(under_test, PROMPTS[:2], SEEDS[:2], methods.dense(2), guidance=3.0, size=size)
+    assert ours.shape == (2, *size, 3)
+    np.testing.assert_array_equal(ours, pipeline_images(under_test, 2, solver, steps=2, size=size))
+    low = postdiff.sample(under_test, PROMPTS[:1], SEEDS[:1], methods.postdiff(4, k=1, m=2), size=size)
+    assert low.shape == (1, *size, 3)
+
+
+@pytest.mark.parametrize("name", ["sd15", "pixart-sigma"])
+def test_an_image_that_is_no_square_costs_what_its_pixels_do(name):
+    wide, tall, square = (
+        cost(methods.dense(1), HUB[name], size).macs_paper for size in ((512, 1024), (1024, 512), 768)
+    )
+    assert wide == tall
+    assert wide / square == pytest.approx(512 * 1024 / 768**2, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -89,7 +118,7 @@ def test_after_guidance_the_denoiser_is_told_the_conditional_half_alone(backbone
     postdiff.sample(backbone, PROMPTS, SEEDS, methods.cfg_drop(3, m=1))
     handle.remove()
     both, *alone = told
-    assert len(both) == {"tiny": 1, "sdxl": 3, "pixart": 4}[kind]
+    assert len(both) == {"tiny": 1, "sdxl": 3, "pixart": 4, "sigma": 2}[kind]
     assert not torch.equal(both["text"][:3], both["text"][3:])
     for rows in alone:
         assert rows.keys() == both.keys()
@@ -119,7 +148,7 @@ def test_the_model_is_untouched_afterwards_and_the_second_run_equals_the_first(b
 
 def test_guidance_goes_into_lcm_as_in_its_pipeline():
     theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5]), embedding_dim=256)
-    assert torch.equal(families.guidance_embedding(7.5, 256), theirs)
+    assert torch.equal(lcm.guidance_embedding(7.5, 256), theirs)
 
 
 def test_lcms_guidance_changes_its_images(backbones):
@@ -147,8 +176,8 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
     text = postdiff.encode(backbone, PROMPTS[:2], 2).batch(0, 2, guided=False)
     for s in (0.0, 0.25, 0.5, 0.75):
         plan = families.adapt(methods.mixed_resolution(8, s=s), "lcm")
-        state = sampling.begin(knowing, text, [1, 2], plan, "lcm", 64)
-        torch.testing.assert_close(sampling.denoise(knowing, state, plan, 7.5, 64), x0, atol=2e-4, rtol=0)
+        state = sampling.begin(knowing, text, [1, 2], plan, Sampling(7.5, "lcm", (64, 64)))
+        torch.testing.assert_close(sampling.denoise(knowing, state), x0, atol=2e-4, rtol=0)
 
 
 def test_bytes_do_not_depend_on_batch_or_order_with_lcms_noise(backbones):
@@ -213,7 +242,7 @@ def test_the_size_condition_acts_at_low_resolution_only(backbones, kind):
     assert methods.mixed_resolution(4, s=0, size_condition="current").id == methods.dense(4).id
 
 
-@pytest.mark.parametrize("family", ["sd", "lcm"])
+@pytest.mark.parametrize("family", ["sd", "lcm", "pixart-sigma"])
 def test_a_family_that_is_told_no_size_takes_no_size_condition(family):
     with pytest.raises(ValueError, match=f"{family} is told no size; expected size_condition target, got current"):
         families.adapt(methods.mixed_resolution(4, size_condition="current"), family)
@@ -223,11 +252,11 @@ def test_padding_is_masked_in_pixart(backbones):
     """What stands at masked positions does not change a byte."""
     backbone, plan = backbones("pixart"), methods.dense(2)
     text = postdiff.encode(backbone, PROMPTS, 3).batch(0, 3, guided=True)
-    states = [sampling.begin(backbone, text, SEEDS, plan, None, 64) for _ in "ab"]
+    states = [sampling.begin(backbone, text, SEEDS, plan, settle(backbone.spec, 3.0, size=64)) for _ in "ab"]
     hidden = states[1].text["mask"] == 0
     assert hidden.any()
     states[1].text["text"] = torch.where(hidden[..., None], 7.0, text["text"])
-    clean, filled = (sampling.denoise(backbone, state, plan, 3.0, 64) for state in states)
+    clean, filled = (sampling.denoise(backbone, state) for state in states)
     assert torch.equal(clean, filled)
 
 
@@ -280,7 +309,9 @@ def test_the_papers_rows(name, plan, teras, tolerance):
     assert cost(plan, HUB[name]).macs_paper / 1e12 == pytest.approx(teras, rel=tolerance)
 
 
-@pytest.mark.parametrize(("name", "teras"), [("sd15", 2.148), ("sdxl", 6.761), ("pixart", 6.510)])
+@pytest.mark.parametrize(
+    ("name", "teras"), [("sd15", 2.148), ("sdxl", 6.761), ("pixart", 6.510), ("pixart-sigma", 6.634)]
+)
 def test_flops_of_a_pass_are_torchs_flop_counters(name, teras):
     assert cost(methods.no_cfg(1), HUB[name]).flops / 1e12 == pytest.approx(teras, rel=5e-4)
 

@@ -13,7 +13,9 @@ import postdiff
 import postdiff.models.families
 from postdiff import methods, sampling
 from postdiff.models.checkpoints import HUB
-from postdiff.models.families import FAMILIES, class_of
+from postdiff.models.families import FAMILIES
+from postdiff.models.family import class_of
+from postdiff.models.spec import settle
 
 
 def random_backbone(name: str, size: int) -> postdiff.Backbone:
@@ -52,8 +54,8 @@ def test_a_full_size_model_takes_two_steps(name, billions, capsys):
     seen = []
     handle = backbone.denoiser.register_forward_hook(lambda _, args, out: seen.append(tuple(args[0].shape)))
     solver = "lcm" if spec.family == "lcm" else "dpm"
-    state = sampling.begin(backbone, text, [0], plan, solver, 256)
-    latents = sampling.denoise(backbone, state, plan, spec.guidance, 256)
+    state = sampling.begin(backbone, text, [0], plan, settle(spec, solver=solver, size=256))
+    latents = sampling.denoise(backbone, state)
     handle.remove()
     low = round(32 * spec.settings["beta"])
     assert seen == [(rows, 4, low, low), (rows, 4, 32, 32)]

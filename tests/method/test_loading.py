@@ -14,6 +14,7 @@ from postdiff.cli import main
 from postdiff.models import checkpoints
 from postdiff.models.checkpoints import MINI
 from postdiff.models.configs import check_denoiser
+from postdiff.models.families import FAMILIES
 from postdiff.models.loading import load
 
 WEIGHTS = {
@@ -123,8 +124,8 @@ def test_what_a_library_raises_is_one_line(folder):
 def test_an_adapter_that_is_loaded_by_hand_is_told(backbone):
     config = {**backbone.denoiser.config, "encoder_hid_dim_type": "ip_image_proj"}  # as load_ip_adapter leaves it
     with pytest.raises(ValueError, match="encoder_hid_dim_type of unet of mini-sd must be None, got 'ip_image_proj'"):
-        check_denoiser("sd", config, "mini-sd")
-    check_denoiser("sd", backbone.denoiser.config, "mini-sd")
+        check_denoiser(FAMILIES["sd"], config, "mini-sd")
+    check_denoiser(FAMILIES["sd"], backbone.denoiser.config, "mini-sd")
 
 
 @pytest.mark.parametrize("only_half", [False, True])

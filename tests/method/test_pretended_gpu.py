@@ -13,9 +13,10 @@ from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
 import postdiff
 from postdiff import methods, sampling
 from postdiff.models import families as rules
+from postdiff.models.spec import settle
 
 STEPS, N = 4, 2
-MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind != "tiny"}}
+MINIS = {"sd": "mini-sd", **{kind: name for kind, name in FAMILIES.items() if kind not in ("tiny", "sigma")}}
 GRID = {"sdxl": 2, "pixart": 2}  # of the finest attention, in latents
 
 
@@ -74,8 +75,8 @@ def run(backbone, embeddings, plan, solver, monkeypatch, gpu=None):
     monkeypatch.setattr(sampling, "prepare", prepare)
     text = embeddings.batch(0, N, plan.needs_both_texts)
     with torch.no_grad():
-        state = sampling.begin.__wrapped__(backbone, text, SEEDS[:N], plan, solver, 64)
-        return sampling.denoise.__wrapped__(backbone, state, plan, backbone.spec.guidance, 64)
+        state = sampling.begin.__wrapped__(backbone, text, SEEDS[:N], plan, settle(backbone.spec, solver=solver))
+        return sampling.denoise.__wrapped__(backbone, state)
 
 
 def can(kind, plan):

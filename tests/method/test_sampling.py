@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,8 @@ from diffusers import (
 
 import postdiff
 from postdiff import methods, sampling, solvers
-from postdiff.models.schedulers import ODE, PINNED
+from postdiff.models.schedulers import ODE, PINNED, SCHEDULERS
+from postdiff.models.spec import Sampling, settle
 from postdiff.resolution import upsample
 
 
@@ -62,12 +64,12 @@ def test_every_solver_runs_deterministically_whatever_scheduler_a_checkpoint_shi
     pipe.scheduler = shipped
     try:
         images = [postdiff.sample(backbone, PROMPTS[:1], [1], methods.postdiff(4, m=2), solver=solver) for _ in "ab"]
-        own = solvers.make_solver(solver, shipped.config)
+        own = solvers.make_scheduler(solver, shipped.config)
     finally:
         pipe.scheduler = before
     np.testing.assert_array_equal(*images)
     assert images[0].std() > 10
-    assert type(own) is solvers.SOLVERS[solver]
+    assert isinstance(own, getattr(diffusers, SCHEDULERS[solver]))
     assert {key: own.config[key] for key in PINNED[solver]} == PINNED[solver]
 
 
@@ -116,7 +118,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, x0, alphas_cumprod):
         super().__init__()
         self.x0, self.alphas_cumprod = x0, alphas_cumprod
-        self.config = SimpleNamespace(in_channels=x0.shape[1])
+        self.config = {"in_channels": x0.shape[1]}
         self.seen = []
 
     def forward(self, x, timestep, encoder_hidden_states, return_dict):
@@ -134,7 +136,7 @@ def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     torch.manual_seed(0)
     low = torch.randn(2, 8, int(16 * beta), int(16 * beta))
     config = backbone.pipe.scheduler.config
-    oracle = Oracle(upsample(low, (16, 16)), solvers.make_solver("ddim", config).alphas_cumprod)
+    oracle = Oracle(upsample(low, (16, 16)), solvers.make_scheduler("ddim", config).alphas_cumprod)
     oracle.low = low
     pipe = SimpleNamespace(
         unet=oracle,
@@ -144,8 +146,9 @@ def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     )
     knowing = postdiff.Backbone(backbone.spec, pipe)
     plan = methods.mixed_resolution(20, beta=beta, s=s)
-    state = sampling.begin(knowing, {"text": torch.zeros(4, 1, 1)}, [1, 2], plan, solver, 64)
-    latents = sampling.denoise(knowing, state, plan, 7.5, 64)
+    text = {"text": torch.zeros(4, 1, 1)}
+    state = sampling.begin(knowing, text, [1, 2], plan, Sampling(7.5, solver, (64, 64)))
+    latents = sampling.denoise(knowing, state)
     torch.testing.assert_close(latents, oracle.x0, atol=2e-4, rtol=0)
     for switch in plan.switches:  # re-noised to the level of the next timestep: the noise in it is the noise drawn
         drawn = sampling.draw([1, 2], f"switch-{switch}", 8, (16, 16))
@@ -175,15 +178,15 @@ def test_across_batch_shapes_pixels_agree_within_a_bound(backbone):
 def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     plan = methods.postdiff(8, s=0.25, m=6)
     text = postdiff.encode(backbone, PROMPTS, 3).batch(0, 3, guided=True)
-    state = sampling.begin(backbone, text, SEEDS, plan, None, 64)
+    state = sampling.begin(backbone, text, SEEDS, plan, settle(backbone.spec))
     copies = []
 
     def copy_in_the_middle(i):
         if i == 5:
             copies.append(state.copy())
 
-    first = sampling.denoise(backbone, state, plan, 7.5, 64, copy_in_the_middle)
-    assert torch.equal(sampling.denoise(backbone, copies[0], plan, 7.5, 64), first)
+    first = sampling.denoise(backbone, state, copy_in_the_middle)
+    assert torch.equal(sampling.denoise(backbone, copies[0]), first)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +217,7 @@ def test_an_image_that_is_not_finite_is_an_error_and_no_black_image(backbone):
 @pytest.mark.parametrize("steps", [4, 8, 20])
 def test_ddim_lands_on_the_next_timestep_whatever_spacing_a_checkpoint_ships(backbone, steps):
     config = {**backbone.pipe.scheduler.config, "timestep_spacing": "linspace"}
-    solver = solvers.make_solver("ddim", config)
-    solver.set_timesteps(steps)
+    solver = solvers.make_solver("ddim", config, steps)
     landed = [int(t) - 1000 // steps for t in solver.timesteps]
     assert landed[:-1] == [int(t) for t in solver.timesteps[1:]]
 
@@ -239,7 +241,7 @@ def test_one_string_is_no_list_of_prompts(backbone):
 @pytest.mark.parametrize("prompts", [[], PROMPTS])
 def test_those_who_take_the_steps_themselves_are_told_the_same(backbone, prompts):
     with pytest.raises(ValueError, match="expected one seed a prompt and at least one prompt"):
-        sampling.begin_batch(backbone, prompts, SEEDS[:2], methods.no_cfg(2), None, None, None)
+        sampling.begin_batch(backbone, prompts, SEEDS[:2], methods.no_cfg(2))
 
 
 def test_parts_that_were_not_loaded_are_told():
@@ -278,17 +280,16 @@ SAME_TIMESTEPS = {  # two of the steps round to one timestep
 def test_every_step_is_taken_at_its_own_noise_level(name, schedule):
     """Where a step is looked up by its timestep, one of two equal ones is lost, and the last has no level left."""
     changes, steps = SAME_TIMESTEPS[schedule]
-    solver = solvers.make_solver(name, {**SCHEDULE, "num_train_timesteps": 1000, **changes})
-    solvers.start(solver, steps)
+    solver = solvers.make_solver(name, {**SCHEDULE, "num_train_timesteps": 1000, **changes}, steps)
     assert len(solver.timesteps.unique()) < steps
     x0, noise = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    alpha, sigma = solvers.noise_level(solver, 0)
+    alpha, sigma = solver.level(0)
     x = alpha * x0 + sigma * noise
     for i in range(steps):
-        solver.scale_model_input(x, solver.timesteps[i])
-        alpha, sigma = solvers.noise_level(solver, i)
-        x, _ = solvers.step(solver, (x - alpha * x0) / sigma, i, x, None)
-        assert solver.step_index == i + 1
+        solver.scale(x, i)
+        alpha, sigma = solver.level(i)
+        x, _ = solver.step((x - alpha * x0) / sigma, i, x, None)
+        assert solver.scheduler.step_index == i + 1
     torch.testing.assert_close(x, x0, atol=5e-3, rtol=0)
 
 
@@ -296,14 +297,13 @@ def test_every_step_is_taken_at_its_own_noise_level(name, schedule):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_unipc_with_its_coefficients_on_the_host_has_diffusers_bits(dtype, prediction):
     config = {**SCHEDULE, "num_train_timesteps": 1000, "prediction_type": prediction}
-    ours, theirs = solvers.make_solver("unipc", config), diffusers_solver("unipc", config)
-    solvers.start(ours, 9)
+    ours, theirs = solvers.make_solver("unipc", config, 9), diffusers_solver("unipc", config)
     theirs.set_timesteps(9)
     generator = torch.Generator().manual_seed(0)
     a = b = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
     for i, t in enumerate(theirs.timesteps):
         output = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
-        a, _ = solvers.step(ours, output, i, a, None)
+        a, _ = ours.step(output, i, a, None)
         b = theirs.step(output, t, b, return_dict=False)[0]
         assert a.dtype == dtype
         assert torch.equal(a, b)

@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES, PROMPTS, SEEDS
 
 import postdiff
-from pipelines.paper import analysis
+from pipelines.stages import analysis
 from postdiff import methods
 
 
@@ -28,10 +28,16 @@ def test_profiles_name_every_block_and_layer_type(backbones, kind):
     found = analysis.profile(backbone, PROMPTS, SEEDS, plan, batch_size=2)
     assert before == {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     assert not any(module._forward_hooks for module in backbone.denoiser.modules())
-    blocks = {"lcm": 9, "sdxl": 7, "pixart": 6, "tiny": 6}  # 4 + mid + 4, 3 + mid + 3, transformer blocks, 3 + 3
+    blocks = {
+        "lcm": 9,
+        "sdxl": 7,
+        "pixart": 6,
+        "sigma": 6,
+        "tiny": 6,
+    }  # 4 + mid + 4, 3 + mid + 3, transformer blocks, 3 + 3
     assert len(found.blocks) == blocks[kind]
     attention = {"self-attention", "cross-attention", "feed-forward"}
-    assert set(found.layers) == attention if kind == "pixart" else attention | {"convolution"}
+    assert set(found.layers) == attention if kind in ("pixart", "sigma") else attention | {"convolution"}
     assert all(values.shape == (2,) and (values > 0).all() for values in (found.blocks | found.layers).values())
     assert found.n == 3
 

@@ -1,11 +1,9 @@
 """COCO's captions as fixed lists, on a tiny data set in its format."""
 
-import argparse
 import csv
 import json
 import os
 import shutil
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import evaluation, protocols
+from pipelines import command_line, evaluation, protocols
 from pipelines.data import coco, prompts, shapes
 from pipelines.evaluation import Protocol
 from pipelines.metrics import encoders
-from pipelines.options import add_options, settle_options
+from pipelines.options import Options, settled
 from pipelines.protocols import PROTOCOLS
 from pipelines.stages import features
 
@@ -83,13 +81,13 @@ def test_matched_images_stay_in_their_folder(tiny, change, message):
         coco.images(tiny / "captions.json", tiny / "images", listed)
 
 
-def test_a_protocol_of_coco(tiny):
-    parser = argparse.ArgumentParser()
-    add_options(parser)
+def read(*args) -> Options:
+    return settled(command_line.read(command_line.Parser("a job"), Options, args))
 
+
+def test_a_protocol_of_coco(tiny):
     def protocol(*args) -> evaluation.Protocol:
-        given: Namespace = settle_options(parser.parse_args([*args, "--clip", "mini-clip", "--fid", "mini-clip"]))
-        return evaluation.protocol(given)
+        return evaluation.protocol(read(*args, "--clip", "mini-clip", "--fid", "mini-clip"))
 
     base = ["--prompts", str(tiny / "captions.json"), "--reference", str(tiny / "images")]
     assert len(protocol(*base, "--limit", "6").reference) == 40
@@ -100,24 +98,22 @@ def test_a_protocol_of_coco(tiny):
 
 def test_a_protocol_is_called_by_its_name_only_where_it_is_that(monkeypatch):
     monkeypatch.setattr(coco, "VAL2014", 3)
-    args = Namespace(protocol="coco-5k", limit=5000, matched=False, fid="inception.pt")
+    args = Options(protocol="coco-5k", limit=5000, matched=False, fid="inception.pt")
     assert protocols.name(args, ["1", "2", "3"]) == "coco-5k"
     assert protocols.name(args, []) == ""
-    assert protocols.name(Namespace(**{**vars(args), "limit": 2500}), ["1", "2", "3"]) == ""  # --scale 0.5
-    assert protocols.name(Namespace(**{**vars(args), "protocol": None}), ["1"]) == ""
+    assert protocols.name(replace(args, limit=2500), ["1", "2", "3"]) == ""  # --scale 0.5
+    assert protocols.name(replace(args, protocol=None), ["1"]) == ""
     with pytest.raises(ValueError, match=r"needs all 3 images of .* as --reference, got 2"):
         protocols.name(args, ["1", "2"])
     with pytest.raises(ValueError, match="needs clean-fid's Inception"):
-        protocols.name(Namespace(**{**vars(args), "fid": "mini-clip"}), ["1", "2", "3"])
+        protocols.name(replace(args, fid="mini-clip"), ["1", "2", "3"])
 
 
 def test_a_named_protocol_fixes_what_it_names(tiny, monkeypatch):
     file = str(tiny / "captions.json")
 
     def settle(*args):
-        parser = argparse.ArgumentParser()
-        add_options(parser)
-        return settle_options(parser.parse_args(["--prompts", file, "--protocol", *args]))
+        return read("--protocol", *args, *([] if "--prompts" in args else ["--prompts", file]))
 
     with pytest.raises(ValueError, match=r"expected 40504 images, the first 5,000 captions .* got 40 and"):
         settle("coco-30k")
@@ -175,10 +171,8 @@ def test_the_shipped_ids_are_mlperfs(tmp_path):
 
 
 def test_a_protocol_given_no_prompts_is_refused(tiny):
-    parser = argparse.ArgumentParser()
-    add_options(parser)
     with pytest.raises(ValueError, match="--protocol coco-5k fixes --limit at 5000, got 1"):
-        settle_options(parser.parse_args(["--protocol", "coco-5k", "--limit", "1"]))
+        read("--protocol", "coco-5k", "--limit", "1")
 
 
 def test_a_reference_set_has_one_name_on_every_machine(tiny):

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
-from pipelines.paper.exhibits import Run
+from pipelines.paper.exhibit import Exhibit, Run, before
 from pipelines.report import plots, tables
 from pipelines.report.tables import Row
 from postdiff import costs, methods
@@ -53,8 +53,8 @@ def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
     assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (246, 146)
     for exhibit in chosen:
-        before = {model.removesuffix(exhibits.TUNED) for model in exhibit.models}
-        assert {exhibit.reference(model).model for model in exhibit.models} == before
+        own = {before(model) for model in exhibit.models}
+        assert {exhibit.reference(model).model for model in exhibit.models} == own
     assert [e.key for e in exhibits.gather(["table2", "fig4"], {})] == ["fig4", "table2"]
     with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of fig1"):
         exhibits.gather(["fig99"], {})
@@ -72,7 +72,7 @@ def measured(value, clip, flops=2e9, macs=30.42e12):
 
 
 def small(*runs):
-    return exhibits.Exhibit("table9", "A test", "table", runs)
+    return Exhibit("table9", "A test", runs)
 
 
 def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
@@ -118,10 +118,15 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
     assert [row["fid_less_paper"] for row in rows] == ["-13.42000", "-12.65000", ""]
 
 
+def labelled(exhibit, results):
+    """What the exhibit's drawing function hands to plots."""
+    return figures.Source(None, exhibit, results, exhibits.MINI, None, {}, []).points
+
+
 def test_every_figure_is_drawn_with_all_of_its_points():
     for exhibit in exhibits.gather(["fig4", "fig5", "fig8"], {}):
         results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
-        figure = plots.exhibit_plot(exhibit, results, exhibits.MINI, exhibit.metrics)
+        figure = plots.exhibit_plot(labelled(exhibit, results), exhibits.MINI, exhibit.metrics)
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
@@ -133,7 +138,7 @@ def test_every_figure_is_drawn_with_all_of_its_points():
 def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
     results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
-    (axes,) = plots.plane_plot(exhibit, results, exhibits.MINI).axes
+    (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
     assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.runs)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
@@ -183,7 +188,8 @@ def answered(fid, clip=80.0):
         for model in ("sd15", "lcm"):
             results[model, plan.id] = replace(measured(value, clip, flops), row=row)
             runs[key].append(Run(name, model, plan, values={"fid": 17.21} if name == "table5" else {}))
-    chosen = [exhibits.Exhibit(key, "A test", "front", tuple(own)) for key, own in runs.items()]
+    answers = {"fig4": "all", "fig5": "printed", "table3": ""}
+    chosen = [Exhibit(key, "A test", tuple(own), answers=answers[key]) for key, own in runs.items()]
     return verdict.lines(results, {"sd15": "mini-sd", "lcm": "mini-lcm"}, chosen)
 
 

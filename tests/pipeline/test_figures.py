@@ -72,7 +72,7 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
             "seconds": [0.0] * 24,
         }
         store.put(f"images/{id}/00000-of-00001.parquet", records.to_parquet(records.IMAGES, columns))
-    (first, texts, rows), (_, others, there) = figures.gallery(store, exhibit, results, exhibits.MINI)
+    (first, texts, rows), (_, others, there) = figures.gallery_panels(store, exhibit, results, exhibits.MINI)
     assert first == "sd15: mini-sd"
     assert texts == [p.text for p in listed[:6]]
     assert others == [p.text for p in listed[6:12]]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines import calibration, comparison
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
@@ -24,7 +25,6 @@ from postdiff.pricing import Cost, StepCost
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))
 import calibrate  # noqa: E402  (a job is a script, not a package)
-import compare  # noqa: E402
 
 
 def brightness(images: np.ndarray, texts: np.ndarray) -> Interval:
@@ -65,10 +65,10 @@ def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
     assert tables.directions() == ("FID is better when lower, the CLIP score when higher, the toy light when lower.")
     page = document.sweep_body("", rows, set(), [], "")
     assert "on the front of FID or of CLIP score or of toy light." in page
-    found = compare.compare(["one", "two"], [rows[:2]])
-    assert compare.cells(found)[1][-1] == "-2.0 [-2.0, -2.0]"
-    assert "toy light: 1 of 1 changes are clearly better" in compare.answer(found)
-    assert "toy_light_change_low" in compare.to_csv(found).splitlines()[0]
+    found = comparison.compare(["one", "two"], [rows[:2]])
+    assert comparison.cells(found)[1][-1] == "-2.0 [-2.0, -2.0]"
+    assert "toy light: 1 of 1 changes are clearly better" in comparison.answer(found)
+    assert "toy_light_change_low" in comparison.to_csv(found).splitlines()[0]
     exhibit = exhibits.gather(["fig9"], {})[0]
     step = StepCost(1, 1, 1, {})
     results = {(run.model, run.plan.id): exhibit_text.Measured(rows[0], Cost((step,))) for run in exhibit.runs}
@@ -86,8 +86,8 @@ def test_a_toy_is_plotted_tracked_and_calibrated_by(toy, rows):
     assert [numbers[f"toy_light{end}"] for end in ("", "_low", "_high")] == [1.5, 1.45, 1.55]
     args = calibrate.parse(["--share", "0.5", "--by", "toy"])
     with pytest.raises(ValueError, match=r"calibration by toy light needs at least 8 prompts \(--limit\), got 7"):
-        calibrate.calibration.rounds([records.Prompt(str(i), "") for i in range(7)], 4, METRICS[args.by])
-    assert calibrate.calibration.ranked([one.interval(toy) for one in rows], toy) == [1, 2, 0]
+        calibration.rounds([records.Prompt(str(i), "") for i in range(7)], 4, METRICS[args.by])
+    assert calibration.ranked([one.interval(toy) for one in rows], toy) == [1, 2, 0]
 
 
 def test_a_toy_is_scored_from_a_store_and_an_old_score_is_not_taken_for_it(toy, tmp_path):
@@ -150,4 +150,4 @@ def test_nothing_else_knows_a_metric_by_name():
         if not any(part in str(file) for part in NAMED):
             constants = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
             known = [value for value in constants if isinstance(value, str) and value in METRICS]
-            assert known == (["clip"] if file.name == "calibrate.py" else []), file
+            assert known == (["clip"] if file.name == "candidates.py" else []), file

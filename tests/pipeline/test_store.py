@@ -12,6 +12,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipelines.data import images
 from pipelines.engine import records
 from pipelines.engine import store as stores
 from pipelines.engine.store import Store, below, local_path
@@ -270,7 +271,7 @@ def test_a_check_leaves_nothing_behind(tmp_path):
 
 def test_images_survive_bit_for_bit_and_features_too():
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(records.decode_image(records.encode_image(image)), image)
+    np.testing.assert_array_equal(images.decode(records.encode_image(image)), image)
     features = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     table = records.from_parquet(records.feature_rows(list("abcde"), features))
     np.testing.assert_array_equal(records.feature_matrix(table), features)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.data import images
 from pipelines.engine import provenance, records
 from pipelines.metrics.intervals import Interval, mean_interval, student_t
 from pipelines.metrics.metric import METRICS
@@ -100,7 +101,7 @@ def test_prompts_are_escaped_in_the_report(text):
 def test_a_page_shows_small_images_as_they_are_and_large_ones_smaller():
     small, large = (records.encode_image(np.full((n, n, 3), 7, np.uint8)) for n in (64, 768))
     assert document.thumbnail(small) == small
-    shown = records.decode_image(document.thumbnail(large))
+    shown = images.decode(document.thumbnail(large))
     assert shown.shape == (document.THUMBNAIL, document.THUMBNAIL, 3)
     assert abs(int(shown[5, 5, 0]) - 7) <= 2
 

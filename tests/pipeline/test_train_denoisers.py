@@ -1,20 +1,15 @@
 """What the mini models inherit from mini-SD, and the captions that they learn from."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from pipelines.training import denoisers, mini
+import postdiff
+from pipelines.training import denoisers, mini, models
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
 from pipelines.training.loop import Trainer, block_matrices, load_ema
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
-import train_mini  # a job is a script, not a package
 
 
 @pytest.fixture
@@ -101,10 +96,10 @@ def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
 
 
 def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_path):
-    train_mini.restore(tmp_path, MINI)
+    models.restore(tmp_path, MINI)
     parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
     load_ema(parts, tmp_path, "pixart")
-    shipped = train_mini.postdiff.load("mini-pixart", device="cpu").pipe
+    shipped = postdiff.load("mini-pixart", device="cpu").pipe
     for part, module in (("transformer", shipped.transformer), ("text", shipped.text_encoder)):
         have = parts[part].state_dict()
         assert all(value.equal(have[name]) for name, value in module.state_dict().items())
@@ -113,4 +108,4 @@ def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_pa
     with pytest.raises(SystemExit, match="was restored from finished weights"):
         Trainer("pixart", parts, 10, 1e-3, tmp_path)
     with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt"):
-        train_mini.restore(tmp_path, MINI)
+        models.restore(tmp_path, MINI)

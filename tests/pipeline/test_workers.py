@@ -270,7 +270,7 @@ def test_map_keeps_the_order():
 def test_each_worker_is_pinned_to_its_gpu(tmp_path):
     script = f"""
 import os, time, ray
-from pipelines import workers
+from pipelines.engine import workers
 from pipelines.engine.workers import Resources, Unit
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
 assert workers.default_resources() == Resources(2, gpus=1)

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from postdiff import sampling
 from postdiff.models.loading import Backbone
+from postdiff.models.spec import SamplingSettings
 from postdiff.plan import Plan
 
 # Modules whose output is a feature map, in the order they run.
@@ -40,7 +42,7 @@ def profile(
     plan: Plan,
     *,
     batch_size: int | None = None,
-    **settings,
+    **settings: Unpack[SamplingSettings],
 ) -> Profile:
     """Compare every block and layer of `backbone` with itself, step by step, while it draws `prompts`.
 
@@ -116,13 +118,10 @@ def trajectory(
     prompts: Sequence[str],
     seeds: Sequence[int],
     plan: Plan,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> list[np.ndarray]:
     """The clean image that each step predicts: T arrays uint8 [N, H, W, 3], smaller while the resolution is low."""
-    state, plan, guidance, size = sampling.begin_batch(backbone, prompts, seeds, plan, guidance, solver, size)
+    state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
     found: list[torch.Tensor] = []
-    sampling.denoise(backbone, state, plan, guidance, size, on_x0=found.append)
+    sampling.denoise(backbone, state, on_x0=found.append)
     return [sampling.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]

@@ -1,0 +1,201 @@
+"""The same plans, prompts and noise under two models or conditions: what differs, paired, and how sure that is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Annotated, Literal
+
+import postdiff
+from pipelines.command_line import flag
+from pipelines.engine.store import Store
+from pipelines.evaluation import Point, Protocol
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import shown
+from pipelines.options import Options as Evaluation
+from pipelines.options import Out
+from pipelines.report import tables
+from pipelines.report.tables import Row
+from pipelines.stages import generation
+from pipelines.sweeps import label
+from postdiff import methods
+from postdiff.arguments import shown_size
+from postdiff.models.checkpoints import resolve
+from postdiff.models.families import adapt
+from postdiff.plan import SIZE_CONDITIONS, Plan
+
+LEGEND = (
+    "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
+    "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
+    "(Bonferroni)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Evaluation):
+    """backbones: the others are compared with the first."""
+
+    backbones: Annotated[
+        tuple[str, ...], flag("names, folders, or ORG/REPOSITORY@COMMIT: others with the first", nargs="+")
+    ]
+    methods: Annotated[tuple[str, ...], flag("(postdiff methods)", nargs="+")] = (
+        "dense", "mixed_resolution", "postdiff",
+    )  # fmt: skip
+    size_conditions: Annotated[bool, flag("compare target with current on one backbone")] = False
+    out: Out = "out/compare"
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    backbone: str
+    size_condition: Literal["target", "current"] = "target"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row beside its plan's first one. change: {key of a metric: paired difference}, none for the first itself."""
+
+    variant: str
+    row: Row
+    change: dict[str, Interval]
+
+
+def variants(backbones: Sequence[str], size_conditions: bool) -> list[Variant]:
+    """What is compared; the others with the first. Raises ValueError if not exactly one thing varies."""
+    backbones = list(dict.fromkeys(backbones))
+    if (len(backbones) > 1) == size_conditions:
+        raise ValueError("expected two or more --backbones, or one and --size-conditions, to compare")
+    if size_conditions:
+        return [Variant(told, backbones[0], told) for told in SIZE_CONDITIONS]
+    names = [Path(backbone).name for backbone in backbones]
+    return [
+        Variant(name if names.count(name) == 1 else backbone, backbone)
+        for name, backbone in zip(names, backbones, strict=True)
+    ]
+
+
+def plans(names: Sequence[str], settings: dict) -> list[tuple[str, str, Plan]]:
+    """(method, settings, plan) of each method at `settings`; two names of one computation become one."""
+    found: dict[str, tuple[str, str, Plan]] = {}
+    for name in names:
+        given = methods.settings_for(name, settings)
+        plan = methods.METHODS[name](**given)
+        text = label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
+        found.setdefault(plan.id, (name, text, plan))
+    return list(found.values())
+
+
+def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
+    """For each plan, one point a variant. Raises ValueError if two of them are the same."""
+    spec = resolve(among[0].backbone)
+    listed = plans(options.methods, spec.settings)
+    if among[0].backbone == among[1].backbone:  # of a plan at one size nothing is told
+        listed = [entry for entry in listed if entry[2].switches]
+    if not listed:
+        raise ValueError(
+            "expected a method that switches resolution (mixed_resolution, postdiff) to compare sizes told"
+        )
+    columns: list[list[Point]] = []
+    shared = options.guidance, options.solver, options.dtype
+    for variant in among:
+        own = resolve(variant.backbone)
+        if own.size != spec.size:
+            sizes = f"{shown_size(spec.size)} px and {shown_size(own.size)} px"
+            raise ValueError(f"expected models of one size, got {sizes} ({variant.backbone})")
+        changed = [adapt(replace(plan, size_condition=variant.size_condition), own.family) for _, _, plan in listed]
+        guidance, solver, dtype = shared
+        base = generation.configure(variant.backbone, changed[0], guidance, solver, options.batch_size, dtype)
+        shared = base.guidance, base.solver, base.dtype  # the first one's, for all
+        columns.append([
+            Point(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
+            for (method, text, _), plan, price in zip(listed, changed, postdiff.costs(changed, own), strict=True)
+        ])  # fmt: skip
+    seen: dict[str, str] = {}
+    for variant, column in zip(among, columns, strict=True):
+        same = seen.setdefault(column[0].configuration.id, variant.name)
+        if same != variant.name:
+            raise ValueError(f"{same} and {variant.name} have the same weights: there is nothing to compare")
+    return [list(points) for points in zip(*columns, strict=True)]
+
+
+def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
+    """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (Bonferroni)."""
+    n = len(groups) * (len(among) - 1)
+    metrics = tables.comparable([row for group in groups for row in group])
+    found = []
+    for first, *others in groups:
+        found.append(Compared(among[0], first, {}))
+        for variant, row in zip(among[1:], others, strict=True):
+            change = {m.key: m.difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
+            found.append(Compared(variant, row, change))
+    return found
+
+
+def answer(found: list[Compared]) -> str:
+    """A sentence a metric: in how many plans a change is clear."""
+    parts = []
+    for metric in shown():
+        changes = [of.change[metric.key] for of in found if metric.key in of.change]
+        better, worse = tables.clear(changes, metric)
+        if changes:
+            parts.append(
+                f"{metric.title}: {better} of {len(changes)} changes are clearly better, {worse} clearly worse"
+            )
+    n = found[0].row.n
+    return "; ".join(parts) + f" (paired 95 % intervals that hold together, n = {n})."
+
+
+def header() -> list[str]:
+    """Of `cells`."""
+    return ["plan", "variant", "GFLOPs", *(title for metric in shown() for title in (metric.title, "change"))]
+
+
+def cells(found: list[Compared]) -> list[list[str]]:
+    lines = []
+    for of in found:
+        line = [of.row.label, of.variant, f"{of.row.flops / 1e9:.2f}"]
+        for metric in shown():
+            change = of.change.get(metric.key)
+            value = metric.text(of.row.interval(metric)) if tables.measured([of.row], metric) else "no reference"
+            line += [value, metric.text(change, "+") if change else ""]
+        lines.append(line)
+    return lines
+
+
+def to_csv(found: list[Compared]) -> str:
+    columns: dict[str, list[str]] = {"variant": [of.variant for of in found]}
+    for metric in shown():
+        changes = [of.change.get(metric.key) for of in found]
+        columns |= tables.interval_columns(f"{metric.column}_change", changes, metric.digits + 2)
+    return tables.to_csv([of.row for of in found], columns)
+
+
+def write(
+    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Point]], rows: list[Row], protocol: Protocol
+) -> str:
+    """Write compare.md, .csv and .html; returns what is to be printed. rows: of all `groups`, in order."""
+    from pipelines.engine import workers
+    from pipelines.report import document
+
+    names = [variant.name for variant in among]
+    found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
+    lines, of = cells(found), groups[0][0].configuration
+    models = zip(names, (point.configuration for point in groups[0]), strict=True)
+    facts = {
+        "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
+        "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",
+        **protocol.facts(),
+        "machine": workers.machine(),
+        "commit": document.commit(),
+    }
+    labels, legend = [f"{of.variant}: {of.row.label}" for of in found], f"{LEGEND} {tables.directions()}"
+    body = (
+        f'<p class="dim">{escape(legend)}</p>\n{document.table(header(), lines)}\n<h2>The same prompts and noise</h2>\n'
+        + document.examples(store, [of.row for of in found], labels)
+    )
+    page = document.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
+    markdown = tables.markdown(header(), lines, text_columns=2)
+    for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
+        store.put(name, text.encode())
+    return f"{markdown}\n{answer(found)}\n\nreport: {store.shown}/compare.html"

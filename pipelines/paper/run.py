@@ -1,0 +1,110 @@
+"""The whole reproduction: what is prepared before anything is drawn, and the order in which all is made."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines import evaluation
+from pipelines.engine import workers
+from pipelines.engine.store import Store
+from pipelines.evaluation import Protocol
+from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, searched_plans, tuning
+from pipelines.paper.datasets import Options
+from pipelines.paper.exhibit import Exhibit, before
+from pipelines.report import document
+from pipelines.stages import latency
+from postdiff import methods
+from postdiff.models.checkpoints import resolve
+from postdiff.plan import Plan
+from postdiff.terminal import doing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a reproduction needs before anything is drawn. names: the paper's model -> the one that runs. tuned: the
+    folder of each fine-tuned one. options, protocols: of each data set of the paper. gpu: latencies and searches have
+    a GPU of the cluster to themselves. captions: of the searches."""
+
+    given: Options
+    names: dict[str, str]
+    tuned: dict[str, Path]
+    options: dict[str, Options]
+    protocols: dict[str, Protocol]
+    gpu: bool
+    captions: list[str]
+
+
+def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job:
+    """Raises ValueError or OSError for whatever only later stages would meet."""
+    tuned = {model: tuning.folder(given, before(model)) for model in names if model != before(model)}
+    settled = {dataset: datasets.of_dataset(given, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
+    protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
+    if published.GALLERY in protocols:  # a few images: to be seen
+        protocols[published.GALLERY] = replace(protocols[published.GALLERY], reference=())
+    searched = any(exhibit.searches for exhibit in chosen)
+    captions = searched_plans.calibration_prompts(given.prompts, given.calibration) if searched else []
+    for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
+        for model, plan in {run.model: run.plan for run in exhibit.runs}.items():
+            evaluation.configure(settled[exhibit.dataset], names[model], plan)
+    for dataset, own in settled.items():
+        evaluation.check_store(own.out, protocols[dataset])
+    gpu = workers.cluster_has_gpus(given.gpus_per_worker)
+    if gpu or any(resolve(name).revision for name in names.values()):  # else Ray starts after the latencies
+        evaluation.connect(given, list(names.values()))
+    return Job(given, names, tuned, settled, protocols, gpu, captions)
+
+
+def run(given: Options) -> None:
+    """From options to exhibits and report. Raises ValueError or OSError before any work for what does not fit."""
+    chosen = exhibits.gather(list(given.exhibits), {})  # raises for one that is not here
+    models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
+    names = {model: exhibits.MINI[before(model)] if given.mini else before(model) for model in models}
+    if given.dry_run:
+        return print_dry_run(given, chosen, names)
+    job = prepare(given, chosen, names)
+    stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
+    first = next(iter(stores.values()))
+    with doing("fine-tuning the models of Table 7"):
+        names = job.names | tuning.make(given, job.names, job.tuned)
+    with doing("searching the plans of Tables 3 and 4"):
+        found = search(job, names, chosen, first)
+    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found)]
+    with doing("measuring latencies"):
+        own = next(iter(job.options.values()))
+        times = reproduction.time_plans(first, chosen, names, own, job.gpu) if given.rounds else {}
+    sections, answers = [], []
+    facts: dict[str, str] = {}
+    for dataset, store in stores.items():
+        group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
+        made, told, answered = reproduction.make(
+            job.options[dataset], group, names, store, job.protocols[dataset], times
+        )
+        sections += made
+        answers += answered
+        facts |= told if store is first else {f"{dataset}: {key}": value for key, value in told.items()}
+    counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in job.protocols.items())
+    where = ", ".join({took.machine for took in times.values()}) or "nothing: none of these exhibits has seconds"
+    facts = {"run": f"{len(chosen)} exhibits, {counts}"} | facts
+    facts["latency"] = "not measured (--rounds 0)"
+    if given.rounds:
+        facts["latency"] = (
+            f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}"
+        )
+    facts |= {"machine": workers.machine(), "commit": document.commit()}
+    reproduction.publish(first, given, sections, answers, facts)
+
+
+def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
+    """The plans that Tables 3 and 4 must search, {preset: plan}."""
+    found: dict[str, Plan] = {}
+    for exhibit in chosen:
+        if exhibit.searches:
+            of = evaluation.configure(job.options[exhibit.dataset], names[exhibit.models[0]], methods.dense())
+            task = exhibit.searches, of, store, job.captions
+            found |= workers.alone(searched_plans.find, *task) if job.gpu else searched_plans.find(*task)
+    return found
+
+
+def print_dry_run(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> None:
+    groups, read = dry_run.gather(given, chosen)
+    print(*read, sep="\n")
+    print(dry_run.text(groups, names, not given.mini, given.price, latency.measured(Store(given.out))))

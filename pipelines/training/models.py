@@ -1,0 +1,184 @@
+"""The mini models: which stage of training makes each, from checkpoints to finished folders, and how good they are."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch.multiprocessing.spawn import ProcessException
+
+import postdiff
+from pipelines.data import shapes
+from pipelines.engine.cluster import Stopped
+from pipelines.metrics.encoders import ClipEncoder
+from pipelines.training import mini
+from pipelines.training.denoisers import (
+    mini_sd,
+    train_full,
+    train_lcm,
+    train_tiny,
+    train_unet,
+    train_xl,
+)
+from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
+from pipelines.training.loop import (
+    N_TRAIN,
+    N_VAL,
+    SEED,
+    conditioned_latents,
+    data,
+    latents,
+    load_ema,
+    scaling_factor,
+    to_tensor,
+)
+from pipelines.training.transformer import refine_pixart, train_pixart
+from postdiff.models import minis
+from postdiff.models.checkpoints import TINY_SETTINGS, resolve, write_run
+from postdiff.models.families import FAMILIES
+
+STAGES = {
+    "autoencoder": train_autoencoder,
+    "clip": train_clip,
+    "text": train_text,
+    "unet": train_unet,
+    "tiny": train_tiny,
+    "lcm": train_lcm,
+    "xl": train_xl,
+    "t5": train_t5,
+    "pixart": train_pixart,
+    "refine": refine_pixart,
+    "full": train_full,
+}
+# And the stage that each is finished by. The last is exported only where it is named.
+MODELS = {
+    "mini-sd": "unet",
+    "mini-bk-sdm": "tiny",
+    "mini-lcm": "lcm",
+    "mini-sdxl": "xl",
+    "mini-pixart": "refine",
+    "mini-sd-full": "full",
+}
+# How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
+RUNS: dict[str, dict[str, Any]] = {
+    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here
+    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
+    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
+    "mini-sdxl": {"guidance": 2.0},
+    "mini-pixart": {"guidance": 2.0, "size": 64},  # its config says 128 cells
+    "mini-sd-full": {"guidance": 2.0},
+}
+
+
+def pipeline(name: str, work: Path):
+    """The diffusers pipeline of a mini model, from its checkpoints' EMA weights."""
+    words = mini.tokenizer()
+    vae = load_ema(mini.autoencoder(), work, "autoencoder")
+    vae.register_to_config(scaling_factor=scaling_factor(latents(work)))
+    if name == "mini-sdxl":
+        texts = {"text": mini.text_encoder(words, layers=3), "second": mini.second_text_encoder(words)}
+        parts = load_ema(torch.nn.ModuleDict({"unet": mini.unet_xl(), **texts}), work, "xl")
+        return mini.stable_diffusion_xl(vae, (parts["text"], parts["second"]), parts["unet"], words)
+    if name == "mini-pixart":
+        pieces = mini.t5_tokenizer()
+        parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(pieces)})
+        load_ema(parts, work, "refine")
+        return mini.pixart(vae, parts["text"], parts["transformer"], pieces)
+    unet, text = mini_sd(work)
+    unet.set_default_attn_processor()
+    if name == "mini-lcm":
+        return mini.consistency_model(vae, text, load_ema(mini.unet_lcm(), work, "lcm"), words)
+    if name == "mini-sd-full":
+        return mini.stable_diffusion(vae, text, load_ema(mini.unet(), work, "full"), words)
+    if name == "mini-bk-sdm":
+        return mini.stable_diffusion(vae, text, load_ema(mini.unet_tiny(), work, "tiny"), words)
+    return mini.stable_diffusion(vae, text, unet, words)
+
+
+def export(work: Path, out: Path, names: list[str]) -> None:
+    """Write the trained EMA weights as folders in the ordinary formats."""
+    words = mini.tokenizer()
+    for name in names:
+        mini.save(pipeline(name, work), out / name)
+        write_run(resolve(out / name), out / name, **RUNS[name])
+    mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+    minis.write_sums(out)
+
+
+def restore(work: Path, folder: Path) -> None:
+    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
+    stages = {**MODELS, "mini-pixart": "pixart"}
+    pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
+    found = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
+    for name, pipe in pipes.items():
+        parts = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
+        if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
+            parts |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
+            found[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
+        else:
+            found[stages[name]] = pipe.unet
+    if there := [f"{stage}.pt" for stage in found if (work / f"{stage}.pt").exists()]:
+        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(there)} in {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    for stage, module in found.items():
+        torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
+
+
+def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
+    """What was asked of the models, measured on the exported fp16 folders; and a picture of 64 samples of each."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    clip = ClipEncoder(str(out / "mini-clip"))
+    val = [shapes.scene("val", i) for i in range(N_VAL)]
+    drawn = np.stack([shapes.render(scene) for scene in val])
+    x = to_tensor(drawn)
+    file = out / "evaluation.json"
+    numbers = json.loads(file.read_text()) if file.exists() else {}
+    numbers["mini_clip_choice_of_100"] = choice(clip, drawn, [scene.caption for scene in val])
+    prompts = [scene.caption for scene in shapes.distinct_scenes("prompts", n)]
+    for name in names:
+        backbone = postdiff.load(out / name, device="cpu")
+        vae, steps = backbone.pipe.vae, backbone.spec.settings["steps"]
+        if name == "mini-sd":
+            with torch.no_grad():
+                decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
+            numbers["autoencoder_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
+        for t in {steps, 4} if not FAMILIES[backbone.spec.family].guided else {steps}:
+            images = postdiff.sample(backbone, prompts, list(range(n)), postdiff.methods.dense(t), batch_size=32)
+            numbers[f"{name.replace('-', '_')}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
+            if t == steps:
+                rows = images[:64].reshape(8, 8, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(512, 512, 3)
+                picture = Image.fromarray(rows).resize((1024, 1024), Image.Resampling.NEAREST)
+                picture.save(out / f"samples-{name}.png", optimize=True)
+    file.write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+def choice(clip: ClipEncoder, images: np.ndarray, captions: list[str]) -> float:
+    image, text = torch.from_numpy(clip.images(images)), torch.from_numpy(clip.texts(captions))
+    return round(choice_of_100(image, text, captions), 4)
+
+
+def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.manual_seed(SEED)
+    STAGES[stage](work)
+    dist.destroy_process_group()
+
+
+def train(stage: str, work: Path, workers: int) -> None:
+    """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
+    data("train", N_TRAIN, work), data("val", N_VAL, work)
+    if (work / "autoencoder.pt").exists():  # once, not in every process
+        latents(work)
+    if stage == "xl":
+        conditioned_latents(work)
+    port = 29500 + os.getpid() % 1000
+    try:
+        torch.multiprocessing.spawn(_worker, (workers, port, stage, work), nprocs=workers)
+    except ProcessException as error:
+        raise Stopped(str(error).strip().rpartition("\n")[2]) from error

@@ -1,0 +1,132 @@
+"""A family of models: what differs from one to the next. The loop, the plan and the cost model are the same for all.
+
+A family is a class in a file of its own beside this one; `postdiff.models.families` has all of them by name.
+
+Text and Told are dicts of tensors, one row an image (unconditional half first, then the conditional one, where guided):
+    text        [B, L, D]  token embeddings
+    pooled      [B, P]     SDXL: one embedding a prompt
+    mask        [B, L]     PixArt: 1 where a token is, 0 where padding is
+What the denoiser is told beside the text is a family's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from postdiff.models.configs import check_widths
+from postdiff.models.schedulers import ODE
+
+if TYPE_CHECKING:
+    import torch
+
+    from postdiff.models.spec import Spec
+
+Text = dict[str, "torch.Tensor"]
+Told = dict[str, "torch.Tensor"]
+Size = tuple[int, int]  # height, width
+
+
+class Family:
+    """One family. Classes are named, so that neither torch nor diffusers is imported before one is needed.
+
+    pipeline: diffusers' class; denoiser: the pipeline's attribute; model: the denoiser's class, diffusers' too.
+    options: of the pipeline's `from_pretrained`.
+    text_encoders: the pipeline's components that encode prompts, with their classes, of transformers; tokenizer: the
+        class of their tokenizers. text_width: the key of their configs that says how wide embeddings are, and the one
+        of the denoiser's config that must be as wide.
+    most_tokens: a prompt is padded to so many, where the tokenizer takes more; None: to what the tokenizer takes.
+    solvers: those offered; solver: the one that is taken where a checkpoint ships another. guidance: w.
+    settings: the paper's for its method (sec. 3.1), arguments of `methods.postdiff`. m is a share of the steps, so that
+        it fits any T.
+    guided: classifier-free guidance runs two halves; else it was distilled into the model, which is told w.
+    told_size: the denoiser is told the size of the image.
+    no_deep: why deep features cannot be cached, or "".
+    upcast_vae: decode in fp32 if the autoencoder's config asks for it.
+    """
+
+    pipeline: str
+    options: Mapping[str, Any] = {}
+    denoiser: str
+    model: str
+    text_encoders: Mapping[str, str]
+    tokenizer: str
+    text_width: tuple[str, str]
+    most_tokens: int | None = None
+    solvers: tuple[str, ...] = ODE
+    solver = "dpm"
+    guidance: float = 7.5
+    settings: Mapping[str, Any]
+    guided = True
+    told_size = False
+    no_deep = ""
+    upcast_vae = False
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        return tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoders)
+
+    def check(self, config: Mapping[str, Any], where: str) -> None:
+        """Check what a denoiser's config says of what it is told. Raises ValueError, which names `where`."""
+        raise NotImplementedError
+
+    def check_text(self, denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        """Check that text encoders, by component, give embeddings as wide as the denoiser takes. Raises ValueError."""
+        check_widths(self, denoiser, encoders, name)
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """C of the latents [B, C, h, w] that a denoiser with this config takes."""
+        return config.get("in_channels", 4)
+
+    def text_shapes(self, config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of Text for one row, for costs without weights."""
+        raise NotImplementedError
+
+    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
+        """The text of `prompts`, as the pipeline itself encodes it; 2B rows where guided."""
+        raise NotImplementedError
+
+    def token_lengths(self, spec: Spec, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end included, by the checkpoint's tokenizer.
+
+        Raises: OSError if the tokenizer must come from the hub, and cannot.
+        """
+        of = class_of(self.tokenizer, "transformers")
+        tokenizer = of.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
+        return [len(ids) for ids in tokenizer(list(texts)).input_ids]
+
+    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
+        """What the denoiser is told beside latents, timestep and `text`: made once a batch, before the first step.
+
+        size: of the image in pixels; guidance: w; config: the denoiser's.
+        """
+        return {}
+
+    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
+        """`text` and `told` by the names of the denoiser's arguments."""
+        return {"encoder_hidden_states": text["text"]}
+
+    def predict(
+        self, denoiser: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, text: Text, told: Told
+    ) -> torch.Tensor:
+        """What the denoiser predicts for latents `x` [rows, C, h, w] at timesteps `t` [rows]: of the shape of `x`."""
+        output = denoiser(x, timestep=t, return_dict=False, **self.inputs(text, told))[0]
+        # A model that learned its variance predicts it beside the noise.
+        return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x.shape[1] else output
+
+    def decode(self, vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents [B, C, h, w] -> images [B, 3, H, W] in about [-1, 1], in the autoencoder's dtype."""
+        return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+
+
+def class_of(name: str, library: str = "diffusers") -> Any:
+    """The class called `name` of diffusers or transformers, which are imported here: seconds, the first time."""
+    return getattr(importlib.import_module(library), name)
+
+
+def halves(uncond: torch.Tensor | None, cond: torch.Tensor) -> torch.Tensor:
+    """2B rows, the unconditional half first; the conditional one alone where there is no other."""
+    import torch
+
+    return cond if uncond is None else torch.cat([uncond, cond])

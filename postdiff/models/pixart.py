@@ -1,0 +1,70 @@
+"""PixArt: a transformer and T5. Alpha is told the size of the image, Sigma is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from postdiff.models.configs import check_pixart
+from postdiff.models.family import Family, Size, Text, Told, halves
+
+
+class PixArtAlpha(Family):
+    pipeline = "PixArtAlphaPipeline"
+    denoiser = "transformer"
+    model = "PixArtTransformer2DModel"
+    text_encoders: Mapping[str, str] = {"text_encoder": "T5EncoderModel"}
+    tokenizer = "T5Tokenizer"
+    text_width = "d_model", "caption_channels"
+    most_tokens = 120  # as it was trained; T5 takes 512
+    guidance = 4.5
+    settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75}
+    told_size = True
+    no_deep = "a transformer has no skip connections between shallow and deep blocks"
+
+    def check(self, config: Mapping[str, Any], where: str) -> None:
+        check_pixart(config, where, self.is_told(config))
+
+    def is_told(self, config: Mapping[str, Any]) -> bool:
+        """Is a model told the size? As the pipeline has it: those that were trained at many sizes (1024-MS) are."""
+        return config.get("sample_size", 128) == 128
+
+    def text_shapes(self, config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
+        return {"text": (tokens, config["caption_channels"]), "mask": (tokens,)}
+
+    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
+        # The pipeline's default cleans captions of HTML if two optional packages are there. A result must not depend on
+        # what else is installed, so ours never does.
+        cond, mask, uncond, uncond_mask = pipe.encode_prompt(
+            list(prompts), guided, device=pipe.device, clean_caption=False, max_sequence_length=text_tokens
+        )
+        if not guided:
+            uncond = uncond_mask = None
+        return {"text": halves(uncond, cond), "mask": halves(uncond_mask, mask)}
+
+    def token_lengths(self, spec, texts: Sequence[str]) -> list[int]:
+        return super().token_lengths(spec, [text.lower().strip() for text in texts])  # as its pipeline
+
+    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
+        import torch
+
+        if not self.is_told(config):
+            return {}
+        rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
+        told = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
+        return {key: torch.tensor(row, dtype=dtype, device=device).expand(rows, -1) for key, row in told.items()}
+
+    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
+        added = {"resolution": None, "aspect_ratio": None, **told}
+        return {**super().inputs(text, told), "encoder_attention_mask": text["mask"], "added_cond_kwargs": added}
+
+
+class PixArtSigma(PixArtAlpha):
+    """No paper of ours ran it: its settings are PixArt-alpha's."""
+
+    pipeline = "PixArtSigmaPipeline"
+    most_tokens = 300
+    told_size = False
+
+    def is_told(self, config: Mapping[str, Any]) -> bool:
+        return False
