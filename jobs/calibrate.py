@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 from pipelines import calibration, options
 from pipelines.candidates import Options
 from pipelines.command_line import Parser, job, number, read, refuse
+from pipelines.metrics.metric import METRICS
 
 
 def parse(argv: list[str] | None = None) -> Options:
@@ -31,7 +32,7 @@ def parse(argv: list[str] | None = None) -> Options:
     budget.add_argument("--budget", type=number(0, 1e9, above=True), default=0.0,
                         help="the budget for one image, in TFLOP, T MACs or seconds")  # fmt: skip
     given = options.settled(read(parser, Options, argv))
-    options.refuse_unused(given, fid="" if given.by == "fid" else "with --by clip")
+    options.refuse_unused(given, fid="" if METRICS[given.by].needs == "reference" else f"with --by {given.by}")
     if given.of != "seconds":
         refuse(given, f"on a budget of {given.of}: nothing is timed", "rounds")
     return given

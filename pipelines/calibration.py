@@ -21,18 +21,15 @@ from pipelines.data import prompts
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, below, local_path
 from pipelines.evaluation import Point, Protocol
-from pipelines.metrics import statistics
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.report import tables
-from pipelines.report.tables import METRICS, Metric
 from pipelines.stages import features, scores
 from postdiff import planfile
 from postdiff.models.checkpoints import fingerprint, resolve
 from postdiff.terminal import doing
 
 FINALISTS = 4  # plans that are scored on all prompts, at the least
-# Prompts of the first round, at the least: fewer images than features wide, and FID is bias alone.
-FIRST: dict[Metric, int] = {"clip": 16, "fid": 128}
 RESAMPLINGS = 10_000
 
 
@@ -60,17 +57,20 @@ class Scored:
 def run(options: Options) -> None:
     """From options to OUT/plan.json and OUT/report.html. Raises ValueError before any work for what does not fit."""
     spec, whole_protocol = resolve(options.backbone), evaluation.protocol(options)
-    if options.by == "fid" and not whole_protocol.reference:
-        raise ValueError("--by fid needs --reference, a folder of images")
-    if options.by == "clip":
+    metric = METRICS[options.by]
+    if metric.needs == "reference" and not whole_protocol.reference:
+        raise ValueError(f"--by {options.by} needs --reference, a folder of images")
+    if missing := whole_protocol.lacks(metric):
+        raise ValueError(f"--by {options.by} cannot be measured: {missing}")
+    if metric.needs == "prompts":
         whole_protocol = replace(whole_protocol, reference=())
     if options.of == "seconds" and options.dry_run:
         raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
-    rounds(whole_protocol.prompts, 1, options.by)  # raises for too few prompts, before seconds are measured
+    rounds(whole_protocol.prompts, 1, metric)  # raises for too few prompts, before seconds are measured
     if local_path(options.out) or not options.dry_run:
         evaluation.check_store(options.out, whole_protocol)
     found, budget, whole = candidates.price(options, Store(options.out), spec)
-    halving = rounds(whole_protocol.prompts, len(found), options.by)
+    halving = rounds(whole_protocol.prompts, len(found), metric)
     evaluation.check_batch(options, min(len(part.prompts) for part in halving))
     images = drawn(halving, len(found))
     print(f"{len(found)} plans within {budget:.4g} {UNITS[options.of]} ({budget / whole:.1%} of the model as it is)")
@@ -97,24 +97,22 @@ def run(options: Options) -> None:
         stores.append(evaluation.open_store(folder, protocol))
         listed = [points[c.plan.id] for c in left]
         evaluation.evaluate(stores[-1], listed, protocol, resources)
-        values = score(stores, protocol, listed, options.by)
+        values = score(stores, protocol, listed, metric)
         for c, value in zip(left, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
-        left = [left[i] for i in ranked(values, options.by)[: part.keep]]
+        left = [left[i] for i in ranked(values, metric)[: part.keep]]
     with doing("writing the report"):
         print(write(options, store, found, left[0], curves, whole_protocol, budget, whole))
 
 
-def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> list[Round]:
+def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]:
     """Rounds that halve the plans and double the prompts that each was scored on, the last on all prompts.
 
-    Raises: ValueError for fewer than `FIRST` prompts.
+    Raises: ValueError for fewer prompts than `metric.least`.
     """
-    first = FIRST[metric]
+    first = metric.least
     if len(prompts) < first:
-        raise ValueError(
-            f"calibration by {METRICS[metric]} needs at least {first} prompts (--limit), got {len(prompts)}"
-        )
+        raise ValueError(f"calibration by {metric.title} needs at least {first} prompts (--limit), got {len(prompts)}")
     count = 1
     while plans / 2**count >= FINALISTS and len(prompts) / 2**count >= first:
         count += 1
@@ -125,31 +123,24 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric = "clip") -> li
 
 def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], metric: Metric) -> list[Interval]:
     """`metric` of each point over the images of all `stores`, in order."""
-    reference = None
-    if metric == "fid":
-        folder = features.folder(protocol.fid, features.reference_name(list(protocol.reference)))
-        reference = statistics.moments(scores.read_features(stores[0], folder)[1])
+    encoder, against = protocol.encoder(metric), protocol.against(metric)
+    held = [scores.read_features(store, against) for store in stores]  # of references: the same in each
     found = []
     for point in points:
-        parts = []
-        for store in stores:
-            id = point.configuration.id
-            encoder = protocol.clip if not reference else protocol.fid
-            ids, images = scores.read_features(store, features.folder(encoder, id))
-            if not reference:
-                of, texts = scores.read_features(store, features.folder(encoder, "prompts"))
-                parts.append(statistics.clip_scores(images, texts[[of.index(id) for id in ids]]))
-            else:
-                parts.append(images)
-        whole = np.concatenate(parts)
-        found.append(statistics.frechet_interval(whole, reference) if reference else statistics.mean_interval(whole))
+        images, others = [], []
+        for store, (names, there) in zip(stores, held, strict=True):
+            ids, own = scores.read_features(store, features.folder(encoder, point.configuration.id))
+            images.append(own)
+            others.append(scores.held_against(metric, ids, names, there))
+        others = others[:1] if metric.needs == "reference" else others
+        found.append(metric.score(np.concatenate(images), np.concatenate(others)))
     return found
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
-    """Indices, the best first; of equals the earlier. FID counts without its bias at this many images."""
-    best = [statistics.extrapolated(value).value if metric == "fid" else -value.value for value in values]
-    return sorted(range(len(values)), key=lambda i: best[i])
+    """Indices, the best first; of equals the earlier. What is biased counts without its bias at this many images."""
+    quality = [metric.sign * metric.unbiased(value).value for value in values]
+    return sorted(range(len(values)), key=lambda i: -quality[i])
 
 
 def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
@@ -163,7 +154,7 @@ def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
     pseudo = groups * np.array([[value.value] for value in values]) - (groups - 1) * left_out
     draws = np.random.default_rng(0).integers(groups, size=(RESAMPLINGS, groups))
     means = pseudo[:, draws].mean(2)
-    best = means.argmin(0) if metric == "fid" else means.argmax(0)
+    best = np.argmax(metric.sign * means, 0)
     return [float((best == i).mean()) for i in range(len(values))]
 
 
@@ -190,14 +181,13 @@ def compare(
     last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
     shares = first_places([curves[c.plan.id][-1] for c in last], by)
     first = {c.plan.id: share for c, share in zip(last, shares, strict=True)}
-    sign = 1 if by == "fid" else -1
     found = []
     for c in candidates:
         curve = curves[c.plan.id]
         parts = [(1.0, own[len(curve) - 1])]
-        change = tables.PAIRED[by](curve[-1], parts, len(candidates) - 1) if c != chosen else None
+        change = by.difference(curve[-1], parts, len(candidates) - 1) if c != chosen else None
         found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
-    return sorted(found, key=lambda of: (-of.rounds, sign * of.score.value))
+    return sorted(found, key=lambda of: (-of.rounds, -by.sign * of.score.value))
 
 
 def sure(scored: list[Scored], chosen: Candidate, by: Metric) -> str:
@@ -227,24 +217,24 @@ def write(
     """Write the plan, the report and its numbers; returns what is to be printed."""
     from pipelines.report import document, plots
 
-    metric, unit = tables.METRICS[options.by], UNITS[options.of]
-    scored = compare(candidates, chosen, curves, options.by)
-    answer = sure(scored, chosen, options.by)
-    header = ["plan", unit, "prompts", metric, "from the chosen", "comes first"]
+    metric, unit = METRICS[options.by], UNITS[options.of]
+    scored = compare(candidates, chosen, curves, metric)
+    answer = sure(scored, chosen, metric)
+    header = ["plan", unit, "prompts", metric.title, "from the chosen", "comes first"]
     lines = [
-        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), str(of.score),
-         f"{of.change:+}" if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
+        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), metric.text(of.score),
+         metric.text(of.change, "+") if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
         for of in scored
     ]  # fmt: skip
-    figure = plots.halving_plot(curves, chosen.plan.id, metric, f"{options.backbone}, {budget:.4g} {unit}")
+    figure = plots.halving_plot(curves, chosen.plan.id, metric.title, f"{options.backbone}, {budget:.4g} {unit}")
     facts = {
         "budget": f"{budget:.4g} {unit} an image ({budget / whole:.1%} of the model as it is)",
         **({"latency": f"median of {options.rounds} rounds"} if options.of == "seconds" else {}),
         "model": f"{options.backbone}, weights {fingerprint(resolve(options.backbone))}",
-        **protocol.facts(),
+        **{fact: text for fact, text in protocol.facts().items() if fact not in [m.title for m in shown()]},
+        metric.title: protocol.definition(metric),
         "commit": document.commit(),
     }
-    del facts["CLIP score" if options.by == "fid" else "FID"]
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
         "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
@@ -257,7 +247,7 @@ def write(
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *lines])
     store.put("calibration.csv", out.getvalue().encode())
-    notes = {"backbone": options.backbone, "by": metric, "prompts": len(protocol.prompts), "answer": answer}
+    notes = {"backbone": options.backbone, "by": metric.title, "prompts": len(protocol.prompts), "answer": answer}
     store.put("plan.json", planfile.to_json(chosen.plan, **notes, **{"budget": facts["budget"]}).encode())
-    shown = tables.markdown(header, lines[: 2 * FINALISTS])
-    return f"\n{shown}\n{answer}\n\nplan: {store.shown}/plan.json\nreport: {store.shown}/report.html"
+    best = tables.markdown(header, lines[: 2 * FINALISTS])
+    return f"\n{best}\n{answer}\n\nplan: {store.shown}/plan.json\nreport: {store.shown}/report.html"

@@ -5,11 +5,11 @@ from itertools import chain, product
 from typing import TYPE_CHECKING, Annotated
 
 import postdiff
-from pipelines import command_line, evaluation
+from pipelines import command_line, evaluation, sweeps
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
+from pipelines.metrics.metric import METRICS
 from pipelines.options import OfOneModel, Out
-from pipelines.report.tables import METRICS, Metric
 from postdiff import methods
 from postdiff.models.families import FAMILIES
 from postdiff.models.spec import Spec
@@ -53,7 +53,7 @@ class Options(OfOneModel):
     share: float = 0.0
     budget: float = 0.0
     of: Annotated[str, flag("what the budget is of (seconds: measured here)", choices=list(UNITS))] = "flops"
-    by: Annotated[Metric, flag("what is best: the CLIP score, as in Fig. 9, or FID", choices=list(METRICS))] = "clip"
+    by: Annotated[str, flag("what is best (default: the CLIP score, as in Fig. 9)", choices=METRICS)] = "clip"
     rounds: Annotated[int, flag("of the latency measurement (default: 3)", command_line.rounds())] = 3
     grid: Annotated[str, flag("how many settings are combined", choices=list(GRIDS))] = "full"
     out: Out = "out/calibration"
@@ -106,7 +106,7 @@ def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget
 
 
 def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
-    parts = [f"T={steps}", s and f"beta={beta:g} s={s:g}", k > 1 and f"k={k}", m < 1 and f"m={round(m * steps)}"]
+    parts = [f"T={steps}", s and f"beta={beta:g}", sweeps.label(steps, s or None, k, m if m < 1 else None)]
     return " ".join(part for part in parts if part)
 
 

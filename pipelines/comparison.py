@@ -10,11 +10,12 @@ import postdiff
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
 from pipelines.evaluation import Point, Protocol
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import shown
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
 from pipelines.report import tables
-from pipelines.report.tables import METRICS, Metric, Row
+from pipelines.report.tables import Row
 from pipelines.stages import generation
 from pipelines.sweeps import label
 from postdiff import methods
@@ -23,11 +24,10 @@ from postdiff.models.checkpoints import resolve
 from postdiff.models.families import adapt
 from postdiff.plan import SIZE_CONDITIONS, Plan
 
-HEADER = ("plan", "variant", "GFLOPs", "FID", "change", "CLIP score", "change")
 LEGEND = (
     "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
     "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-    "(Bonferroni). FID is better when lower, the CLIP score when higher."
+    "(Bonferroni)."
 )
 
 
@@ -54,11 +54,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Compared:
-    """A row beside its plan's first one. change: {metric: paired difference}, none for the first itself."""
+    """A row beside its plan's first one. change: {key of a metric: paired difference}, none for the first itself."""
 
     variant: str
     row: Row
-    change: dict[Metric, Interval]
+    change: dict[str, Interval]
 
 
 def variants(backbones: Sequence[str], size_conditions: bool) -> list[Variant]:
@@ -122,12 +122,12 @@ def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
 def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
     """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (Bonferroni)."""
     n = len(groups) * (len(among) - 1)
-    metrics = [metric for metric in METRICS if tables.measured([row for group in groups for row in group], metric)]
+    metrics = tables.comparable([row for group in groups for row in group])
     found = []
     for first, *others in groups:
         found.append(Compared(among[0], first, {}))
         for variant, row in zip(among[1:], others, strict=True):
-            change = {m: tables.PAIRED[m](row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
+            change = {m.key: m.difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
             found.append(Compared(variant, row, change))
     return found
 
@@ -135,35 +135,39 @@ def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
 def answer(found: list[Compared]) -> str:
     """A sentence a metric: in how many plans a change is clear."""
     parts = []
-    for metric, name in METRICS.items():
-        changes = [of.change[metric] for of in found if metric in of.change]
+    for metric in shown():
+        changes = [of.change[metric.key] for of in found if metric.key in of.change]
         better, worse = tables.clear(changes, metric)
         if changes:
-            parts.append(f"{name}: {better} of {len(changes)} changes are clearly better, {worse} clearly worse")
-    n = found[0].row.clip.n
+            parts.append(
+                f"{metric.title}: {better} of {len(changes)} changes are clearly better, {worse} clearly worse"
+            )
+    n = found[0].row.n
     return "; ".join(parts) + f" (paired 95 % intervals that hold together, n = {n})."
+
+
+def header() -> list[str]:
+    """Of `cells`."""
+    return ["plan", "variant", "GFLOPs", *(title for metric in shown() for title in (metric.title, "change"))]
 
 
 def cells(found: list[Compared]) -> list[list[str]]:
     lines = []
     for of in found:
         line = [of.row.label, of.variant, f"{of.row.flops / 1e9:.2f}"]
-        for metric in METRICS:
-            change = of.change.get(metric)
-            value = str(of.row.interval(metric)) if metric == "clip" or of.row.fid else "no reference"
-            line += [value, f"{change:+}" if change else ""]
+        for metric in shown():
+            change = of.change.get(metric.key)
+            value = metric.text(of.row.interval(metric)) if tables.measured([of.row], metric) else "no reference"
+            line += [value, metric.text(change, "+") if change else ""]
         lines.append(line)
     return lines
 
 
 def to_csv(found: list[Compared]) -> str:
     columns: dict[str, list[str]] = {"variant": [of.variant for of in found]}
-    names: dict[Metric, str] = {"fid": "fid", "clip": "clip_score"}
-    for metric, name in names.items():
-        changes = [of.change.get(metric) for of in found]
-        columns[f"{name}_change"] = [f"{change.value:.4f}" if change else "" for change in changes]
-        columns[f"{name}_change_low"] = [f"{change.low:.4f}" if change else "" for change in changes]
-        columns[f"{name}_change_high"] = [f"{change.high:.4f}" if change else "" for change in changes]
+    for metric in shown():
+        changes = [of.change.get(metric.key) for of in found]
+        columns |= tables.interval_columns(f"{metric.column}_change", changes, metric.digits + 2)
     return tables.to_csv([of.row for of in found], columns)
 
 
@@ -185,13 +189,13 @@ def write(
         "machine": workers.machine(),
         "commit": document.commit(),
     }
-    labels = [f"{of.variant}: {of.row.label}" for of in found]
+    labels, legend = [f"{of.variant}: {of.row.label}" for of in found], f"{LEGEND} {tables.directions()}"
     body = (
-        f'<p class="dim">{escape(LEGEND)}</p>\n{document.table(HEADER, lines)}\n<h2>The same prompts and noise</h2>\n'
+        f'<p class="dim">{escape(legend)}</p>\n{document.table(header(), lines)}\n<h2>The same prompts and noise</h2>\n'
         + document.examples(store, [of.row for of in found], labels)
     )
     page = document.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
-    markdown = tables.markdown(HEADER, lines, text_columns=2)
+    markdown = tables.markdown(header(), lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())
     return f"{markdown}\n{answer(found)}\n\nreport: {store.shown}/compare.html"

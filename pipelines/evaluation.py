@@ -8,18 +8,18 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
 from pipelines import protocols
 from pipelines.data import coco, prompts
 from pipelines.engine.cluster import Resources, Unit, WorkersError, in_a_cluster
+from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics import encoders
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.options import Options, read_prompts
 from pipelines.report import tables
 from pipelines.stages import features, generation, scores
@@ -60,22 +60,50 @@ class Protocol:
         return prompts.shard(self.prompts, self.prompts_per_shard)
 
     def facts(self) -> dict[str, str]:
-        """The protocol as a report prints it."""
-        fid = "not computed: no reference images (--reference)"
-        if self.reference:
-            fid = (
-                f"Frechet distance of {encoders.fingerprint(self.fid)} features to {len(self.reference)} reference "
-                f"images ({features.reference_name(list(self.reference))}); jackknife over generated images"
-            )
+        """The protocol as a report prints it: what the metrics shown are, each under its title."""
         captions = prompts.fingerprint(self.prompts)
-        clip = f"100 x cosine of {encoders.fingerprint(self.clip)} embeddings; Student's t over prompts"
-        digest = sha256(json.dumps([captions, fid, clip]).encode()).hexdigest()[:8]
+        defined = {metric.title: self.definition(metric) for metric in shown()}
         return {
-            "protocol": f"{self.name or 'custom'}-{digest}",
+            "protocol": f"{self.name or 'custom'}-{digest([captions, *defined.values()], 8)}",
             "prompts": f"{len(self.prompts)} of {self.source} ({captions}), one image each",
-            "FID": fid,
-            "CLIP score": clip,
+            **defined,
         }
+
+    def definition(self, metric: Metric) -> str:
+        """What `metric` is of here, in words, or why it is not computed."""
+        if missing := self.lacks(metric):
+            return f"not computed: {missing}"
+        encoder, reference = encoders.fingerprint(self.encoder(metric)), ""
+        if metric.needs == "reference":
+            reference = f"{len(self.reference)} reference images ({self.reference_name})"
+        return metric.definition.format(encoder=encoder, reference=reference)
+
+    def encoder(self, metric: Metric) -> str:
+        return getattr(self, metric.encoder)
+
+    def lacks(self, metric: Metric) -> str:
+        """What `metric` needs and there is not, in words; "" where it can be measured."""
+        images, references = metric.fewest
+        if len(self.prompts) < images:
+            return f"fewer than {images} images"
+        if metric.needs == "prompts":
+            return ""
+        if not self.reference:
+            return "no reference images (--reference)"
+        if len(self.reference) < references:
+            return f"fewer than {references} reference images"
+        own = self.encoder(metric)
+        if own != self.fid and encoders.fingerprint(own) != encoders.fingerprint(self.fid):
+            return f"no features of the reference images by {own} (--fid)"
+        return ""
+
+    def against(self, metric: Metric) -> str:
+        """Where the features are that `metric` holds those of images against."""
+        return features.folder(self.encoder(metric), "prompts" if metric.needs == "prompts" else self.reference_name)
+
+    @cached_property
+    def reference_name(self) -> str:
+        return features.reference_name(list(self.reference))  # reads every file, if it is not known yet
 
 
 def protocol(options: Options) -> Protocol:
@@ -175,22 +203,22 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     costs = [point.flops / 1e9 for point in different.values()]
     units = generation.units([point.configuration for point in different.values()], shards, costs)
     run_units(units, partial(generation.Generator, store), store, resources, "images")
-    units = features.prompt_units(of.clip, shards)
+    metrics = [metric for metric in METRICS.values() if not of.lacks(metric)]
+    units = []
+    for encoder in dict.fromkeys(of.encoder(metric) for metric in metrics if metric.needs == "prompts"):
+        units += features.prompt_units(encoder, shards)
     if reference:
         units += features.reference_units(of.fid, reference)
     images = {id: [shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards))] for id in different}
-    for encoder in dict.fromkeys([of.clip, of.fid if reference else of.clip]):
+    for encoder in dict.fromkeys(of.encoder(metric) for metric in metrics):
         units += features.image_units(encoder, list(chain.from_iterable(images.values())))
     run_units(units, partial(features.Extractor, store), store, resources, "features")
-    where, ids = features.folder, tuple(prompt.id for prompt in of.prompts)
-    captions = where(of.clip, "prompts")
-    name = where(of.fid, features.reference_name(reference)) if reference else None
-    tasks = {
-        id: scores.Task(
-            store, id, ids, tuple(images[id]), where(of.clip, id), captions, where(of.fid, id) if name else None, name
-        )
-        for id in different
-    }
+    against = {metric.key: of.against(metric) for metric in metrics}
+    ids = tuple(prompt.id for prompt in of.prompts)
+    tasks = {}
+    for id in different:
+        inputs = [scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics]
+        tasks[id] = scores.Scoring(store, id, ids, tuple(images[id]), tuple(inputs))
     there = store.names("scores")
     new = {id: task for id, task in tasks.items() if task.name not in there}
     kept = {id: scores.read(store, task.name) for id, task in tasks.items() if id not in new}
@@ -199,7 +227,7 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     return [to_row(point, scored[point.configuration.id]) for point in points]
 
 
-def to_row(point: Point, result: dict) -> tables.Row:
+def to_row(point: Point, scored: scores.Scores) -> tables.Row:
     return tables.Row(
         point.configuration.id,
         point.method,
@@ -207,10 +235,8 @@ def to_row(point: Point, result: dict) -> tables.Row:
         len(point.configuration.plan),
         point.macs_paper,
         point.flops,
-        result["seconds"],
-        Interval(**result["fid"]) if result["fid"] else None,
-        Interval(**result["clip"]),
-        result["more"],
+        scored.seconds,
+        scored.intervals,
     )
 
 

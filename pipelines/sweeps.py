@@ -108,7 +108,7 @@ def dry_run(options: Options, points: Sequence[Point], protocol: Protocol) -> st
     cut = sum(length > limit for length in lengths)
     of_points = []
     for point in points:
-        label = f"{point.method.replace('_', ' ')} T={len(point.configuration.plan)} {point.settings}"
+        label = tables.name(point.method, len(point.configuration.plan), point.settings)
         price = f"{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
         of_points.append(f"  {point.configuration.id}  {label:<44}{price}")
     return "\n".join([
@@ -136,11 +136,12 @@ def write_report(
     from pipelines.engine import workers
     from pipelines.report import document, plots, tracking
 
-    metrics = [metric for metric in tables.METRICS if tables.measured(rows, metric)]
-    n = len(protocol.prompts)
-    of = f"{options.backbone}, n = {n}"
-    titles = {"fid": f"{of}, {options.fid} features", "clip": f"{of}, {options.clip}"}
-    figures = [plots.front_plot(rows, m, titles[m]) for m in metrics]
+    metrics = tables.comparable(rows)
+    figures = []
+    for metric in metrics:
+        features = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
+        title = f"{options.backbone}, n = {len(protocol.prompts)}, {features}"
+        figures.append(plots.front_plot(rows, metric, title))
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, options.backbone)
     first = points[0].configuration
@@ -157,7 +158,7 @@ def write_report(
     more = tables.more_steps(rows)
     body = document.sweep_body("" if more in answer else more, rows, fronts, figures, document.examples(store, rows))
     page = document.page(f"postdiff: {options.backbone}", answer, body, facts)
-    pictures = {f"{m}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
+    pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
     store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
     store.put("results.md", tables.to_markdown(rows).encode())

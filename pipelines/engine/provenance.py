@@ -4,22 +4,21 @@ import os
 import platform
 import re
 import subprocess
-from hashlib import sha256
 from pathlib import Path
+
+from pipelines.engine.identity import digest
 
 
 def commit() -> str:
     """The commit that this code is, `-dirty` if it was changed since. Without git (Ray leaves .git out of a working
     directory) a checksum of its sources."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2]
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        files = sorted(
-            file for part in ("postdiff", "pipelines", "jobs") for file in folder.parent.glob(f"{part}/*.py")
-        )
-        return f"sources {sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]} (no git checkout)"
+        files = sorted(file for part in ("postdiff", "pipelines", "jobs") for file in folder.glob(f"{part}/**/*.py"))
+        return f"sources {digest(b''.join(file.read_bytes() for file in files))} (no git checkout)"
 
 
 def machine(gpu: bool = True) -> str:

@@ -6,12 +6,12 @@ InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and Torch
 """
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pipelines.engine.identity import digest
 from postdiff.models.checkpoints import MINI, digest_of
 
 # What clean-fid downloads.
@@ -48,7 +48,7 @@ def fingerprint(encoder: str) -> str:
 
 def _digest(files: Sequence[Path]) -> str:
     stats = [(file, file.stat()) for file in files]
-    return sha256(b"".join(digest_of(f, s.st_size, s.st_mtime_ns) for f, s in stats)).hexdigest()[:8]
+    return digest(b"".join(digest_of(f, s.st_size, s.st_mtime_ns) for f, s in stats), 8)
 
 
 class ClipEncoder:

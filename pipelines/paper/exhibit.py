@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import published
-from pipelines.report.tables import Metric
 from postdiff.plan import Plan
 
+FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]  # what the paper prints
 TUNED = " fine-tuned"  # after a model's name: its weights after App. F
 
 
@@ -64,7 +65,7 @@ class Exhibit:
     key: str
     title: str
     runs: tuple[Run, ...]
-    metrics: tuple[Metric, ...] = ("fid", "clip")
+    metrics: tuple[Metric, ...] = (FID, CLIP_SCORE)
     timed: bool = False
     note: str = ""
     dataset: str = "coco2014"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import Metric, shown
 from pipelines.paper.exhibit import Exhibit, Run
 from pipelines.report import tables
-from pipelines.report.tables import METRICS, Metric, Row
+from pipelines.report.tables import Row
 from pipelines.stages.latency import Latency
 
 if TYPE_CHECKING:
     from postdiff.pricing import Cost
 
 TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
+PRINTED = ("tmacs", "fid", "clip")  # what the paper prints of a run: `tmacs`, its FLOPs, and metrics by key
 # Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on
 # another one.
 SAME, OTHER = 1e-4, 1e-3
@@ -59,7 +59,7 @@ def change(exhibit: Exhibit, results: Results, run: Run, metric: Metric) -> Inte
     if own is first or not tables.measured([own, first], metric):
         return None
     n = sum(of(results, r).row is not of(results, exhibit.reference(r.model)).row for r in exhibit.runs)
-    return tables.PAIRED[metric](own.interval(metric), [(1.0, first.interval(metric))], n)
+    return metric.difference(own.interval(metric), [(1.0, first.interval(metric))], n)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Table:
 
 def table(exhibit: Exhibit, results: Results) -> Table:
     """Text of every cell; what a dash or a word stands for is a footnote."""
-    printed = {key: any(key in run.values for run in exhibit.runs) for key in ("tmacs", *METRICS)}
+    printed = {key: any(key in run.values for run in exhibit.runs) for key in PRINTED}
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
-        name = METRICS[metric]
-        header += [name, f"{name}: change", *(["paper", "paper's change"] if printed[metric] else [])]
+        beside = ["paper", "paper's change"] if printed.get(metric.key) else []
+        header += [metric.title, f"{metric.title}: change", *beside]
     header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "paper: speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []
@@ -85,7 +85,7 @@ def table(exhibit: Exhibit, results: Results) -> Table:
         cost += [_number(exhibit, run, "tmacs", 3)] if printed["tmacs"] else []
         quality = []
         for metric in exhibit.metrics:
-            quality += _quality(exhibit, results, run, metric, printed[metric])
+            quality += _quality(exhibit, results, run, metric, printed.get(metric.key, False))
         marks = [_mark(footnotes, note) for note in (*run.notes, *_cost_notes(run, found))]
         label = exhibit.name(run) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
@@ -136,10 +136,10 @@ def _quality(exhibit: Exhibit, results: Results, run: Run, metric: Metric, print
         cells = ["no reference", "–"]
     else:
         moved = change(exhibit, results, run, metric)
-        cells = [str(row.interval(metric)), f"{moved:+}" if moved else "–"]
+        cells = [metric.text(row.interval(metric)), metric.text(moved, "+") if moved else "–"]
     if printed:
         moved_there = printed_change(exhibit, run, metric)
-        cells += [_number(exhibit, run, metric, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
+        cells += [_number(exhibit, run, metric.key, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
     return cells
 
 
@@ -163,9 +163,9 @@ def _number(exhibit: Exhibit, run: Run, key: str, digits: int) -> str:
 
 def printed_change(exhibit: Exhibit, run: Run, metric: Metric) -> float | None:
     first = exhibit.reference(run.model)
-    if run is first or metric not in run.values or metric not in first.values:
+    if run is first or metric.key not in run.values or metric.key not in first.values:
         return None
-    return run.values[metric] - first.values[metric]
+    return run.values[metric.key] - first.values[metric.key]
 
 
 def _mark(footnotes: list[str], note: str) -> str:
@@ -176,43 +176,38 @@ def _mark(footnotes: list[str], note: str) -> str:
 
 def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
     """Every number, full precision, a line a run. protocol: its name and fingerprint."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    measured = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
-    changes = [f"{metric}_change{part}" for metric in METRICS for part in ("", "_low", "_high")]
-    paper = [f"paper_{name}" for name in ("tmacs", "fid", "clip", "seconds", "gpu")]
-    paper += ["fid_less_paper", "clip_less_paper"]
-    identity = ["exhibit", "label", "model", "curve", "plan", "configuration", "protocol", "n"]
-    more = tables.further([of(results, run).row for run in exhibit.runs])
-    prices = ["macs_paper_of_the_papers_model", "flops_of_the_papers_model", "macs_paper", "flops"]
-    writer.writerow([*identity, *prices, *measured, *changes, *TIMES, *paper, *more])
-    for at, run in enumerate(exhibit.runs):
-        found = of(results, run)
-        row, took = found.row, found.latency
-        who = [exhibit.key, run.label, run.model, run.curve, run.plan.id, row.configuration, protocol, row.clip.n]
-        numbers = [row.fid, row.clip, change(exhibit, results, run, "fid"), change(exhibit, results, run, "clip")]
-        cells = [f"{x:.5f}" if n else "" for n in numbers for x in ((n.value, n.low, n.high) if n else (0, 0, 0))]
-        times = [getattr(took, name, None) for name in TIMES]
-        printed = [*(run.values.get(key, "") for key in ("tmacs", "fid", "clip")), run.seconds or "", run.gpu]
-        printed += [
-            f"{n.value - run.values[key]:.5f}" if n and key in run.values else ""
-            for key, n in (("fid", row.fid), ("clip", row.clip))
-        ]
-        others = [column[at] for column in more.values()]
-        writer.writerow(
-            [
-                *who,
-                found.there.macs_paper if found.there else "",
-                found.there.flops if found.there else "",
-                row.macs_paper,
-                row.flops,
-                *cells,
-                *("" if x is None else f"{x:.5f}" for x in times),
-                *printed,
-                *others,
-            ]
-        )
-    return out.getvalue()
+    runs = exhibit.runs
+    measured = [of(results, run) for run in runs]
+    rows, theirs, times = [m.row for m in measured], [m.there for m in measured], [m.latency for m in measured]
+    columns: dict[str, Sequence] = {
+        "exhibit": [exhibit.key for _ in runs],
+        **{name: [getattr(run, name) for run in runs] for name in ("label", "model", "curve")},
+        "plan": [run.plan.id for run in runs],
+        "configuration": [row.configuration for row in rows],
+        "protocol": [protocol for _ in runs],
+        "n": [row.n for row in rows],
+        "macs_paper_of_the_papers_model": [cost.macs_paper if cost else "" for cost in theirs],
+        "flops_of_the_papers_model": [cost.flops if cost else "" for cost in theirs],
+        **{name: [getattr(row, name) for row in rows] for name in ("macs_paper", "flops")},
+    }
+    for metric in shown():
+        scores = [row.scores.get(metric.key) for row in rows]
+        columns |= tables.interval_columns(metric.key, scores, metric.digits + 3)
+    for metric in shown():
+        changes = [change(exhibit, results, run, metric) for run in runs]
+        columns |= tables.interval_columns(f"{metric.key}_change", changes, metric.digits + 3)
+    columns |= {name: [_digits(getattr(took, name, None)) for took in times] for name in TIMES}
+    columns |= {f"paper_{key}": [run.values.get(key, "") for run in runs] for key in PRINTED}
+    columns |= {"paper_seconds": [run.seconds or "" for run in runs], "paper_gpu": [run.gpu for run in runs]}
+    for key in PRINTED[1:]:
+        known = [(row.scores.get(key), run.values.get(key)) for row, run in zip(rows, runs, strict=True)]
+        gaps = [None if here is None or there is None else here.value - there for here, there in known]
+        columns[f"{key}_less_paper"] = list(map(_digits, gaps))
+    return tables.csv_of({**columns, **tables.further(rows)})
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
 
 
 def to_latex(

@@ -5,7 +5,7 @@ from functools import cache, partial
 from typing import Literal
 
 from pipelines.paper import figures, presets, published
-from pipelines.paper.exhibit import TUNED, Exhibit, Run
+from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Exhibit, Run
 from postdiff import methods
 from postdiff.plan import Plan
 
@@ -51,7 +51,7 @@ def _printed() -> dict[tuple[str, str], dict[str, float]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key in ("table1", "table2", "table5"):
         for line in published.lines(key):
-            values = {key: value for key, value in line.values.items() if key in ("fid", "clip")}
+            values = {key: value for key, value in line.values.items() if key in (FID.key, CLIP_SCORE.key)}
             found.setdefault((line.model, published.plan(line).id), {}).update(values)
     return found
 
@@ -73,7 +73,7 @@ def figure1(found: Found) -> Exhibit:
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
     return Exhibit(
-        "fig1", "PostDiff on four models", tuple(runs), ("fid",), note="its points are Table 2's", draw=figures.plane,
+        "fig1", "PostDiff on four models", tuple(runs), (FID,), note="its points are Table 2's", draw=figures.plane,
         answers="all",
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def figure4(found: Found) -> Exhibit:
         "fig4",
         "Denoising steps against mixed resolution",
         tuple(runs),
-        ("fid",),
+        (FID,),
         note=note,
         draw=figures.front,
         answers="all",
@@ -127,7 +127,7 @@ def figure8(found: Found) -> Exhibit:
         for beta in (*SCALES, 1.0)
     ]  # fmt: skip
     note = "the paper does not list its numbers of steps; these are Fig. 4's; beta=1, full resolution, is added"
-    return Exhibit("fig8", "Scale of the low resolution", tuple(runs), ("fid",), note=note, draw=figures.front)
+    return Exhibit("fig8", "Scale of the low resolution", tuple(runs), (FID,), note=note, draw=figures.front)
 
 
 def figure9(found: Found) -> Exhibit:
@@ -140,7 +140,7 @@ def figure9(found: Found) -> Exhibit:
         "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
         "prompts of the list, and part of the full set"
     )
-    return Exhibit("fig9", "Small calibration sets", tuple(runs), ("clip",), note=note, draw=figures.subsets)
+    return Exhibit("fig9", "Small calibration sets", tuple(runs), (CLIP_SCORE,), note=note, draw=figures.subsets)
 
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
@@ -181,7 +181,12 @@ def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
         for label, line in (("original", dense), ("PostDiff", ours)):
             runs.append(Run(label, model, published.plan(line)))
     return Exhibit(
-        key, "Images without and with PostDiff", tuple(runs), ("clip",), dataset=published.GALLERY, draw=figures.gallery
+        key,
+        "Images without and with PostDiff",
+        tuple(runs),
+        (CLIP_SCORE,),
+        dataset=published.GALLERY,
+        draw=figures.gallery,
     )
 
 
@@ -197,7 +202,7 @@ def figure13(found: Found) -> Exhibit:
         "fig13",
         "What the cached cross-attention holds",
         tuple(runs),
-        ("clip",),
+        (CLIP_SCORE,),
         note=note,
         dataset=published.GALLERY,
         draw=figures.gallery,

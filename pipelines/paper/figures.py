@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.metrics import statistics
+from pipelines.metrics.intervals import Interval, mean_interval
+from pipelines.metrics.metric import Metric
 from pipelines.paper.published import PROMPTS_A_MODEL
 from pipelines.report import tables
-from pipelines.report.tables import Metric
 
 if TYPE_CHECKING:
     from pipelines.engine.store import Store
@@ -98,7 +98,8 @@ def plane(of: Source) -> Drawn:
     """Quality against cost of all models."""
     from pipelines.report import plots
 
-    return Drawn(plots.plane_plot(of.points, of.names))
+    (metric,) = of.metrics
+    return Drawn(plots.plane_plot(of.points, of.names, metric))
 
 
 def front(of: Source) -> Drawn:
@@ -109,13 +110,14 @@ def front(of: Source) -> Drawn:
 
 
 def subsets(of: Source) -> Drawn:
-    """The CLIP score against s on parts of the prompts."""
+    """A metric against s on parts of the prompts."""
     from pipelines.report import plots
 
-    curves = subset_scores(of.store, of.exhibit, of.results, of.protocol)
+    (metric,) = of.metrics
+    curves = subset_scores(of.store, of.exhibit, of.results, of.protocol, metric)
     rows = [[size, s, *_cells(interval)] for size, points in curves.items() for s, interval in points]
     numbers = to_csv(["prompts", "s", *INTERVAL], rows)
-    return Drawn(plots.subsets_plot(curves, f"{of.name}, T = 20"), numbers, agreement(curves))
+    return Drawn(plots.subsets_plot(curves, metric, f"{of.name}, T = 20"), numbers, agreement(curves))
 
 
 def gallery(of: Source) -> Drawn:
@@ -162,24 +164,26 @@ def draw_trajectories(store: Store, tasks: Mapping[str, trajectories.Task], show
     return Drawn(plots.trajectory_plot(groups, title), trajectory_csv(paths))
 
 
-def subset_scores(store: Store, exhibit: Exhibit, results: Results, protocol: Protocol) -> dict[str, list]:
-    """Fig. 9: {set of prompts: [(s, interval of the CLIP score)]}: the first n of the prompts, and all."""
+def subset_scores(
+    store: Store, exhibit: Exhibit, results: Results, protocol: Protocol, metric: Metric
+) -> dict[str, list]:
+    """Fig. 9: {set of prompts: [(s, interval of the metric)]}: the first n of the prompts, and all."""
     from pipelines.stages import features, scores
 
     n = len(protocol.prompts)
     first = CALIBRATION if n > max(CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
-    ids, texts = scores.read_features(store, features.folder(protocol.clip, "prompts"))
+    there = scores.read_features(store, protocol.against(metric))
     for run in exhibit.runs:
-        folder = features.folder(protocol.clip, results[run.key].row.configuration)
-        of, images = scores.read_features(store, folder)
-        per_prompt = statistics.clip_scores(images, texts[[ids.index(id) for id in of]])
+        folder = features.folder(protocol.encoder(metric), results[run.key].row.configuration)
+        ids, images = scores.read_features(store, folder)
+        texts = scores.held_against(metric, ids, *there)
         for size in dict.fromkeys([*first, n]):
-            curves.setdefault(f"{size} prompts", []).append((run.x, statistics.mean_interval(per_prompt[:size])))
+            curves.setdefault(f"{size} prompts", []).append((run.x, metric.score(images[:size], texts[:size])))
     return curves
 
 
-def agreement(curves: Mapping[str, Sequence[tuple[float, statistics.Interval]]]) -> str:
+def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
     """A sentence: how alike the order of the settings is on a part of the prompts and on all (Kendall's tau)."""
     from scipy.stats import kendalltau
 
@@ -214,7 +218,7 @@ def gallery_panels(
 INTERVAL = ("clip", "low", "high", "n")
 
 
-def _cells(of: statistics.Interval) -> list[float]:
+def _cells(of: Interval) -> list[float]:
     return [round(x, 3) for x in (of.value, of.low, of.high)] + [of.n]
 
 
@@ -227,7 +231,7 @@ def profile_csv(found: Profile) -> str:
 def trajectory_csv(paths) -> str:
     """{label: (plan, Trajectory)} -> the mean CLIP score of every step over all prompts, with its interval."""
     rows = [
-        [label, i, plan.steps[i].scale, *_cells(statistics.mean_interval(scores))]
+        [label, i, plan.steps[i].scale, *_cells(mean_interval(scores))]
         for label, (plan, path) in paths.items()
         for i, scores in enumerate(path.scores)
     ]

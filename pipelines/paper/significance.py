@@ -2,12 +2,12 @@
 
 from itertools import combinations
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import Metric
 from pipelines.paper import exhibit_text
 from pipelines.paper.exhibit import TUNED, Exhibit
 from pipelines.paper.exhibit_text import Results, of
 from pipelines.report import tables
-from pipelines.report.tables import METRICS, Metric
 
 LISTED = 15  # names in a sentence, at the most
 
@@ -37,7 +37,7 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     there = {run: exhibit_text.printed_change(exhibit, run, metric) for run in sure}
     alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
     against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
-    text = f"{METRICS[metric]}: {len(sure)} of {len(known)} changes from {since} are clear"
+    text = f"{metric.title}: {len(sure)} of {len(known)} changes from {since} are clear"
     if 0 < len(sure) <= LISTED:
         text += f" ({'; '.join(exhibit.name(run) for run in sure)})"
     if any(there.values()):
@@ -62,18 +62,18 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     clear, agree, against = 0, 0, []
     for a, b in pairs:
         first, second = (of(results, run).row.interval(metric) for run in (a, b))
-        moved = tables.PAIRED[metric](first, [(1.0, second)], len(pairs))
+        moved = metric.difference(first, [(1.0, second)], len(pairs))
         if is_clear(moved):
             clear += 1
-            printed = a.values.get(metric, 0.0) - b.values.get(metric, 0.0)
-            known = metric in a.values and metric in b.values
+            printed = a.values.get(metric.key, 0.0) - b.values.get(metric.key, 0.0)
+            known = metric.key in a.values and metric.key in b.values
             agree += known and printed * moved.value > 0
             if known and printed * moved.value < 0:
                 lower, higher = (a, b) if moved.value < 0 else (b, a)
                 against.append(f"{exhibit.name(lower)} below {exhibit.name(higher)}")
     if not pairs:
         return ""
-    text = f"{METRICS[metric]} tells {clear} of {len(pairs)} pairs of rows apart"
+    text = f"{metric.title} tells {clear} of {len(pairs)} pairs of rows apart"
     text += f", {agree} of them in the paper's order" if clear else ""
     text += f" (against it: {'; '.join(against)})" if against else ""
     return f"{text}; the order of the other {len(pairs) - clear} is not resolved."

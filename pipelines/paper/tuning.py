@@ -1,10 +1,10 @@
 """The fine-tuned models of Table 7: made here of mini models, handed in of real ones."""
 
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from pipelines.data import pairs
+from pipelines.engine.identity import digest
 from pipelines.engine.store import clean, local_path
 from pipelines.paper import exhibits
 from pipelines.paper.datasets import Options
@@ -28,8 +28,8 @@ def folder(given: Options, model: str) -> Path:
             raise ValueError(
                 f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {clean(given.out)}"
             )
-        digest = sha256(repr(settings(model)).encode()).hexdigest()[:8]
-        return Path(out) / "finetuned" / f"{exhibits.MINI[model]}-{digest}"
+        tuned = digest(repr(settings(model)).encode(), 8)
+        return Path(out) / "finetuned" / f"{exhibits.MINI[model]}-{tuned}"
     named = dict(pair.partition("=")[::2] for pair in given.finetuned)
     if not (Path(named.get(model, "")) / RUN).is_file():
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
 from pipelines.paper.exhibit import Exhibit
 from pipelines.paper.exhibit_text import Results
 from pipelines.report import tables
@@ -21,7 +21,7 @@ HEADER = (
 FEW_FLOPS = 0.4  # "e.g., reducing >60% FLOPs" is where fewer steps become "increasingly beneficial" (sec. 2.4)
 ORDER = list(tables.FAMILIES)
 SILENT = "says nothing"
-CLAIMS = {  # (cheaper by, metric, is more than that saved): what the paper finds
+CLAIMS = {  # (cheaper by, key of the metric, is more than that saved): what the paper finds
     ("mixed resolution", "fid", False): "cheaper steps",  # sec. 2.4 (3)
     ("mixed resolution", "fid", True): "fewer steps, increasingly",
     ("PostDiff", "fid", False): "cheaper steps",  # sec. 3.2 (1): "across all FLOPs ranges"; sec. 3.3 (1)
@@ -31,7 +31,7 @@ CLAIMS = {  # (cheaper by, metric, is more than that saved): what the paper find
 }
 
 
-def claim(model: str, by: str, metric: tables.Metric, few: bool) -> str:
+def claim(model: str, by: str, metric: str, few: bool) -> str:
     """What the paper finds for plans of the family `by` that save more than 60 % (`few`) or less."""
     if by == "mixed resolution" and model != "sd15":  # of the others it has a row of Table 2, and no word
         return SILENT
@@ -51,8 +51,8 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
         dense = [row for row in rows if row.family == "fewer steps"]
         if not dense:
             continue
-        for metric in tables.METRICS:
-            gains = tables.gains(rows, metric) if tables.measured(rows, metric) else {}
+        for metric in tables.comparable(rows):
+            gains = tables.gains(rows, metric)
             groups: dict[tuple[str, bool], list[Interval]] = {}
             for row in rows:
                 if row.configuration in gains and row.configuration in counted:
@@ -60,10 +60,10 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
                     groups.setdefault((row.family, few), []).append(gains[row.configuration])
             for (by, few), own in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
                 better, worse = tables.clear(own, metric)
-                here, there = tables.verdict(better, worse, len(own)), claim(model, by, metric, few)
+                here, there = tables.verdict(better, worse, len(own)), claim(model, by, metric.key, few)
                 saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
                 counts = [str(count) for count in (len(own), better, worse)]
-                told.append([f"{name} ({model})", by, tables.METRICS[metric], saved, *counts, here, there,
+                told.append([f"{name} ({model})", by, metric.title, saved, *counts, here, there,
                               agrees(here, there)])  # fmt: skip
     return told
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.engine.provenance import commit as commit
 from pipelines.engine.store import Store
+from pipelines.metrics.metric import shown
 from pipelines.report import plots, tables
 from pipelines.report.tables import Row
 
@@ -98,14 +99,15 @@ def sweep_body(
     """What a sweep's page shows. note: a sentence; fronts: ids of the configurations on a front; images: HTML."""
     pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
     bold = [row.configuration in fronts for row in rows]
+    titles = " or of ".join(metric.title for metric in shown())
     return f"""<p>{escape(note)}</p>
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
-<p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of FID or of CLIP score.
+<p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of {titles}.
 GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
 Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
 interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once
-(Bonferroni). FID is better when lower, the CLIP score when higher.</p>
-{table(tables.HEADER, tables.cells(rows), bold)}
+(Bonferroni). {tables.directions()}</p>
+{table(tables.header(), tables.cells(rows), bold)}
 <h2>The same prompts and noise</h2>
 {images}"""

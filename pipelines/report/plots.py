@@ -14,8 +14,9 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from pipelines.metrics.statistics import Interval
-from pipelines.report.tables import FAMILIES, Metric, Row, front
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import Metric
+from pipelines.report.tables import FAMILIES, Row, front
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
 MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
 STYLE = dict(zip(FAMILIES, MARKS, strict=True))
-AXES = {"fid": "FID (lower is better)", "clip": "CLIP score (higher is better)"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
         if not own:
             continue
         x = [row.flops / 1e9 for row in own]
-        intervals = [row.interval(metric) for row in own]
-        y = [interval.value for interval in intervals]
-        spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-        axes.errorbar(x, y, spread, fmt=marker, ms=5, color=colour, ecolor=colour + "55", elinewidth=1, label=family)
+        style = {"fmt": marker, "color": colour, "ecolor": colour + "55", "elinewidth": 1, "label": family}
+        y = _errorbars(axes, x, [row.interval(metric) for row in own], **style)
         if family == "fewer steps":
             axes.plot(x, y, "-", color=colour, lw=1, alpha=0.6)
             for row, px, py in zip(own, x, y, strict=True):
@@ -64,7 +62,7 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
         zorder=0,
         label="front",
     )
-    axes.set(xlabel="GFLOPs an image", ylabel=AXES[metric], title=title)
+    axes.set(xlabel="GFLOPs an image", ylabel=metric.axis, title=title)
     _plain(axes)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
     return figure
@@ -164,13 +162,13 @@ def exhibit_plot(points: Sequence[Labelled], names: Mapping[str, str], metrics: 
         for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
             among = sorted((point for point in own if point.curve == curve), key=lambda p: p.row.macs_paper)
             rows = [point.row for point in among]
-            x, y = _errorbars(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
+            x, y = _curve(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
             if len(curves) > 4 and curve not in (curves[0], curves[-1]):  # of many curves the outer ones alone
                 continue
             for i, (point, px, py) in enumerate(zip(among, x, y, strict=True)):
                 below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
                 axes.annotate(point.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
-        axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES[metric], title=f"{model}: {names[model]}")
+        axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=metric.axis, title=f"{model}: {names[model]}")
         _plain(axes)
         axes.legend(frameon=False, fontsize=7, ncols=2)
     for axes in list(grid.flat)[len(panels) :]:
@@ -178,8 +176,9 @@ def exhibit_plot(points: Sequence[Labelled], names: Mapping[str, str], metrics: 
     return figure
 
 
-def plane_plot(points: Sequence[Labelled], names: Mapping[str, str]) -> plt.Figure:
-    """Fig. 1: FID against cost of all models at once. "-PD": the model under PostDiff, joined to the model as it is."""
+def plane_plot(points: Sequence[Labelled], names: Mapping[str, str], metric: Metric) -> plt.Figure:
+    """Fig. 1: a metric against cost of all models at once. "-PD": the model under PostDiff, joined to the model as
+    it is."""
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
     unit, scale = _unit([point.row for point in points])
     for i, (model, (colour, mark)) in enumerate(zip(_models(points), MARKS[1:], strict=False)):
@@ -187,7 +186,7 @@ def plane_plot(points: Sequence[Labelled], names: Mapping[str, str]) -> plt.Figu
         dense = sorted((point for point in own if point.curve != "PostDiff"), key=lambda p: p.row.steps)
         ours = [point for point in own if point.curve == "PostDiff"]
         (x, y), (px, py) = (
-            _errorbars(axes, [point.row for point in part], "fid", scale, color=colour, **style)
+            _curve(axes, [point.row for point in part], metric, scale, color=colour, **style)
             for part, style in (
                 (dense, {"fmt": f"{mark}-", "label": f"{model}: {names[model]}"}),
                 (ours, {"fmt": "*", "ms": 13}),
@@ -200,7 +199,7 @@ def plane_plot(points: Sequence[Labelled], names: Mapping[str, str]) -> plt.Figu
             arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
             axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
             axes.annotate(f"{model}-PD", (at, value), (0, -15 if i % 2 else 9), size=8, **words)
-    axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=AXES["fid"])
+    axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=metric.axis)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
@@ -218,15 +217,21 @@ def _unit(rows: Sequence[Row]) -> tuple[str, float]:
     return ("T MACs", 1e12) if max(row.macs_paper for row in rows) >= 1e12 else ("GMACs", 1e9)
 
 
-def _errorbars(axes, rows: Sequence[Row], metric: Metric, scale: float, **style) -> tuple[list[float], list[float]]:
-    """Points with faint 95 % intervals; returns where they are."""
-    intervals = [row.interval(metric) for row in rows]
-    x, y = [row.macs_paper / scale for row in rows], [interval.value for interval in intervals]
-    spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-    axes.errorbar(x, y, spread, **{"ms": 5, "lw": 1.2, "elinewidth": 0.6, **style})
+def _curve(axes, rows: Sequence[Row], metric: Metric, scale: float, **style) -> tuple[list[float], list[float]]:
+    """Quality against cost with faint intervals; returns where the points are."""
+    x = [row.macs_paper / scale for row in rows]
+    y = _errorbars(axes, x, [row.interval(metric) for row in rows], lw=1.2, elinewidth=0.6, **style)
     for bar in axes.containers[-1][2]:
         bar.set_alpha(0.25)
     return x, y
+
+
+def _errorbars(axes, x: Sequence[float], intervals: Sequence[Interval], **style) -> list[float]:
+    """Points with their 95 % intervals; returns their values."""
+    y = [interval.value for interval in intervals]
+    spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    axes.errorbar(x, y, spread, **{"ms": 5, **style})
+    return y
 
 
 def _plain(axes) -> None:
@@ -234,15 +239,13 @@ def _plain(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], title: str) -> plt.Figure:
-    """Fig. 9: CLIP score against s, a curve a set of prompts: {its name: [(s, interval), ...]}."""
+def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], metric: Metric, title: str) -> plt.Figure:
+    """Fig. 9: a metric against s, a curve a set of prompts: {its name: [(s, interval), ...]}."""
     figure, axes = plt.subplots(figsize=(5.6, 4), layout="constrained")
     for (name, points), (colour, mark) in zip(curves.items(), MARKS, strict=False):
-        x, intervals = [s for s, _ in points], [interval for _, interval in points]
-        spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-        y = [i.value for i in intervals]
-        axes.errorbar(x, y, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=0.6, capsize=2, label=name)
-    axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=AXES["clip"], title=title)
+        style = {"fmt": f"{mark}-", "color": colour, "elinewidth": 0.6, "capsize": 2, "label": name}
+        _errorbars(axes, [s for s, _ in points], [interval for _, interval in points], **style)
+    axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=metric.axis, title=title)
     _plain(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure

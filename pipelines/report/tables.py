@@ -3,15 +3,14 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from operator import attrgetter
-from typing import Literal
 
 import numpy as np
 
-from pipelines.metrics.statistics import Interval, difference, extrapolated, frechet_difference
+from pipelines.metrics.intervals import Interval, column_names
+from pipelines.metrics.metric import METRICS, Metric, shown
 from postdiff.terminal import one_line
 
 FAMILIES = {
@@ -22,21 +21,12 @@ FAMILIES = {
     "others": (),  # the methods that the paper compares with, and your own
 }
 
-Metric = Literal["fid", "clip"]
-METRICS: dict[Metric, str] = {"fid": "FID", "clip": "CLIP score"}
-# Paired differences: FID's without its bias at this n, which does not cancel.
-PAIRED: dict[Metric, Callable[[Interval, Sequence[tuple[float, Interval]], int], Interval]] = {
-    "fid": frechet_difference,
-    "clip": difference,
-}
-DISTANCES = ("kid", "cmmd", "precision", "recall")
-
 
 @dataclass(frozen=True)
 class Row:
     """One configuration, priced for one image and scored. `settings` is readable, e.g. 's=0.5 k=2 m=15'.
 
-    more: DISTANCES of the features that FID is made of; empty without FID. CMMD is one only of CLIP's features.
+    scores: {key of a metric: its interval}, of the metrics that could be measured.
     """
 
     configuration: str
@@ -46,89 +36,111 @@ class Row:
     macs_paper: int
     flops: int
     seconds: float
-    fid: Interval | None
-    clip: Interval
-    more: dict[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Interval]
 
     @property
     def family(self) -> str:
         return next((family for family, methods in FAMILIES.items() if self.method in methods), "others")
 
+    @property
+    def n(self) -> int:
+        """Images that it was scored on."""
+        return max(interval.n for interval in self.scores.values())
+
     def interval(self, metric: Metric) -> Interval:
-        if metric == "clip":
-            return self.clip
-        if self.fid is None:
-            raise ValueError(f"{self.label} has no FID: there were no reference images")
-        return self.fid
+        """Raises ValueError if it was not measured."""
+        if metric.key not in self.scores:
+            raise ValueError(f"{self.label} has no {metric.title}: it was not measured")
+        return self.scores[metric.key]
 
     @property
     def label(self) -> str:
-        return f"{self.method.replace('_', ' ')} T={self.steps} {self.settings}".strip()
+        return name(self.method, self.steps, self.settings)
+
+
+def name(method: str, steps: int, settings: str) -> str:
+    """A configuration as tables print it, e.g. 'mixed resolution T=20 s=0.5'."""
+    return f"{method.replace('_', ' ')} T={steps} {settings}".strip()
 
 
 def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
     """One line a row. more: further columns, {name: a value a row}."""
-    more = {**(more or {}), **further(rows)}
+    facts = ("configuration", "method", "settings", "steps", "macs_paper", "flops")
+    columns: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
+    columns["seconds"] = [f"{row.seconds:.4f}" for row in rows]
+    for metric in shown():
+        columns |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
+    return csv_of({**columns, "n": [row.n for row in rows], **(more or {}), **further(rows)})
+
+
+def csv_of(columns: Mapping[str, Sequence]) -> str:
+    """{name: a cell a line} as csv."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    metric_columns = [f"{name}{part}" for name in ("fid", "clip_score") for part in ("", "_low", "_high")]
-    writer.writerow(
-        ["configuration", "method", "settings", "steps", "macs_paper", "flops", "seconds", *metric_columns, "n", *more]
-    )
-    for i, row in enumerate(rows):
-        numbers = [
-            f"{x:.4f}" if interval else ""
-            for interval in (row.fid, row.clip)
-            for x in ((interval.value, interval.low, interval.high) if interval else (0, 0, 0))
-        ]
-        fixed = [row.configuration, row.method, row.settings, row.steps, row.macs_paper, row.flops]
-        writer.writerow([*fixed, f"{row.seconds:.4f}", *numbers, row.clip.n, *(column[i] for column in more.values())])
+    csv.writer(out, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     return out.getvalue()
 
 
+def interval_columns(prefix: str, intervals: Sequence[Interval | None], digits: int) -> dict[str, list[str]]:
+    """Columns of numbers and their bounds, empty where there is none."""
+    cells = [interval.columns(prefix) if interval else {} for interval in intervals]
+    return {name: [f"{cell[name]:.{digits}f}" if cell else "" for cell in cells] for name in column_names(prefix)}
+
+
 def further(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Columns of a csv beside FID and CLIP score: FID extrapolated to ever more images, and DISTANCES."""
-    ends = [extrapolated(row.fid) if row.fid else None for row in rows]
-    columns = {
-        f"fid_infinity{part}": [f"{value(end):.4f}" if end else "" for end in ends]
-        for part, value in (("", attrgetter("value")), ("_low", attrgetter("low")), ("_high", attrgetter("high")))
-    }
-    return columns | {name: [f"{row.more[name]:.6f}" if name in row.more else "" for row in rows] for name in DISTANCES}
+    """Columns of a csv beside what tables show: that without its bias at this n, and the other metrics' values."""
+    columns: dict[str, list[str]] = {}
+    for metric in shown():
+        if metric.biased:
+            scores = [row.scores.get(metric.key) for row in rows]
+            ends = [metric.unbiased(score) if score else None for score in scores]
+            columns |= interval_columns(f"{metric.column}_infinity", ends, metric.digits + 2)
+    for metric in METRICS.values():
+        if not metric.shown:
+            scores = [row.scores.get(metric.key) for row in rows]
+            columns[metric.column] = [f"{score.value:.{metric.digits + 2}f}" if score else "" for score in scores]
+    return columns
 
 
-HEADER = (
-    "configuration",
-    "GFLOPs",
-    "GMACs (paper)",
-    "s/image",
-    "FID",
-    "gain",
-    "CLIP score",
-    "gain",
-)
+def header() -> list[str]:
+    """Of `cells`."""
+    quality = [title for metric in shown() for title in (metric.title, "gain")]
+    return ["configuration", "GFLOPs", "GMACs (paper)", "s/image", *quality]
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table of configurations as text, under HEADER. `gain`: over fewer steps at equal FLOPs, see `gains`."""
-    over: dict[Metric, dict[str, Interval]] = {
-        metric: gains(rows, metric) for metric in METRICS if measured(rows, metric)
-    }
+    """The table of configurations as text, under `header`. `gain`: over fewer steps at equal FLOPs, see `gains`."""
+    over = {metric.key: gains(rows, metric) for metric in comparable(rows)}
     lines = []
     for row in rows:
         line = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
-        for metric in METRICS:
-            gain = over.get(metric, {}).get(row.configuration)
-            line += [str(row.interval(metric)) if metric in over else "no reference", f"{gain:+}" if gain else ""]
+        for metric in shown():
+            gain = over.get(metric.key, {}).get(row.configuration)
+            value = metric.text(row.interval(metric)) if metric.key in over else "no reference"
+            line += [value, metric.text(gain, "+") if gain else ""]
         lines.append(line)
     return lines
 
 
 def measured(rows: Sequence[Row], metric: Metric) -> bool:
-    return metric == "clip" or all(row.fid for row in rows)
+    return all(metric.key in row.scores for row in rows)
+
+
+def comparable(rows: Sequence[Row]) -> list[Metric]:
+    """Of the metrics that tables show, those that all `rows` have."""
+    return [metric for metric in shown() if measured(rows, metric)]
+
+
+def directions() -> str:
+    """A sentence: which way is better, for every metric shown."""
+    parts = []
+    for metric in shown():
+        title = f"the {metric.title}" if " " in metric.title else metric.title
+        parts.append(f"{title} {'when lower' if metric.lower_is_better else 'when higher'}")
+    return ", ".join(parts).replace(" when", " is better when", 1) + "."
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    return markdown(HEADER, cells(rows))
+    return markdown(header(), cells(rows))
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -156,8 +168,7 @@ def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
 
 def quality(row: Row, metric: Metric) -> float:
     """Higher is better."""
-    value = row.interval(metric).value
-    return -value if metric == "fid" else value
+    return metric.sign * row.interval(metric).value
 
 
 def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
@@ -178,14 +189,14 @@ def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
     for name, (row, low, high) in between.items():
         share = (row.flops - low.flops) / (high.flops - low.flops)
         parts = [(1 - share, low.interval(metric)), (share, high.interval(metric))]
-        found[name] = PAIRED[metric](row.interval(metric), parts, len(between))
+        found[name] = metric.difference(row.interval(metric), parts, len(between))
     return found
 
 
 def clear(changes: Collection[Interval], metric: Metric) -> tuple[int, int]:
     """How many of them are clearly better, and clearly worse: their intervals leave out 0."""
     above, below = sum(change.low > 0 for change in changes), sum(change.high < 0 for change in changes)
-    return (below, above) if metric == "fid" else (above, below)
+    return (below, above) if metric.lower_is_better else (above, below)
 
 
 CHEAPER, FEWER, OPEN = "cheaper steps", "fewer steps", "not resolved"
@@ -205,11 +216,10 @@ def more_steps(rows: Sequence[Row]) -> str:
     if len(dense) < 2:
         return ""
     few, many = dense[0], dense[-1]
-    changes = [
-        f"{name} by {PAIRED[metric](many.interval(metric), [(1.0, few.interval(metric))], 1):+}"
-        for metric, name in METRICS.items()
-        if measured(rows, metric)
-    ]
+    changes = []
+    for metric in comparable(rows):
+        change = metric.difference(many.interval(metric), [(1.0, few.interval(metric))])
+        changes.append(f"{metric.title} by {metric.text(change, '+')}")
     return (
         f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
     )
@@ -218,9 +228,7 @@ def more_steps(rows: Sequence[Row]) -> str:
 def answer(rows: Sequence[Row], model: str) -> str:
     """One plain sentence: fewer steps or cheaper steps, for this model, on this evidence."""
     parts = []
-    for metric, name in METRICS.items():
-        if not measured(rows, metric):
-            continue
+    for metric in comparable(rows):
         compared = gains(rows, metric).values()
         if not compared:
             continue
@@ -228,12 +236,12 @@ def answer(rows: Sequence[Row], model: str) -> str:
         called = verdict(better, worse, len(compared))
         word = "neither wins clearly" if called == OPEN else f"{called} win"
         parts.append(
-            f"{word} on {name} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
+            f"{word} on {metric.title} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
             f"{worse} clearly worse)"
         )
     if not parts:
         if all(row.method == "dense" for row in rows):  # that alone was asked
             return f"{model}: {more_steps(rows)}"
         return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
-    n = rows[0].clip.n
+    n = rows[0].n
     return f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals that hold together, n = {n}."

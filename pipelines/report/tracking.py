@@ -11,14 +11,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 
 from PIL import Image
 
+from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
+from pipelines.report import tables
 from pipelines.report.tables import Row
 
 
@@ -44,12 +45,11 @@ def log(
     if mode == "disabled":
         return 0
     os.environ.setdefault("WANDB_SILENT", "true")
-    digest = sha256(json.dumps([sweep, protocol]).encode()).hexdigest()[:8]
-    group = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep)}-{digest}"
+    group = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep)}-{digest([sweep, protocol], 8)}"
     runs = [(row.configuration, row.label, {**specs[row.configuration], **protocol}) for row in rows]
     by_id = {row.configuration: row for row in rows}
     # The summary's id holds the grid: a larger one gets a summary of its own.
-    whole = f"summary-{sha256(''.join(sorted(by_id)).encode()).hexdigest()[:8]}"
+    whole = f"summary-{digest(''.join(sorted(by_id)).encode(), 8)}"
     made = 0
     try:
         import wandb
@@ -99,7 +99,6 @@ def _log_summary(run, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
 
 def _numbers(row: Row) -> dict[str, float]:
     numbers = {"steps": row.steps, "macs_paper": row.macs_paper, "flops": row.flops, "seconds": row.seconds}
-    for name, interval in (("fid", row.fid), ("clip_score", row.clip)):
-        if interval:
-            numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {**numbers, "n": row.clip.n}
+    for metric in tables.comparable([row]):
+        numbers |= row.interval(metric).columns(metric.column)
+    return {**numbers, "n": row.n}

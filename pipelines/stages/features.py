@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -14,6 +13,7 @@ from pipelines.data import images, shapes
 from pipelines.data.images import decode
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
+from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics.encoders import INCEPTION_URL, ClipEncoder, InceptionEncoder, clip_folder, fingerprint
@@ -24,15 +24,15 @@ _SHAPES = re.compile(r"val/\d+")
 
 
 @dataclass(frozen=True)
-class Task:
-    """Encode `of` with `encoder` and commit the result as `name`.
+class Encoding:
+    """Encode `source` with `encoder` and commit the result as `name`.
 
-    of: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
+    source: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
     """
 
     name: str
     encoder: str
-    of: str | tuple[Prompt, ...] | tuple[str, ...]
+    source: str | tuple[Prompt, ...] | tuple[str, ...]
 
 
 def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
@@ -74,7 +74,7 @@ def folder(encoder: str, of: str) -> str:
 def image_units(encoder: str, image_names: Sequence[str]) -> list[Unit]:
     """One unit a committed shard of images, named after it."""
     named = [(name.replace("images/", folder(encoder, ""), 1), name) for name in image_names]
-    return [Unit(name, encoder, 1, Task(name, encoder, source)) for name, source in named]
+    return [Unit(name, encoder, 1, Encoding(name, encoder, source)) for name, source in named]
 
 
 def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
@@ -124,12 +124,12 @@ def reference_name(keys: Sequence[str]) -> str:
     else:
         found = images.examine([Path(key) for key in keys], "reference images")
         facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in found)]
-    return f"reference-{sha256(b''.join(facts)).hexdigest()[:12]}"
+    return f"reference-{digest(b''.join(facts))}"
 
 
 def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
     named = [(shard_name(where, i, len(shards)), shard) for i, shard in enumerate(shards)]
-    return [Unit(name, encoder, 1, Task(name, encoder, shard)) for name, shard in named]
+    return [Unit(name, encoder, 1, Encoding(name, encoder, shard)) for name, shard in named]
 
 
 def reference_image(key: str) -> np.ndarray:
@@ -146,23 +146,23 @@ class Extractor:
         self.store = store
         self.loaded: dict[str, ClipEncoder | InceptionEncoder] = {}
 
-    def __call__(self, task: Task) -> None:
+    def __call__(self, task: Encoding) -> None:
         if task.encoder not in self.loaded:
             self.loaded = {task.encoder: make_encoder(task.encoder)}  # the other one is freed
         encoder = self.loaded[task.encoder]
-        if isinstance(task.of, str):
-            table = records.from_parquet(self.store.get(task.of), ["prompt_id", "image"])
+        if isinstance(task.source, str):
+            table = records.from_parquet(self.store.get(task.source), ["prompt_id", "image"])
             ids = table["prompt_id"].to_pylist()
             pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
             features = _batched(encoder.images, pictures)
-        elif isinstance(task.of[0], Prompt):
+        elif isinstance(task.source[0], Prompt):
             if not isinstance(encoder, ClipEncoder):
                 raise ValueError(f"{task.encoder} encodes images only, not prompts")
-            ids = [prompt.id for prompt in task.of]
-            features = _batched(encoder.texts, [prompt.text for prompt in task.of])
+            ids = [prompt.id for prompt in task.source]
+            features = _batched(encoder.texts, [prompt.text for prompt in task.source])
         else:
-            ids = list(task.of)
-            features = _batched(encoder.images, [reference_image(key) for key in task.of])
+            ids = list(task.source)
+            features = _batched(encoder.images, [reference_image(key) for key in task.source])
         self.store.put(task.name, records.feature_rows(ids, features))
 
 

@@ -3,88 +3,100 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from functools import cache
 
 import numpy as np
 
 from pipelines.engine import records
+from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
-from pipelines.metrics import distances, statistics
+from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import METRICS, Metric
 from postdiff.terminal import one_line
 
-VERSION = 2  # counts changes of this file that change scores
-NEIGHBOURS = 10_000  # images a side of precision and recall, whose work grows with their product
+VERSION = 3  # counts changes of what is scored, or of how it is stored
 
 
 @dataclass(frozen=True)
-class Task:
-    """Score `configuration` in `store`: the features are in the folders named.
+class Input:
+    """What `metric`, a key of METRICS, is of: the folder of features of the images, and that of what they are held
+    against."""
 
-    prompts: ids of all prompts, in order. shards: of images, and so of their features, in order. clip, texts:
-    embeddings of the images and of the prompts. fid, reference: features of the images and of the reference images,
-    both None for no FID.
+    metric: str
+    images: str
+    against: str
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Score `configuration` in `store`.
+
+    prompts: ids of all prompts, in order. shards: of images, and so of their features, in order. inputs: one a metric.
     """
 
     store: Store
     configuration: str
     prompts: tuple[str, ...]
     shards: tuple[str, ...]
-    clip: str
-    texts: str
-    fid: str | None
-    reference: str | None
+    inputs: tuple[Input, ...]
 
     @property
     def name(self) -> str:
-        of = [VERSION, self.prompts, self.clip, self.texts, self.fid, self.reference]
-        return f"scores/{self.configuration}-{sha256(json.dumps(of).encode()).hexdigest()[:8]}.json"
+        parts = [VERSION, self.prompts, [asdict(one) for one in self.inputs]]
+        return f"scores/{self.configuration}-{digest(parts, 8)}.json"
 
 
-def score(task: Task) -> dict:
-    """{"clip": interval, "fid": interval or None, "seconds": median seconds an image, "more": other distances of the
-    features of FID}; committed as `task.name`. Raises ValueError if a prompt has no image."""
+@dataclass(frozen=True)
+class Scores:
+    """seconds: the median an image. intervals: {key of a metric: its interval}."""
+
+    seconds: float
+    intervals: dict[str, Interval]
+
+
+def score(task: Scoring) -> Scores:
+    """Scores of all `task.inputs`; committed as `task.name`, {"seconds": number, key of a metric: interval, ...}.
+
+    Raises: ValueError if a prompt has no image.
+    """
     store = task.store
-    ids, image = read_features(store, task.clip, task.prompts)
-    text_ids, text = read_features(store, task.texts)
-    row_of = {id: i for i, id in enumerate(text_ids)}
-    clip = statistics.clip_scores(image, text[[row_of[id] for id in ids]])
-    fid, more = None, {}
-    if task.fid and task.reference:
-        _, reference = read_features(store, task.reference)
-        _, generated = read_features(store, task.fid, task.prompts)
-        fid = asdict(statistics.frechet_interval(generated, statistics.moments(reference)))
-        some = generated[:NEIGHBOURS], reference[:NEIGHBOURS]
-        more = {"kid": distances.kernel_distance(generated, reference)}
-        if task.fid.split("/")[1] == task.clip.split("/")[1]:  # CMMD is one of CLIP's embeddings alone
-            more["cmmd"] = distances.cmmd(generated, reference)
-        more |= dict(zip(("precision", "recall"), distances.precision_recall(*some), strict=True))
+    read_once = cache(read_features)  # most metrics are of the same features
+    found = {}
+    for one in task.inputs:
+        metric = METRICS[one.metric]
+        ids, images = read_once(store, one.images, task.prompts)
+        found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(store, one.against)))
     seconds = [store.table(name, ["seconds"])["seconds"].to_numpy() for name in task.shards]  # images are not read
-    result = {
-        "clip": asdict(statistics.mean_interval(clip)),
-        "fid": fid,
-        "seconds": float(np.median(np.concatenate(seconds))),
-        "more": more,
-    }
-    store.put(task.name, json.dumps(result, indent=2).encode())
+    result = Scores(float(np.median(np.concatenate(seconds))), found)
+    written = {"seconds": result.seconds, **{key: asdict(interval) for key, interval in found.items()}}
+    store.put(task.name, json.dumps(written, indent=2).encode())
     return result
 
 
-def read(store: Store, name: str) -> dict:
+def held_against(metric: Metric, ids: Sequence[str], names: Sequence[str], features: np.ndarray) -> np.ndarray:
+    """What images `ids` are scored against: of the `features` of `names`, those of its prompt for each image, or those
+    of all reference images."""
+    if metric.needs == "reference":
+        return features
+    row_of = {name: i for i, name in enumerate(names)}
+    return features[[row_of[id] for id in ids]]
+
+
+def read(store: Store, name: str) -> Scores:
     """What `score` wrote. Raises ValueError, naming the file, if it is something else."""
     found = store.json(name)
     try:
-        intervals = [statistics.Interval(**of) for of in (found["clip"], found["fid"]) if of is not None]
-        if found["clip"] is None:
-            raise TypeError("expected a CLIP score")
-        numbers = [x for of in intervals for x in (of.value, of.low, of.high, of.n, *of.left_out)]
-        if not all(isinstance(x, int | float) for x in (*numbers, found["seconds"], *found["more"].values())):
+        seconds = found.pop("seconds")
+        intervals = {key: Interval(**{**value, "left_out": tuple(value["left_out"])}) for key, value in found.items()}
+        numbers = [x for of in intervals.values() for x in (of.value, of.low, of.high, of.n, *of.left_out)]
+        if not intervals or not all(isinstance(x, int | float) for x in (*numbers, seconds)):
             raise TypeError("expected numbers")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{store.shown}/{name} must hold scores that a job wrote, got {one_line(repr(error))}; "
             "deleted, it is made again"
         ) from None
-    return found
+    return Scores(seconds, intervals)
 
 
 def read_features(store: Store, folder: str, expected: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:

@@ -17,8 +17,8 @@ from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
+from pipelines.metrics.clip import clip_scores
 from pipelines.metrics.encoders import ClipEncoder
-from pipelines.metrics.statistics import clip_scores
 from pipelines.stages.generation import Configuration
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from conftest import refusal
 from pipelines import calibration, candidates
 from pipelines.candidates import Candidate
 from pipelines.engine.records import Prompt
-from pipelines.metrics.statistics import frechet_interval, mean_interval, moments
+from pipelines.metrics.fid import frechet_interval, moments
+from pipelines.metrics.intervals import mean_interval
+from pipelines.metrics.metric import METRICS
 from pipelines.stages.latency import Latency
 from postdiff import costs, load_plan, methods
 from postdiff.models.checkpoints import HUB, resolve
@@ -21,6 +23,7 @@ from postdiff.models.families import adapt
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 import calibrate  # a job is a script, not a package
 
+FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]
 PROMPTS = [Prompt(str(i), f"caption {i}") for i in range(500)]
 
 
@@ -51,15 +54,15 @@ def test_every_combination_is_at_the_most_steps_that_the_budget_pays_for(model):
 
 
 def test_rounds_halve_the_plans_and_double_the_prompts():
-    rounds = calibration.rounds(PROMPTS, 45)
+    rounds = calibration.rounds(PROMPTS, 45, CLIP_SCORE)
     assert [len(r.prompts) for r in rounds] == [62, 63, 125, 250]
     assert [r.keep for r in rounds] == [23, 12, 6, 1]
     assert [p for r in rounds for p in r.prompts] == PROMPTS
-    assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45)] == [20, 20]
-    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3)] == [500]
-    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 45, "fid")] == [250, 250]
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS[:40], 45, CLIP_SCORE)] == [20, 20]
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 3, CLIP_SCORE)] == [500]
+    assert [len(r.prompts) for r in calibration.rounds(PROMPTS, 45, FID)] == [250, 250]
     with pytest.raises(ValueError, match=r"by CLIP score needs at least 16 prompts \(--limit\), got 15"):
-        calibration.rounds(PROMPTS[:15], 45)
+        calibration.rounds(PROMPTS[:15], 45, CLIP_SCORE)
 
 
 def test_the_best_of_noisy_plans_is_found_and_its_doubt_is_told():
@@ -67,13 +70,13 @@ def test_the_best_of_noisy_plans_is_found_and_its_doubt_is_told():
     rng = np.random.default_rng(0)
     prompt = rng.normal(80, 5, 400)  # what a prompt does to all plans
     values = [mean_interval(prompt + mean + rng.normal(0, 1, 400)) for mean in (0.0, 0.0, -1.0)]
-    shares = calibration.first_places(values, "clip")
+    shares = calibration.first_places(values, CLIP_SCORE)
     assert sum(shares) == pytest.approx(1)
     assert shares[2] == 0
     assert min(shares[:2]) > 0.01
-    assert calibration.ranked(values, "clip")[2] == 2
-    assert calibration.ranked(values, "fid")[0] == 2
-    assert calibration.first_places(values, "fid")[2] == 1
+    assert calibration.ranked(values, CLIP_SCORE)[2] == 2
+    assert calibration.ranked(values, FID)[0] == 2
+    assert calibration.first_places(values, FID)[2] == 1
 
 
 def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
@@ -84,11 +87,11 @@ def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
     curves = {plans[0].id: [mean_interval(prompt[:32]), mean_interval(prompt)],
               plans[1].id: [mean_interval(prompt[:32] - 0.1), mean_interval(prompt - 0.1)],
               plans[2].id: [mean_interval(prompt[:32] - 3)]}  # fmt: skip
-    scored = calibration.compare(listed, listed[0], curves, "clip")
+    scored = calibration.compare(listed, listed[0], curves, CLIP_SCORE)
     assert [of.candidate for of in scored] == listed
     assert [round(of.change.value, 6) for of in scored[1:]] == [-0.1, -3]
     assert (scored[2].change.n, scored[2].first, scored[0].first) == (32, None, 1)
-    assert calibration.sure(scored, listed[0], "clip").startswith("T=20. Clearly worse are 2 of the 2 other plans")
+    assert calibration.sure(scored, listed[0], CLIP_SCORE).startswith("T=20. Clearly worse are 2 of the 2 other plans")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -153,8 +156,8 @@ def test_by_fid_the_nearer_plan_wins_though_few_images_flatter_the_other():
     a = rng.normal(size=(128, 64))
     values = [frechet_interval(x, reference) for x in (a, 0.9 * a)]
     assert values[1].value < values[0].value
-    assert calibration.ranked(values, "fid") == [0, 1]
-    assert calibration.first_places(values, "fid")[0] > 0.99
+    assert calibration.ranked(values, FID) == [0, 1]
+    assert calibration.first_places(values, FID)[0] > 0.99
 
 
 def test_seconds_are_scaled_from_the_most_steps_of_the_same_settings():

@@ -12,7 +12,7 @@ from conftest import refusal
 
 from pipelines import comparison, evaluation
 from pipelines.engine.cluster import WorkersError
-from pipelines.metrics import statistics
+from pipelines.metrics.intervals import mean_interval
 from pipelines.report.tables import Row, markdown
 from postdiff.models.checkpoints import MINI
 
@@ -29,8 +29,8 @@ def points(*args):
 
 
 def row(name, scores, fid=True):
-    clip = statistics.mean_interval(scores)
-    return Row(name, "dense", "", 20, 1, 1, 0.1, clip if fid else None, clip)
+    clip = mean_interval(scores)
+    return Row(name, "dense", "", 20, 1, 1, 0.1, {"fid": clip, "clip": clip} if fid else {"clip": clip})
 
 
 @pytest.fixture

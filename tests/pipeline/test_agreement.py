@@ -65,8 +65,11 @@ def scored(tmp_path_factory):
     for unit in units:
         extract(unit.task)
     ids = tuple(prompt.id for prompt in listed)
-    task = scores.Task(store, ID, ids, tuple(names), where("mini-clip", ID), where("mini-clip", "prompts"),
-                       where(weights, ID), where(weights, features.reference_name(reference)))  # fmt: skip
+    inputs = (
+        scores.Input("fid", where(weights, ID), where(weights, features.reference_name(reference))),
+        scores.Input("clip", where("mini-clip", ID), where("mini-clip", "prompts")),
+    )
+    task = scores.Scoring(store, ID, ids, tuple(names), inputs)
     with pytest.raises(ValueError, match=rf"of {N} images, expected those of {N + 1} prompts in their order"):
         scores.score(replace(task, prompts=(*ids, "another")))
     for folder, pictures in (("images", images), ("reference", [features.reference_image(key) for key in reference])):
@@ -74,8 +77,8 @@ def scored(tmp_path_factory):
         for i, picture in enumerate(pictures):
             Image.fromarray(picture).save(root / folder / f"{i:05}.png")
     scored = scores.score(task)
-    assert "cmmd" not in scored["more"]  # the features of FID are no CLIP embeddings
-    return root, [prompt.text for prompt in listed], scored
+    assert scores.read(store, task.name) == scored
+    return root, [prompt.text for prompt in listed], scored.intervals
 
 
 def test_fid_equals_clean_fids_on_exported_pngs(scored):
@@ -94,8 +97,8 @@ def test_fid_equals_clean_fids_on_exported_pngs(scored):
         for folder in ("images", "reference")
     )
     moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (images, reference)]
-    assert ours["fid"]["value"] == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-4)
-    assert ours["fid"]["value"] > 1e-3  # else they would agree on nothing
+    assert ours["fid"].value == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-4)
+    assert ours["fid"].value > 1e-3  # else they would agree on nothing
 
 
 def test_the_clip_score_equals_torchmetrics_on_exported_pngs(scored):
@@ -125,6 +128,6 @@ def test_the_clip_score_equals_torchmetrics_on_exported_pngs(scored):
     theirs = CLIPScore(lambda: (Model(), processor))
     for file, text in zip(sorted((root / "images").iterdir()), texts, strict=True):
         theirs.update(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1), text)
-    assert ours["clip"]["value"] == pytest.approx(float(theirs.compute()), rel=1e-4)
+    assert ours["clip"].value == pytest.approx(float(theirs.compute()), rel=1e-4)
     # Ours is cut at 0 image by image (Hessel et al.), theirs on the mean: these images have no score below 0.
-    assert 90 < ours["clip"]["value"] < 99
+    assert 90 < ours["clip"].value < 99

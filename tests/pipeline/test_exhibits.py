@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
 from pipelines.paper.exhibit import Exhibit, Run, before
 from pipelines.report import plots, tables
@@ -66,7 +66,8 @@ def measured(value, clip, flops=2e9, macs=30.42e12):
     of = [Interval(x, x - 1, x + 1, 8, tuple(x + w for w in wobble)) for x in (value, clip)]
     step = StepCost(int(macs), int(macs), int(2.8 * macs), {})
     return exhibit_text.Measured(
-        Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, of[0], of[1]), Cost((step,))
+        Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, dict(zip(("fid", "clip"), of, strict=True))),
+        Cost((step,)),
     )
 
 
@@ -137,7 +138,7 @@ def test_every_figure_is_drawn_with_all_of_its_points():
 def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
     results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
-    (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI).axes
+    (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
     assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.runs)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
@@ -161,7 +162,8 @@ def test_seconds_are_printed_with_the_gpu_that_they_are_of():
 
 def test_without_references_there_is_no_picture_of_fid_and_the_cells_say_why():
     exhibit = exhibits.gather(["fig4"], {})[0]
-    row = replace(measured(5.0, 80.0).row, fid=None)
+    row = measured(5.0, 80.0).row
+    row = replace(row, scores={"clip": row.scores["clip"]})
     results = {key: replace(measured(5.0, 80.0), row=row) for key in reproduction.distinct([exhibit])}
     assert figures.draw(None, exhibit, results, exhibits.MINI, None, {}) is None
     table = exhibit_text.table(exhibit, results)

@@ -11,7 +11,7 @@ import pytest
 from pipelines.data import prompts
 from pipelines.engine import records
 from pipelines.engine.store import Store
-from pipelines.metrics.statistics import Interval
+from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published
 from pipelines.report import plots
 from pipelines.report.tables import Row
@@ -59,7 +59,7 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
     results, store = {}, Store(str(tmp_path))
     for at, run in enumerate(exhibit.runs):
         id = f"configuration{at}"
-        row = Row(id, "dense", "", 20, 1, 1, 0.1, None, Interval(1, 0, 2, 24))
+        row = Row(id, "dense", "", 20, 1, 1, 0.1, {"clip": Interval(1, 0, 2, 24)})
         results[run.model, run.plan.id] = exhibit_text.Measured(row, 1)
         pictures = [np.full((8, 8, 3), 10 * at + i, np.uint8) for i in range(24)]
         columns = {

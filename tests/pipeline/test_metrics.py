@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from pipelines.metrics import statistics
+from pipelines.metrics import clip, fid, intervals
+from pipelines.metrics.metric import METRICS
+
+FID = METRICS["fid"]
 
 
 def test_frechet_distance_equals_clean_fid():
@@ -13,33 +16,33 @@ def test_frechet_distance_equals_clean_fid():
     mix = rng.normal(size=(64, 64))
     a, b = rng.normal(size=(500, 64)) @ mix, rng.normal(0.3, 1.2, size=(400, 64)) @ mix
     theirs = frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
-    assert statistics.frechet_distance(statistics.moments(a), statistics.moments(b)) == pytest.approx(theirs, rel=1e-6)
+    assert fid.frechet_distance(fid.moments(a), fid.moments(b)) == pytest.approx(theirs, rel=1e-6)
 
 
 def test_frechet_distance_of_known_gaussians():
     rng = np.random.default_rng(1)
     scale_a, scale_b, shift = rng.uniform(0.5, 2, 30), rng.uniform(0.5, 2, 30), rng.normal(size=30)
     turn, _ = np.linalg.qr(rng.normal(size=(30, 30)))  # commuting covariances: the root is known
-    a = statistics.Moments(9, np.zeros(30), turn @ np.diag(scale_a**2) @ turn.T)
-    b = statistics.Moments(9, shift, turn @ np.diag(scale_b**2) @ turn.T)
+    a = fid.Moments(9, np.zeros(30), turn @ np.diag(scale_a**2) @ turn.T)
+    b = fid.Moments(9, shift, turn @ np.diag(scale_b**2) @ turn.T)
     expected = (shift**2).sum() + ((scale_a - scale_b) ** 2).sum()
-    assert statistics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
-    assert statistics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
-    assert statistics.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert fid.frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+    assert fid.frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
+    assert fid.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
 
 
 def test_frechet_distance_with_fewer_images_than_features():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(10, 40)), rng.normal(size=(12, 40))
-    value = statistics.frechet_distance(statistics.moments(a), statistics.moments(b))
+    value = fid.frechet_distance(fid.moments(a), fid.moments(b))
     assert np.isfinite(value)
     assert value > 0
 
 
 def test_frechet_interval_covers_its_own_estimate_and_shrinks():
     rng = np.random.default_rng(3)
-    reference = statistics.moments(rng.normal(size=(2000, 8)))
-    few, many = (statistics.frechet_interval(rng.normal(0.5, 1, size=(n, 8)), reference) for n in (100, 1600))
+    reference = fid.moments(rng.normal(size=(2000, 8)))
+    few, many = (fid.frechet_interval(rng.normal(0.5, 1, size=(n, 8)), reference) for n in (100, 1600))
     assert few.low < few.value < few.high
     assert (many.high - many.low) < 0.5 * (few.high - few.low)
 
@@ -47,58 +50,58 @@ def test_frechet_interval_covers_its_own_estimate_and_shrinks():
 def test_frechet_interval_covers_at_its_level():
     """What it covers is the mean over sets of this size: FID's own bias at N is stated, not hidden in the interval."""
     rng = np.random.default_rng(5)
-    reference = statistics.moments(rng.normal(size=(4000, 6)))
-    intervals = [statistics.frechet_interval(rng.normal(0.3, 1.1, size=(200, 6)), reference) for _ in range(300)]
-    expected = np.mean([i.value for i in intervals])
-    assert 0.90 <= np.mean([i.low < expected < i.high for i in intervals]) <= 0.985
+    reference = fid.moments(rng.normal(size=(4000, 6)))
+    found = [fid.frechet_interval(rng.normal(0.3, 1.1, size=(200, 6)), reference) for _ in range(300)]
+    expected = np.mean([i.value for i in found])
+    assert 0.90 <= np.mean([i.low < expected < i.high for i in found]) <= 0.985
 
 
 def test_paired_differences_cover_and_are_tighter_than_their_parts():
     rng = np.random.default_rng(6)
-    reference = statistics.moments(rng.normal(size=(4000, 6)))
+    reference = fid.moments(rng.normal(size=(4000, 6)))
     found = []
     for _ in range(200):
         a = rng.normal(0.3, 1.1, size=(200, 6))
         b = a + rng.normal(0.05, 0.1, size=a.shape)  # the same prompts and noise, another method
-        first, second = statistics.frechet_interval(a, reference), statistics.frechet_interval(b, reference)
-        found.append((statistics.difference(first, [(1.0, second)]), first))
+        first, second = fid.frechet_interval(a, reference), fid.frechet_interval(b, reference)
+        found.append((intervals.difference(first, [(1.0, second)]), first))
     expected = np.mean([d.value for d, _ in found])
     assert 0.90 <= np.mean([d.low < expected < d.high for d, _ in found]) <= 0.985
     assert np.median([(d.high - d.low) / (i.high - i.low) for d, i in found]) < 0.5
     with pytest.raises(ValueError, match="needs the same images"):
-        statistics.difference(found[0][1], [(1.0, statistics.mean_interval(np.arange(10.0)))])
+        intervals.difference(found[0][1], [(1.0, intervals.mean_interval(np.arange(10.0)))])
 
 
 def test_clip_score_equals_the_cosine_and_never_falls_below_zero():
     image, text = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [-1.0, 0.0]])
-    assert statistics.clip_scores(image, text).tolist() == pytest.approx([100.0, 0.0])
+    assert clip.clip_scores(image, text).tolist() == pytest.approx([100.0, 0.0])
     with pytest.raises(ValueError, match="one text an image"):
-        statistics.clip_scores(image, text[:1])
+        clip.clip_scores(image, text[:1])
 
 
 def test_mean_interval_covers_at_its_level():
     rng = np.random.default_rng(4)
-    intervals = [statistics.mean_interval(rng.normal(2, 3, 20)) for _ in range(1000)]
-    assert 0.93 < np.mean([i.low < 2 < i.high for i in intervals]) < 0.97
+    found = [intervals.mean_interval(rng.normal(2, 3, 20)) for _ in range(1000)]
+    assert 0.93 < np.mean([i.low < 2 < i.high for i in found]) < 0.97
 
 
 def test_too_few_is_told():
     with pytest.raises(ValueError, match="N >= 2"):
-        statistics.moments(np.zeros((1, 4)))
+        fid.moments(np.zeros((1, 4)))
     with pytest.raises(ValueError, match="at least 4 images"):
-        statistics.frechet_interval(np.zeros((3, 4)), statistics.Moments(2, np.zeros(4), np.eye(4)))
+        fid.frechet_interval(np.zeros((3, 4)), fid.Moments(2, np.zeros(4), np.eye(4)))
 
 
 def test_fid_differences_are_of_the_distances_and_not_of_their_bias():
     """B is A with less spread, and further from the reference: its FID is lower, since its bias is smaller."""
     rng = np.random.default_rng(0)
-    reference = statistics.moments(rng.normal(size=(20_000, 64)))
+    reference = fid.moments(rng.normal(size=(20_000, 64)))
     true, plain, corrected = 64 * 0.1**2, [], []
     for _ in range(40):
         a = rng.normal(size=(192, 64))
-        first, second = (statistics.frechet_interval(x, reference) for x in (a, 0.9 * a))
-        plain.append(statistics.difference(second, [(1.0, first)]))
-        corrected.append(statistics.frechet_difference(second, [(1.0, first)]))
+        first, second = (fid.frechet_interval(x, reference) for x in (a, 0.9 * a))
+        plain.append(intervals.difference(second, [(1.0, first)]))
+        corrected.append(FID.difference(second, [(1.0, first)]))
     assert np.mean([of.high < true for of in plain]) > 0.9
     assert np.mean([of.low <= true <= of.high for of in corrected]) >= 0.8
     assert abs(np.mean([of.value for of in corrected]) - true) < 0.1 * true
@@ -106,8 +109,8 @@ def test_fid_differences_are_of_the_distances_and_not_of_their_bias():
 
 def test_moments_without_a_group_are_those_of_the_rest():
     features = np.random.default_rng(1).normal(3, 1, (107, 9)).astype(np.float32)
-    parts = [statistics.moments(part) for part in statistics._without_each_group(features)]
-    for fast, slow in zip(statistics._moments_without_each_group(features), parts, strict=True):
+    parts = [fid.moments(part) for part in intervals.without_each_group(features)]
+    for fast, slow in zip(fid._moments_without_each_group(features), parts, strict=True):
         assert fast.n == slow.n
         np.testing.assert_allclose(fast.mean, slow.mean, rtol=1e-12)
         np.testing.assert_allclose(fast.covariance, slow.covariance, rtol=1e-10, atol=1e-12)
@@ -119,10 +122,10 @@ def test_numbers_that_are_not_finite_are_refused_and_become_no_answer(wrong):
     features[4, 1] = wrong
     rest = np.random.default_rng(0).normal(size=(8, 3))
     for measure in (
-        lambda: statistics.moments(features),
-        lambda: statistics.frechet_interval(features, statistics.moments(rest)),
-        lambda: statistics.clip_scores(features, rest),
-        lambda: statistics.mean_interval(features[:, 1]),
+        lambda: fid.moments(features),
+        lambda: fid.frechet_interval(features, fid.moments(rest)),
+        lambda: clip.clip_scores(features, rest),
+        lambda: intervals.mean_interval(features[:, 1]),
     ):
         with pytest.raises(ValueError, match=r"expected finite numbers, got 1 of (8|24) that are not"):
             measure()
@@ -132,13 +135,13 @@ def test_an_embedding_of_no_length_has_no_score():
     image = np.eye(3)
     image[1] = 0
     with pytest.raises(ValueError, match="expected embeddings longer than 0, got 1 of 3 that are not"):
-        statistics.clip_scores(np.eye(3), image)
+        clip.clip_scores(np.eye(3), image)
 
 
 @pytest.mark.parametrize("comparisons", [0, -1, 1.5, float("nan"), True, None])
 def test_intervals_are_of_one_comparison_or_more(comparisons):
-    of = statistics.mean_interval(np.arange(9.0))
+    of = intervals.mean_interval(np.arange(9.0))
     with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
-        statistics.difference(of, [(1.0, of)], comparisons)
+        intervals.difference(of, [(1.0, of)], comparisons)
     with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
-        statistics.extrapolated(of, comparisons)
+        intervals.extrapolated(of, comparisons)

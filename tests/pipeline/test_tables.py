@@ -5,9 +5,12 @@ import pytest
 
 from pipelines.data import images
 from pipelines.engine import provenance, records
-from pipelines.metrics.statistics import Interval, mean_interval, student_t
+from pipelines.metrics.intervals import Interval, mean_interval, student_t
+from pipelines.metrics.metric import METRICS
 from pipelines.report import document, tables
 from pipelines.report.tables import Row
+
+FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]
 
 
 def interval(value, half):
@@ -17,8 +20,8 @@ def interval(value, half):
 
 
 def row(method, flops, fid, clip, steps=20, half=0.1):
-    scores = interval(fid, half), interval(clip, half)
-    return Row(f"{method}{flops}", method, "", steps, flops, flops, 0.1, *scores)
+    scores = {"fid": interval(fid, half), "clip": interval(clip, half)}
+    return Row(f"{method}{flops}", method, "", steps, flops, flops, 0.1, scores)
 
 
 FEW = [row("dense", 10, 30.0, 25.0, 8), row("dense", 20, 20.0, 30.0, 16), row("dense", 30, 10.0, 35.0, 20)]
@@ -26,14 +29,14 @@ FEW = [row("dense", 10, 30.0, 25.0, 8), row("dense", 20, 20.0, 30.0, 16), row("d
 
 def test_the_front_is_what_nothing_cheaper_betters():
     rows = [*FEW, row("postdiff", 15, 15.0, 20.0), row("deepcache", 25, 16.0, 40.0)]
-    assert [r.flops for r in tables.front(rows, "fid")] == [10, 15, 30]
-    assert [r.flops for r in tables.front(rows, "clip")] == [10, 20, 25]
+    assert [r.flops for r in tables.front(rows, FID)] == [10, 15, 30]
+    assert [r.flops for r in tables.front(rows, CLIP_SCORE)] == [10, 20, 25]
 
 
 def test_gains_are_at_equal_flops_and_paired():
     cheaper = [row("postdiff", 12.5, 24.0, 20.0, half=0.5), row("postdiff", 25, 15.1, 31.0), row("postdiff", 5, 0, 99)]
     # The fewer-step curve at 12.5 and 25 FLOPs: FID 27.5 and 15, CLIP score 26.25 and 32.5. 5 FLOPs is off the curve.
-    fid, clip = tables.gains([*FEW, *cheaper], "fid"), tables.gains([*FEW, *cheaper], "clip")
+    fid, clip = tables.gains([*FEW, *cheaper], FID), tables.gains([*FEW, *cheaper], CLIP_SCORE)
     assert {k: v.value for k, v in fid.items()} == pytest.approx({"postdiff12.5": -3.5, "postdiff25": 0.1})
     assert {k: v.value for k, v in clip.items()} == pytest.approx({"postdiff12.5": -6.25, "postdiff25": -1.5})
     # All rows swing together here, so what they share cancels: 0.5 - 0.1 is left, and 0. Two comparisons widen it.
@@ -46,8 +49,8 @@ def test_gains_are_at_equal_flops_and_paired():
 def test_noise_is_seldom_called_a_win():
     rng, claims = np.random.default_rng(0), 0
     for _ in range(100):
-        few = [Row(f"d{t}", "dense", "", t, t, t, 0.1, None, noise(rng)) for t in (8, 12, 16, 20)]
-        cheap = [Row(f"c{f}", "caching", "", 20, f, f, 0.1, None, noise(rng)) for f in np.linspace(8.5, 19.5, 17)]
+        few = [Row(f"d{t}", "dense", "", t, t, t, 0.1, {"clip": noise(rng)}) for t in (8, 12, 16, 20)]
+        cheap = [Row(f"c{f}", "caching", "", 20, f, f, 0.1, {"clip": noise(rng)}) for f in np.linspace(8.5, 19.5, 17)]
         claims += "neither wins clearly" not in tables.answer([*few, *cheap], "noise")
     assert claims <= 10
 
@@ -82,7 +85,7 @@ def test_tables_hold_every_row():
     assert len(lines) == 4
     numbers = "30.0000,29.9000,30.1000,25.0000,24.9000,25.1000,100"
     assert (
-        lines[1] == f"dense10,dense,,8,10,10,0.1000,{numbers},30.0000,29.9000,30.1000,,,,"
+        lines[1] == f"dense10,dense,,8,10,10,0.1000,{numbers},30.0000,29.9000,30.1000,,,,,,"
     )  # FID extrapolated; no more
     assert tables.to_markdown(FEW).count("\n") == 5
 

@@ -1,0 +1,122 @@
+"""What images are scored by: a metric is a row of METRICS, and the table is the only place that knows one by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipelines.metrics import clip, fid, fidelity, kernel
+from pipelines.metrics.intervals import Interval, difference, extrapolated
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, and all that tables, plots, reports, calibration and the answer need to know of it.
+
+    key: its name in options, files and the paper's csv.
+    title: its name in tables.
+    needs: what images are held against: `prompts`, each image its own, or `reference` images, set against set.
+    encoder: the option that names the network whose features it is of (`fid`: Inception, for real models).
+    definition: a sentence's beginning for the report, with {encoder} and {reference}.
+    score: features of N images [N, D] and of their prompts [N, D] or of M reference images [M, D] -> the number with
+        its interval. Raises ValueError if they are too few or not finite.
+    lower_is_better: its direction.
+    biased: by a bias that falls as 1/n, which differences do not have: it is extrapolated away.
+    least: prompts of the first round of a calibration, at the least.
+    fewest: images, and references, that `score` takes at the least.
+    digits: after the point, in tables. A csv has two more.
+    shown: in tables, plots, the answer and W&B; the others are columns of csv files.
+    """
+
+    key: str
+    title: str
+    needs: Literal["prompts", "reference"]
+    encoder: Literal["clip", "fid"]
+    definition: str
+    score: Callable[[np.ndarray, np.ndarray], Interval]
+    lower_is_better: bool
+    biased: bool = False
+    least: int = 64
+    fewest: tuple[int, int] = (4, 2)
+    digits: int = 4
+    shown: bool = False
+
+    @property
+    def column(self) -> str:
+        """Its name in results.csv and W&B."""
+        return self.title.lower().replace(" ", "_")
+
+    @property
+    def axis(self) -> str:
+        return f"{self.title} ({'lower' if self.lower_is_better else 'higher'} is better)"
+
+    @property
+    def sign(self) -> float:
+        """1 or -1: of a value times this, higher is better."""
+        return -1.0 if self.lower_is_better else 1.0
+
+    def text(self, interval: Interval, sign: str = "") -> str:
+        """An interval as tables print it. sign: `+` for differences."""
+        return f"{interval:{sign}.{self.digits}f}"
+
+    def unbiased(self, interval: Interval) -> Interval:
+        """The number as it is for ever more images (see `extrapolated`); itself where it has no such bias."""
+        return extrapolated(interval) if self.biased else interval
+
+    def difference(self, a: Interval, parts: Sequence[tuple[float, Interval]], comparisons: int = 1) -> Interval:
+        """`a` less the weighted sum of `parts`, paired and without bias; see `intervals.difference`."""
+        change = difference(a, parts, comparisons)
+        return extrapolated(change, comparisons) if self.biased else change
+
+
+_OVER_IMAGES = "jackknife over generated images"
+_OVER_MEAN = "Student's t over generated images"
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "fid", "FID", "reference", "fid", "Frechet distance of {encoder} features to {reference}; " + _OVER_IMAGES,
+            fid.fid, lower_is_better=True, biased=True, digits=2, shown=True,
+            least=128,  # fewer images than features are wide, and it is bias alone
+        ),
+        Metric(
+            "clip", "CLIP score", "prompts", "clip", "100 x cosine of {encoder} embeddings; Student's t over prompts",
+            clip.clip_score, lower_is_better=False, digits=2, shown=True, least=16,
+        ),
+        Metric(
+            "kid", "KID", "reference", "fid", "KID of {encoder} features to {reference}; " + _OVER_IMAGES,
+            kernel.kid, lower_is_better=True,
+        ),
+        Metric(
+            "cmmd", "CMMD", "reference", "clip", "CMMD of {encoder} embeddings to {reference}; " + _OVER_IMAGES,
+            kernel.cmmd, lower_is_better=True, biased=True,
+        ),
+        Metric(
+            "precision", "precision", "reference", "fid",
+            "share of images among {reference} by {encoder} features; " + _OVER_MEAN,
+            fidelity.precision, lower_is_better=False, fewest=(4, 4),
+        ),
+        Metric(
+            "recall", "recall", "reference", "fid",
+            "share of {reference} among the images by {encoder} features; " + _OVER_IMAGES,
+            fidelity.recall, lower_is_better=False, least=128, fewest=(6, 2),
+        ),
+        Metric(
+            "density", "density", "reference", "fid",
+            "balls of {reference} around an image by {encoder} features; " + _OVER_MEAN,
+            fidelity.density, lower_is_better=False, fewest=(4, 6),
+        ),
+        Metric(
+            "coverage", "coverage", "reference", "fid",
+            "share of {reference} with an image near by {encoder} features; " + _OVER_IMAGES,
+            fidelity.coverage, lower_is_better=False, least=128, fewest=(4, 6),
+        ),
+    )
+}  # fmt: skip
+
+
+def shown() -> list[Metric]:
+    """What tables, plots and the answer show, in their order."""
+    return [metric for metric in METRICS.values() if metric.shown]
