@@ -149,6 +149,9 @@ class Plan:
         self._check_mechanisms()
 
     def _check_mechanisms(self) -> None:
+        for title, marks in ((title, row) for m in self.mechanisms for title, row in m.rows().items()):
+            if len(marks) != len(self):  # all of them first: a mechanism's check may ask what the others reuse
+                raise ValueError(f"{title}: expected {len(self)} marks, one a step, got {shown(marks)}")
         kinds = [kind(m) for m in self.mechanisms]
         for mechanism in self.mechanisms:
             if kinds.count(kind(mechanism)) > 1:
@@ -230,11 +233,12 @@ def told(mechanism: Mechanism, measured: bool = True) -> dict[str, Any]:
     return {"kind": kind(mechanism), **{name: part for name, part in value.items() if name not in left_out}}
 
 
-def marks_text(what: str, marks: Any) -> str:
-    """`marks` as a str. Raises ValueError if they are none."""
-    if isinstance(marks, str):
+def marks_text(what: str, marks: Any, partly: str = "") -> str:
+    """`marks` as a str. Raises ValueError if it is none, or holds others than # S . and `partly`."""
+    expected = f"#S.{partly}"
+    if isinstance(marks, str) and not set(marks) - set(expected):
         return marks
-    raise ValueError(f"{what}: expected marks, a character a step, got {shown(marks)}")
+    raise ValueError(f"{what}: expected marks, each one of {' '.join(expected)}, got {shown(marks)}")
 
 
 def check_marks(what: str, marks: str, plan: Plan, partly: str = "") -> None:

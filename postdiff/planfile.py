@@ -53,8 +53,9 @@ def _plan(value: Any) -> Plan:
 
 
 def _mechanism(value: Any) -> Mechanism:
-    settings = dict(instance("a mechanism", value, dict))
-    kind = one_of("a mechanism's kind", settings.pop("kind", None), MECHANISMS)
+    _expect_keys("a mechanism", value, {"kind"}, value)
+    settings = dict(value)
+    kind = one_of("a mechanism's kind", settings.pop("kind"), MECHANISMS)
     return _made(kind, settings, MECHANISMS[kind])
 
 

@@ -94,9 +94,7 @@ class ScheduledModules(Mechanism):
 
 
 def _check(name: str, marks: str, plan: Plan) -> None:
-    """Raise ValueError if a module's marks are not one a step, or use what is not stored at that step."""
-    if len(marks) != len(plan):
-        raise ValueError(f"{name}: expected {len(plan)} marks, each one of {' '.join(MARKS)}, got {marks!r}")
+    """Raise ValueError if a module's marks use what is not stored at that step."""
     output = residual = False
     for i, (mark, step) in enumerate(zip(marks, plan.steps, strict=True)):
         if i and step != plan.steps[i - 1]:

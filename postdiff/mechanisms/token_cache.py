@@ -47,7 +47,7 @@ class TokenCache(Mechanism):
     def __post_init__(self) -> None:
         put(
             self,
-            marks=marks_text("blocks", self.marks),
+            marks=marks_text("blocks", self.marks, REFRESH),
             ratio=number("ratio", self.ratio, "[0, 1]"),
             score=one_of("score", self.score, ("entropy", "random")),
             soft=number("soft", self.soft, "[0, inf)"),

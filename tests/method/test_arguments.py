@@ -12,9 +12,17 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import Plan, StepPlan, arguments, methods, sampling, search
+from postdiff import Plan, Step, arguments, methods, sampling, search
+from postdiff.mechanisms import (
+    AttentionCache,
+    DeepCache,
+    EncoderPropagation,
+    KeyDownsampling,
+    ScheduledModules,
+    TokenCache,
+    TokenMerging,
+)
 from postdiff.picture import draw_plan
-from postdiff.reduction import Downsample, Merge, Refresh
 from postdiff.text import Embeddings
 
 NAN, INF = float("nan"), float("inf")
@@ -22,21 +30,21 @@ NO_NUMBER = (NAN, INF, -INF, None, "0.5", True, [0.5], 1j, 10**400)
 NO_WHOLE_NUMBER = (NAN, INF, None, "2", True, np.True_, 2.0, np.float64(2), [2], b"2")
 NO_FLAG = (None, "no", "false", 0, 1, 1.0, [], NAN)
 
-# Ids of every method's defaults, at commit 12ff164: they name what a store holds.
+# Ids of every method's defaults, at commit 2991869: they name what a store holds.
 IDS = {
-    "dense": "85b1badda3d3",
-    "no_cfg": "f33e8a2afb7c",
-    "cfg_drop": "cd9ed521a29a",
-    "mixed_resolution": "b648aca3977f",
-    "deepcache": "fb5f7ae25061",
-    "cross_attention_cache": "bebac20c747c",
-    "postdiff": "2876b487bd59",
-    "tgate": "519de199d067",
-    "tome": "a7b5d4b98cdc",
-    "ca_tome": "8d34e11e701a",
-    "todo": "87912011900d",
-    "faster_diffusion": "4a700e860987",
-    "duca": "18c5344d54dc",
+    "dense": "78c611454b43",
+    "no_cfg": "3f5a69c4d70f",
+    "cfg_drop": "77b408a63cbf",
+    "mixed_resolution": "25a9e6609748",
+    "deepcache": "a9b61411ff21",
+    "cross_attention_cache": "55377fa9ad8c",
+    "postdiff": "2e08681eecc0",
+    "tgate": "64072547c2e3",
+    "tome": "912fc5a3b7da",
+    "ca_tome": "eb30e3eb40ae",
+    "todo": "e3b0a09e9e46",
+    "faster_diffusion": "cb8f522bdd5f",
+    "duca": "a8ddf03fe290",
 }
 
 
@@ -75,13 +83,19 @@ def test_the_ids_of_plans_are_what_they_were():
         (lambda: methods.postdiff(np.int64(20), k=torch.tensor(2), branch=np.uint8(1)), methods.postdiff),
         (lambda: methods.postdiff(mode=np.str_("cond"), m=np.float64(0.75)), methods.postdiff),
         (lambda: methods.mixed_resolution(beta=1, s=0.5), methods.dense),
-        (lambda: replace(methods.dense(), steps=[StepPlan(scale=1, guided=np.True_)] * 20), methods.dense),
-        (lambda: replace(methods.dense(), branch=3, prior_noise=-0.0, modules=[["a.b", "#" * 20]]), methods.dense),
+        (lambda: replace(methods.dense(), steps=[Step(scale=1, guided=np.True_)] * 20), methods.dense),
+        (
+            lambda: Plan("a", [Step()] * 20, [DeepCache("#" * 20, 3), AttentionCache("#" * 20, mode="ave")]),
+            methods.dense,
+        ),
+        (lambda: Plan("a", [Step()] * 20, [EncoderPropagation("#" * 20, prior_noise=-0.0)]), methods.dense),
+        (lambda: Plan("a", [Step()] * 20, [ScheduledModules([["a.b", "#" * 20]], 0.25)]), methods.dense),
+        (lambda: Plan("a", [Step()] * 20, np.array([TokenMerging()])), methods.tome),
         (lambda: methods.tome(ratio=np.float64(0.5), sx=np.int32(2), random=np.bool_(True)), methods.tome),
         (lambda: methods.ca_tome(match_steps=[0, 7, 10, 12, 19, *range(24, 49)]), methods.ca_tome),
         (lambda: methods.ca_tome(match_steps=np.array([0, 7, 10, 12, 19])), methods.ca_tome),
         (lambda: methods.todo(factor=torch.tensor(2)), methods.todo),
-        (lambda: replace(methods.todo(), tokens=Downsample(np.array([2, 1]))), methods.todo),
+        (lambda: methods.todo().plus(KeyDownsampling(np.array([2, 1]))), methods.todo),
         (lambda: methods.faster_diffusion(key_steps=torch.tensor([0, 1, 2, 3, 5, 10, 15])), methods.faster_diffusion),
         (lambda: methods.duca(interval=np.int64(3), soft=np.float64(0.25)), methods.duca),
         (lambda: methods.duca(fresh_ratio=1, soft=-0.0), lambda: methods.duca(fresh_ratio=1.0, soft=0.0)),
@@ -95,10 +109,23 @@ def test_a_plan_of_numpys_values_or_of_lists_is_the_plan_of_plain_ones(given, pl
 
 
 def test_equal_plans_are_equal_and_hash_alike():
-    steps, row = [StepPlan(), StepPlan(scale=np.float64(1))], [["a.attn1", [np.float64(0.5), 0]]]
-    listed = Plan("a", steps, modules=[["a.attn1", "#."]], merged=row, window=np.float64(0.25), branch=np.int64(2))
+    steps, row = [Step(), Step(scale=np.float64(1))], [["a.attn1", [np.float64(0.5), 0]]]
+    listed = Plan(
+        "a",
+        steps,
+        [
+            ScheduledModules([["a.attn1", "#."]], window=np.float64(0.25)),
+            TokenMerging(threshold=np.float32(0.5), merged=row),
+            DeepCache("##", branch=np.int64(2)),
+        ],
+    )
     plain = Plan(
-        "a", (StepPlan(), StepPlan()), 2, modules=(("a.attn1", "#."),), merged=(("a.attn1", (0.5, 0.0)),), window=0.25
+        "a",
+        (Step(), Step()),
+        (
+            TokenMerging(threshold=0.5, merged=(("a.attn1", (0.5, 0.0)),)),
+            ScheduledModules((("a.attn1", "#."),)),
+        ),
     )
     assert listed == plain
     assert hash(listed) == hash(plain)
@@ -114,11 +141,13 @@ FLOATS = {  # a call, by the argument that it is given
     "prior_noise": lambda x: methods.faster_diffusion(prior_noise=x),
     "fresh_ratio": lambda x: methods.duca(fresh_ratio=x),
     "soft": lambda x: methods.duca(soft=x),
-    "scale": lambda x: StepPlan(scale=x),
-    "window": lambda x: Plan("a", (StepPlan(),), window=x),
-    "merged": lambda x: Plan("a", (StepPlan(),), merged=(("a", (x,)),)),
-    "Merge's ratio": lambda x: Merge(x),
-    "Refresh's ratio": lambda x: Refresh(x),
+    "scale": lambda x: Step(scale=x),
+    "window": lambda x: ScheduledModules((), x),
+    "merged": lambda x: TokenMerging(merged=(("a", (x,)),)),
+    "a merging's ratio": TokenMerging,
+    "a cache's ratio": lambda x: TokenCache("S.", x),
+    "a cache's soft": lambda x: TokenCache("S.", soft=x),
+    "an encoder's prior_noise": lambda x: EncoderPropagation("S.", prior_noise=x),
 }
 WHOLE = {
     "steps": methods.dense,
@@ -135,39 +164,48 @@ WHOLE = {
     "key_steps": lambda x: methods.faster_diffusion(key_steps=[0, x]),
     "factor": lambda x: methods.todo(factor=x),
     "factor_2": lambda x: methods.todo(factor_2=x),
-    "factors": lambda x: Downsample((x,)),
+    "factors": lambda x: KeyDownsampling((x,)),
+    "a deep part's branch": lambda x: DeepCache("S.", x),
+    "a cache's interval": lambda x: TokenCache("S.", interval=x),
     "interval": lambda x: methods.duca(interval=x),
 }
 FLAGS = {
-    "guided": lambda x: StepPlan(guided=x),
+    "guided": lambda x: Step(guided=x),
     "ahead": lambda x: methods.faster_diffusion(ahead=x),
+    "parallel": lambda x: EncoderPropagation("S.", x),
     "random": lambda x: methods.tome(random=x),
     "attention": lambda x: methods.tome(attention=x),
     "cross_attention": lambda x: methods.tome(cross_attention=x),
-    "mlp": lambda x: Merge(mlp=x),
+    "mlp": lambda x: TokenMerging(mlp=x),
 }
 TEXTS = {
     "mode": lambda x: methods.postdiff(mode=x),
     "size_condition": lambda x: methods.mixed_resolution(size_condition=x),
     "low_first's size_condition": lambda x: postdiff.low_first(methods.dense(), 1.0, 0.0, x),
-    "half": lambda x: Plan("a", (StepPlan(),), half=x),
-    "score": lambda x: Refresh(score=x),
-    "deep": lambda x: StepPlan(deep=x),
-    "blocks": lambda x: StepPlan(blocks=x),
-    "a plan's name": lambda x: Plan(x, (StepPlan(),)),
+    "half": lambda x: Plan("a", (Step(),), half=x),
+    "an attention's mode": lambda x: AttentionCache("S.", mode=x),
+    "score": lambda x: TokenCache("S.", score=x),
+    "a plan's name": lambda x: Plan(x, (Step(),)),
     "method": methods.settings_of,
 }
 OTHERS = {
     "steps": lambda x: Plan("a", x),
-    "a step": lambda x: Plan("a", (StepPlan(), x)),
-    "tokens": lambda x: Plan("a", (StepPlan(),), tokens=x),
-    "refresh": lambda x: Plan("a", (StepPlan(),), refresh=x),
-    "modules": lambda x: Plan("a", (StepPlan(),), modules=x),
-    "a module": lambda x: Plan("a", (StepPlan(),), modules=(x,)),
-    "a module's marks": lambda x: Plan("a", (StepPlan(),), modules=(("a", x),)),
-    "a module's name": lambda x: Plan("a", (StepPlan(),), modules=((x, "#"),)),
-    "merged": lambda x: Plan("a", (StepPlan(),), merged=x),
-    "shares": lambda x: Plan("a", (StepPlan(),), merged=(("a", x),)),
+    "a step": lambda x: Plan("a", (Step(), x)),
+    "mechanisms": lambda x: Plan("a", (Step(),), x),
+    "a mechanism": lambda x: Plan("a", (Step(),), (x,)),
+    "a mechanism that is added": lambda x: methods.dense().plus(x),
+    "deep": DeepCache,
+    "encoder": EncoderPropagation,
+    "blocks": TokenCache,
+    "cross": AttentionCache,
+    "own": lambda x: AttentionCache(own=x),
+    "matching": lambda x: TokenMerging(matching=x),
+    "modules": ScheduledModules,
+    "a module": lambda x: ScheduledModules((x,)),
+    "a module's marks": lambda x: ScheduledModules((("a", x),)),
+    "a module's name": lambda x: ScheduledModules(((x, "#"),)),
+    "merged": lambda x: TokenMerging(merged=x),
+    "shares": lambda x: TokenMerging(merged=(("a", x),)),
     "low_first's plan": lambda x: postdiff.low_first(x, 0.5, 0.5),
     "a picture's plan": draw_plan,
 }
@@ -199,22 +237,24 @@ def test_settings_of_another_kind_are_refused_in_one_line_that_says_what_came(ca
     [
         (lambda: methods.dense(20.0), "steps must be a whole number from 1 to 10000, got 20.0"),
         (lambda: methods.dense(10**9), "steps must be a whole number from 1 to 10000, got 1000000000"),
-        (lambda: Plan("a", (StepPlan(),) * 10_001), "a plan must have from 1 to 10000 steps, got 10001"),
-        (lambda: StepPlan(guided="no"), "guided must be True or False, got 'no'"),
+        (lambda: Plan("a", (Step(),) * 10_001), "a plan must have from 1 to 10000 steps, got 10001"),
+        (lambda: Step(guided="no"), "guided must be True or False, got 'no'"),
         (lambda: methods.faster_diffusion(ahead="false"), "ahead must be True or False, got 'false'"),
-        (lambda: Plan("a", (StepPlan(),), branch=1.5), "branch must be a whole number of 0 or more, got 1.5"),
-        (lambda: Merge(random="no"), "random must be True or False, got 'no'"),
-        (lambda: Merge(threshold=NAN), r"threshold must be in \[-1, 1\], got nan"),
-        (lambda: Downsample((2.0,)), r"factors\[0\] must be a whole number of 1 or more, got 2.0"),
-        (lambda: Refresh(score=1), "score must be one of entropy, random, got 1"),
-        (lambda: Refresh(soft=NAN), "soft must be 0 or more, got nan"),
-        (lambda: StepPlan(deep=None), "deep must be one of compute, store, reuse, got None"),
-        (lambda: Plan("a", methods.dense), "steps must be a list of StepPlans, got <function dense"),
-        (lambda: Plan("a", (StepPlan(),), tokens="merge"), "tokens must be a Merge, a Downsample or None, got 'merge'"),
-        (lambda: Plan("a" * 101, (StepPlan(),)), "a plan's name is made of 1 to 100 letters"),
-        (lambda: Plan("a", (StepPlan(),), modules=(("a\x1b[2Jb", "#"),)), r"module's name is .*, got 'a\\x1b\[2Jb'"),
-        (lambda: Plan("a", (StepPlan(),), modules=(("ä.b", "#"),)), "module's name is words of letters, digits"),
-        (lambda: Plan("a", (StepPlan(),) * 2, modules=(("a", "#."), ("a", "##"))), "must name a module once, got a"),
+        (lambda: DeepCache("S.", branch=1.5), "branch must be a whole number of 0 or more, got 1.5"),
+        (lambda: TokenMerging(random="no"), "random must be True or False, got 'no'"),
+        (lambda: TokenMerging(threshold=NAN), r"threshold must be in \[-1, 1\], got nan"),
+        (lambda: KeyDownsampling((2.0,)), r"factors\[0\] must be a whole number of 1 or more, got 2.0"),
+        (lambda: TokenCache("St", score=1), "score must be one of entropy, random, got 1"),
+        (lambda: TokenCache("St", soft=NAN), "soft must be 0 or more, got nan"),
+        (lambda: DeepCache(None), r"deep: expected marks, each one of # S \., got None"),
+        (lambda: Plan("a", methods.dense), "steps must be a list of Steps, got <function dense"),
+        (lambda: Plan("a", (Step(),), ["merge"]), r"mechanisms\[0\] must be a Mechanism, got 'merge'"),
+        (lambda: Plan("a", (Step(),), [DeepCache]), r"mechanisms\[0\] must be a Mechanism, got <class .*>: call it"),
+        (lambda: Plan("a", (Step(),), TokenMerging()), "mechanisms must be a list of Mechanisms, got TokenMerging"),
+        (lambda: Plan("a" * 101, (Step(),)), "a plan's name is made of 1 to 100 letters"),
+        (lambda: ScheduledModules((("a\x1b[2Jb", "#"),)), r"module's name is .*, got 'a\\x1b\[2Jb'"),
+        (lambda: ScheduledModules((("ä.b", "#"),)), "module's name is words of letters, digits"),
+        (lambda: ScheduledModules((("a", "#."), ("a", "##"))), "must name a module once, got a"),
         (lambda: postdiff.low_first(methods.dense, 0.5, 0.5), "plan must be a Plan, got <function dense .*>: call it"),
         (lambda: methods.todo(factor=np.array([2, 2])), r"factor must be a whole number of 1 or more, got array"),
     ],
@@ -226,23 +266,24 @@ def test_what_was_expected_and_what_came_is_said(call, message):
 
 def test_modules_within_others_are_found_whatever_is_sorted_between():
     rows = [(name, "#.") for name in ("a", "a0", "a_b", "b")]
-    assert len(Plan("a", (StepPlan(),) * 2, modules=rows).modules) == 4
+    assert len(ScheduledModules(rows).modules) == 4
     with pytest.raises(ValueError, match=r"within another has no schedule of its own, got a, a\.b"):
-        Plan("a", (StepPlan(),) * 2, modules=[*rows, ("a.b", "#.")])
+        ScheduledModules([*rows, ("a.b", "#.")])
 
 
 def test_long_plans_of_few_stores_compose():
     """As long as the longest schedule: no recursion over its steps."""
-    plan = Plan("a", tuple(StepPlan(deep={0: "store", 1400: "reuse"}.get(i, "compute")) for i in range(3000)))
+    marks = "".join({0: "S", 1400: "."}.get(i, "#") for i in range(3000))
+    plan = Plan("a", (Step(),) * 3000, [DeepCache(marks)])
     mixed = postdiff.low_first(plan, 0.5, 0.5)
-    assert [step.deep for step in mixed.steps] == [step.deep for step in plan.steps]
+    assert mixed.mechanisms == plan.mechanisms
     assert mixed.switches == (1500,)
 
 
 def test_a_picture_is_drawn_of_any_names_and_refused_where_it_would_fill_the_memory():
     rows = [("a.0.attn1", "#."), ("a.b.attn1", "#."), ("a.10.attn1", "#."), ("a.9.attn1", "#.")]
-    assert draw_plan(Plan("a", (StepPlan(),) * 2, modules=rows)).size[0] > 100
-    wide = Plan("a", (StepPlan(),) * 10_000, modules=[(f"a.{i}", "#" + "." * 9_999) for i in range(100)])
+    assert draw_plan(Plan("a", (Step(),) * 2, [ScheduledModules(rows)])).size[0] > 100
+    wide = Plan("a", (Step(),) * 10_000, [ScheduledModules([(f"a.{i}", "#" + "." * 9_999) for i in range(100)])])
     with pytest.raises(ValueError, match=r"at most 268435456 pixels, got 50.*x.* of 10000 steps and 100 modules"):
         draw_plan(wide)
 

@@ -6,7 +6,8 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import StepPlan, low_first, methods, sampling
+from postdiff import Step, low_first, methods, sampling
+from postdiff.mechanisms import ScheduledModules
 from postdiff.models.spec import Sampling
 from postdiff.plan import strip
 
@@ -106,10 +107,10 @@ def test_what_was_stored_before_the_switch_is_not_reused_after_it():
     plan = methods.faster_diffusion(10, (0, 2), beta=0.5, s=0.4)
     assert row(plan, "encoder") == "S.S.S....."
     gated = methods.tgate(10, 8, sp_interval=3, beta=0.5, s=0.4)
-    assert row(methods.tgate(10, 8, sp_interval=3), "attn1") == "S..S..####"
-    assert row(gated, "attn1") == "S..#S.####"
-    scheduled = postdiff.Plan("a", (StepPlan(),) * 6, modules=(("b.attn1", "S.w.xw"),))
-    assert low_first(scheduled, 0.5, 0.5).modules == (("b.attn1", "S.w#Sw"),)
+    assert row(methods.tgate(10, 8, sp_interval=3), "self-attention") == "S..S..####"
+    assert row(gated, "self-attention") == "S..#S.####"
+    scheduled = postdiff.Plan("a", (Step(),) * 6, [ScheduledModules([("b.attn1", "S.w.xw")])])
+    assert low_first(scheduled, 0.5, 0.5).get(ScheduledModules).modules == (("b.attn1", "S.w#Sw"),)
 
 
 def test_what_is_at_low_resolution_already_is_refused():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import postdiff
-from postdiff import Plan, StepPlan, methods, planfile
-from postdiff.reduction import Merge
+from postdiff import Plan, Step, methods, planfile
+from postdiff.mechanisms import TokenMerging
 
 GOOD = planfile.to_json(methods.duca(4))
 
@@ -18,6 +18,15 @@ def changed(**changes) -> str:
     whole = json.loads(GOOD)
     whole["plan"] |= changes
     return json.dumps(whole)
+
+
+def having(kind, **settings) -> str:
+    """The text of a plan that has another mechanism."""
+    return changed(mechanisms=[{"kind": kind, **settings}])
+
+
+def modules(value) -> str:
+    return having("ScheduledModules", modules=value)
 
 
 STEP = {"scale": 1.0}
@@ -34,50 +43,73 @@ BAD = {
     "a plan that is null": ('{"plan": null, "id": "a"}', "the plan must be an object, got None"),
     "a plan without steps": ('{"plan": {"name": "a"}, "id": "a"}', "the plan lacks steps"),
     "an unknown field": (changed(**{"a\x1b[2J": 1}), r"the plan has no such thing as 'a\\x1b\[2J'"),
-    "steps as an object": (changed(steps={"0": STEP}), "steps must be a list, got {'0': {'scale': 1.0}}"),
-    "steps as a number": (changed(steps=4), "steps must be a list, got 4"),
-    "steps as a string": (changed(steps="####"), "steps must be a list, got '####'"),
+    "steps as an object": (changed(steps={"0": STEP}), "steps must be a list of objects, got {'0': {'scale': 1.0}}"),
+    "steps as a number": (changed(steps=4), "steps must be a list of objects, got 4"),
+    "steps as a string": (changed(steps="####"), "steps must be a list of objects, got '####'"),
     "no steps": (changed(steps=[]), "must have from 1 to 10000 steps, got 0"),
     "a step that is a list": (changed(steps=[STEP, []]), r"step 1 must be an object, got \[\]"),
     "a step of another kind": (changed(steps=[STEP, {"depth": 1}]), "step 1 has no such thing as 'depth'"),
     "a scale that is a string": (changed(steps=[{"scale": "1"}]), r"step 0: scale must be in \(0, 1\], got '1'"),
     "a flag that is a string": (changed(steps=[{"guided": "no"}]), "step 0: guided must be True or False, got 'no'"),
-    "an action that is null": (changed(steps=[{"deep": None}]), "step 0: deep must be one of compute, .* got None"),
+    "marks that are null": (having("DeepCache", marks=None), "DeepCache: deep: expected marks, .* got None"),
+    "marks as another list": (having("DeepCache", marks=["S", "."]), r"DeepCache: deep: expected marks, .*got \['S'"),
+    "marks of no kind": (having("DeepCache", marks="S.x#"), "DeepCache: deep: expected marks, each one of .*'S.x#'"),
+    "too few marks": (having("DeepCache", marks="S."), "deep part: expected 4 marks, one a step, got 'S.'"),
+    "no marks": (having("DeepCache"), "DeepCache lacks marks"),
+    "what nothing stored": (having("DeepCache", marks="#.##"), "step 1: nothing deep is stored"),
     "a name that is a number": (changed(name=1), "a plan's name is made of .*, got 1"),
     "a name with an escape": (changed(name="a\x1b[2J"), r"a plan's name is made of .*, got 'a\\x1b\[2J'"),
     "half a character": (changed(name="\ud83d"), r"a plan's name is made of .*, got '\\ud83d'"),
-    "a branch that is a share": (changed(branch=0.5), "branch must be a whole number of 0 or more, got 0.5"),
-    "ahead as a number": (changed(ahead=1), "ahead must be True or False, got 1"),
-    "modules as an object": (changed(modules={"a": "####"}), "modules must be a list of .*, got {'a': '####'}"),
-    "modules not in pairs": (changed(modules=["ab"]), "modules must be a list of .*, got 'ab'"),
-    "modules of three": (changed(modules=[["a", "#", "#"]]), r"modules must be a list of .*, got \['a', '#', '#'\]"),
-    "marks as a list": (changed(modules=[["a", ["#"] * 4]], steps=[STEP] * 4), r"a: expected 4 marks, .*got \['#'"),
-    "a module's name is a list": (changed(modules=[[["a"], "#"]]), r"a module's name is .*, got \['a'\]"),
-    "a module's name has an escape": (changed(modules=[["a\x1b]0;b", "#"]]), r"module's name is .*'a\\x1b\]0;b'"),
-    "a module's name has an end of line": (changed(modules=[["a\n", "#"]]), r"a module's name is .*, got 'a\\n'"),
-    "merged, of text": (changed(merged=[["a", "0000"]]), "merged must be a list of shares, got '0000'"),
-    "merged, too few": (changed(merged=[["a", [0.5]]]), r"merged, a: expected 4 shares in \[0, 1\), got 1"),
-    "tokens as a list": (changed(tokens=[]), r"tokens must be a dict, got \[\]"),
-    "tokens of no kind": (changed(tokens={}), "tokens: kind must be one of merge, downsample, got None"),
-    "tokens of an unknown kind": (changed(tokens={"kind": []}), r"tokens: kind must be one of .*, got \[\]"),
-    "tokens of another kind": (changed(tokens={"kind": "merge", "factors": []}), "tokens has no such thing as 'fac"),
-    "tokens that are wrong": (changed(tokens={"kind": "merge", "random": "no"}), "tokens: random must be True or"),
-    "refresh as a number": (changed(refresh=1), "refresh must be an object, got 1"),
-    "refresh with text": (changed(refresh={"soft": "0"}), "refresh: soft must be 0 or more, got '0'"),
-    "infinity by size": (
-        changed(prior_noise=0).replace('"prior_noise": 0', '"prior_noise": 1e999'),
-        "prior_noise must",
+    "a branch that is a share": (
+        having("DeepCache", marks="S.S.", branch=0.5),
+        "DeepCache: branch must be a whole number of 0 or more, got 0.5",
     ),
-    "not a number": (changed(prior_noise=float("nan")), "expected numbers, got NaN"),
-    "infinity": (changed(window=float("inf")), "expected numbers, got Infinity"),
-    "minus infinity": (changed(window=float("-inf")), "expected numbers, got -Infinity"),
-    "a key twice": (GOOD.replace('"branch": 1', '"branch": 0, "branch": 1'), "it says 'branch' twice"),
+    "parallel as a number": (
+        having("EncoderPropagation", marks="S.S.", parallel=1),
+        "EncoderPropagation: parallel must be True or False, got 1",
+    ),
+    "modules as an object": (modules({"a": "####"}), "modules must be a list of .*, got {'a': '####'}"),
+    "modules not in pairs": (modules(["ab"]), "modules must be a list of .*, got 'ab'"),
+    "modules of three": (modules([["a", "#", "#"]]), r"modules must be a list of .*, got \['a', '#', '#'\]"),
+    "marks as a list": (modules([["a", ["#"] * 4]]), r"a: expected marks, .*got \['#'"),
+    "a module's name is a list": (modules([[["a"], "#"]]), r"a module's name is .*, got \['a'\]"),
+    "a module's name has an escape": (modules([["a\x1b]0;b", "#"]]), r"module's name is .*'a\\x1b\]0;b'"),
+    "a module's name has an end of line": (modules([["a\n", "#"]]), r"a module's name is .*, got 'a\\n'"),
+    "merged, of text": (having("TokenMerging", merged=[["a", "0000"]]), "merged must be a list of shares, got '0000'"),
+    "merged, too few": (
+        having("TokenMerging", merged=[["a", [0.5]]]),
+        r"merged, a: expected 4 shares in \[0, 1\), got 1",
+    ),
+    "mechanisms as an object": (changed(mechanisms={"kind": "TokenMerging"}), "mechanisms must be a list of objects"),
+    "mechanisms as a string": (changed(mechanisms="dense"), "mechanisms must be a list of objects, got 'dense'"),
+    "a mechanism as a list": (changed(mechanisms=[[]]), r"a mechanism must be an object, got \[\]"),
+    "a mechanism that is null": (changed(mechanisms=[None]), "a mechanism must be an object, got None"),
+    "a mechanism of no kind": (changed(mechanisms=[{}]), "a mechanism lacks kind"),
+    "a mechanism of an unknown kind": (having([]), r"a mechanism's kind must be one of AttentionCache, .*, got \[\]"),
+    "a mechanism of another kind": (having("TokenMerging", factors=[]), "TokenMerging has no such thing as 'fac"),
+    "a mechanism that is wrong": (having("TokenMerging", random="no"), "TokenMerging: random must be True or"),
+    "a mechanism twice": (
+        changed(mechanisms=[{"kind": "TokenMerging"}, {"kind": "TokenMerging"}]),
+        "a plan has each mechanism once, got TokenMerging twice",
+    ),
+    "a weight that is text": (
+        having("TokenCache", marks="St#S", soft="0"),
+        "TokenCache: soft must be 0 or more, got '0'",
+    ),
+    "infinity by size": (
+        having("EncoderPropagation", marks="####", prior_noise=0).replace('"prior_noise": 0', '"prior_noise": 1e999'),
+        "EncoderPropagation: prior_noise must",
+    ),
+    "not a number": (having("EncoderPropagation", prior_noise=float("nan")), "expected numbers, got NaN"),
+    "infinity": (having("ScheduledModules", window=float("inf")), "expected numbers, got Infinity"),
+    "minus infinity": (having("ScheduledModules", window=float("-inf")), "expected numbers, got -Infinity"),
+    "a key twice": (GOOD.replace('"ratio": 0.3', '"ratio": 0.2, "ratio": 0.3'), "it says 'ratio' twice"),
     "an id of another kind": (
         json.dumps({**json.loads(GOOD), "id": ["\x1b"]}),
         r"written as plan \['\\x1b'\], but what",
     ),
     "nested too deep": ('{"plan": ' + "[" * 100_000, "it is nested too deep"),
-    "a number of too many digits": (changed(branch=0).replace('"branch": 0', '"branch": ' + "9" * 5000), "digits"),
+    "a number of too many digits": (GOOD.replace('"interval": 3', '"interval": ' + "9" * 5000), "digits"),
     "not UTF-8": (GOOD.encode().replace(b"duca", b"d\xfcca"), "'utf-8' codec can't decode byte 0xfc"),
     "UTF-16": (GOOD.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
     "binary": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "'utf-8' codec can't decode byte 0x89"),
@@ -125,7 +157,8 @@ def test_a_files_name_reaches_no_terminal_raw(tmp_path):
 def test_the_longest_plans_fit_into_a_file(tmp_path):
     """A thousand steps with the shares of a hundred modules, in every digit."""
     shares = tuple(i / 1001 for i in range(1000))
-    plan = Plan("a", (StepPlan(),) * 1000, tokens=Merge(), merged=tuple((f"a.{i}", shares) for i in range(100)))
+    merging = TokenMerging(threshold=0.5, merged=tuple((f"a.{i}", shares) for i in range(100)))
+    plan = Plan("a", (Step(),) * 1000, (merging,))
     postdiff.save_plan(plan, tmp_path / "plan.json")
     assert postdiff.load_plan(tmp_path / "plan.json") == plan
     assert (tmp_path / "plan.json").stat().st_size < planfile.MAX_BYTES / 8
