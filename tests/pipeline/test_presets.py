@@ -8,6 +8,7 @@ import postdiff
 from pipelines.paper import presets
 from pipelines.stages import latency
 from postdiff import methods
+from postdiff.mechanisms import TokenMerging
 
 
 def test_every_row_of_the_tables_runs_on_its_model(backbone, backbones):
@@ -24,7 +25,7 @@ def test_presets_are_the_papers_settings():
     assert presets.plan("table4.postdiff").id == methods.postdiff(20, 0.75, 0.5, 1, 15).id
     assert sum(step.guided for step in presets.plan("table3.tgate").steps) == 5
     assert sum(step.guided for step in presets.plan("table4.tgate", 10).steps) == 4
-    assert presets.plan("table3.tome").tokens.ratio == 0.3
+    assert presets.plan("table3.tome").get(TokenMerging).ratio == 0.3
 
 
 def test_a_preset_that_is_not_there_or_needs_the_model_is_told():
