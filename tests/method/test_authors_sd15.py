@@ -8,7 +8,9 @@ import torch
 
 import postdiff
 from pipelines.bench_methods import random_pipe
-from postdiff import methods, sampling, solvers, tokens
+from postdiff import methods, sampling, solvers
+from postdiff.mechanisms import TokenMerging
+from postdiff.models.anatomy import anatomy
 from postdiff.models.checkpoints import HUB
 from postdiff.models.spec import Sampling
 
@@ -74,10 +76,9 @@ def test_tome(sd15, text, ratio, random, monkeypatch):
     import tomesd
 
     plan = methods.tome(3, ratio=ratio, random=random)
-    names, theirs_match = (
-        list(tokens.reached(sd15.denoiser, plan.tokens)),
-        tomesd.merge.bipartite_soft_matching_random2d,
-    )
+    most = plan.get(TokenMerging).max_downsample
+    names = [block.name for block in anatomy(sd15.denoiser).blocks if block.shrunk <= most]
+    theirs_match = tomesd.merge.bipartite_soft_matching_random2d
     order = sorted(names, key=lambda name: name.startswith("up"))  # as they run
     drawn = iter([sampling._generator(SEED, f"tokens-{name}-{i}") for i in range(3) for name in order])
 

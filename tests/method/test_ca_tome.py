@@ -1,23 +1,21 @@
 """CA-ToMe: what is alike enough is merged, as much as an image has of it, and matchings are reused."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
-from postdiff import Plan, StepPlan, methods, search
+from postdiff import Plan, Step, methods, search
+from postdiff.mechanisms import TokenMerging, matching
 from postdiff.plan import strip
-from postdiff.reduction import Merge
 
 ALIKE = 0.9  # a cosine that some of mini-SD's tokens reach
 
 
 def test_the_schedule_of_matching():
     text = strip(methods.ca_tome(10, match_steps=(0, 4, 5)))
-    assert text.splitlines()[4].split() == ["matching", "S...#S...."]
+    assert text.splitlines()[2].split() == ["matching", "S...#S...."]
 
 
 def test_nothing_alike_is_dense(backbone):
@@ -38,17 +36,11 @@ def test_all_alike_is_tome(backbone):
     assert not torch.equal(*(latents(backbone, PROMPTS[:1], SEEDS[:1], p) for p in (cached, tome)))
 
 
-def test_a_matching_is_reused_until_the_next(backbone):
+def test_a_matching_is_reused_until_the_next(backbone, monkeypatch):
     """ToMe matched once equals ToMe whose matching is taken from the first step by force."""
-    from postdiff import tokens
-
-    calls, match = [], tokens.match
-    counted = lambda *args: calls.append(1) or match(*args)  # noqa: E731
-    tokens.match = counted
-    try:
-        latents(backbone, PROMPTS[:1], SEEDS[:1], methods.ca_tome(6, ALIKE, match_steps=(0, 3)))
-    finally:
-        tokens.match = match
+    calls, match = [], matching.match
+    monkeypatch.setattr(matching, "match", lambda *args: calls.append(1) or match(*args))
+    latents(backbone, PROMPTS[:1], SEEDS[:1], methods.ca_tome(6, ALIKE, match_steps=(0, 3)))
     assert len(calls) == 2 * 5  # two of the encoder's and three of the decoder's blocks are at full resolution
 
 
@@ -59,7 +51,9 @@ def test_how_much_is_merged_is_an_images_own(backbone):
         again = postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=3)
         np.testing.assert_array_equal(images, again)  # nothing is left of the run before
     shares = [
-        np.mean([row for _, row in search.ca_tome(backbone, [p], [s], methods.ca_tome(3, ALIKE)).merged])
+        np.mean(
+            [row for _, row in search.ca_tome(backbone, [p], [s], methods.ca_tome(3, ALIKE)).get(TokenMerging).merged]
+        )
         for p, s in zip(PROMPTS, SEEDS, strict=True)
     ]
     assert 0 < min(shares) < max(shares) < 0.75
@@ -75,9 +69,7 @@ def test_flops_of_a_real_run_equal_what_was_measured(backbone, plan):
 
 
 def test_tome_may_reuse_its_matching_too(backbone):
-    steps = (StepPlan(matching="store"), StepPlan(matching="reuse"), StepPlan())
-    plan = Plan("a", steps, tokens=Merge(0.5))
-    fresh = replace(plan, steps=(StepPlan(),) * 3)
+    plan, fresh = (Plan("a", (Step(),) * 3, (TokenMerging(0.5, matching=marks),)) for marks in ("S.#", ""))
     assert postdiff.cost(plan, backbone.spec).flops < postdiff.cost(fresh, backbone.spec).flops
     assert not torch.equal(*(latents(backbone, PROMPTS[:1], SEEDS[:1], p) for p in (plan, fresh)))
 
@@ -87,13 +79,15 @@ def test_tome_may_reuse_its_matching_too(backbone):
     [
         (lambda: methods.ca_tome(threshold=2.0), r"threshold must be in \[-1, 1\], got 2.0; it is a cosine"),
         (lambda: methods.ca_tome(match_steps=(1, 2)), "match_steps must be rising numbers of steps from 0 on"),
-        (lambda: Merge(0.5, threshold=0.5, cross_attention=True), "a threshold goes with self-attention and mlp"),
-        (lambda: Plan("a", (StepPlan(matching="store"),)), "no tokens are merged"),
         (
-            lambda: Plan("a", (StepPlan(),), tokens=Merge(threshold=0.5), ahead=True),
+            lambda: TokenMerging(0.5, threshold=0.5, cross_attention=True),
+            "a threshold goes with self-attention and mlp",
+        ),
+        (
+            lambda: methods.faster_diffusion(4, (0,), ahead=True).plus(TokenMerging(threshold=0.5)),
             "does not go with a merging thresh",
         ),
-        (lambda: Plan("a", (StepPlan(matching="reuse"),), tokens=Merge()), "nothing matching is stored"),
+        (lambda: Plan("a", (Step(),), (TokenMerging(matching="."),)), "nothing matching is stored"),
     ],
 )
 def test_bad_settings(make, message):

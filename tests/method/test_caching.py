@@ -5,7 +5,9 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import caching, methods, sampling
+from postdiff import methods, sampling
+from postdiff.mechanisms.attention import merge_guidance, resize_tokens
+from postdiff.models.anatomy import anatomy, token_grid
 
 
 @pytest.mark.parametrize("branch", range(11))
@@ -32,14 +34,15 @@ def test_caching_changes_the_image(backbone):
 
 
 def test_skips_are_numbered_from_the_outside(backbone):
-    unet = backbone.denoiser
-    assert caching.skip_count(unet) == 12
-    assert caching.deep_modules(unet, 1)[:3] == [
+    beyond = anatomy(backbone.denoiser).beyond
+    with pytest.raises(ValueError, match="branch must be a whole number from 0 to 10, got 11 for this U-Net"):  # 12 skips
+        beyond(11)
+    assert beyond(1)[:3] == [
         "down_blocks.0.resnets.1",
         "down_blocks.0.attentions.1",
         "down_blocks.0.downsamplers.0",
     ]
-    assert caching.deep_modules(unet, 1)[3:] == [
+    assert beyond(1)[3:] == [
         "down_blocks.1",
         "down_blocks.2",
         "down_blocks.3",
@@ -70,10 +73,12 @@ def test_what_is_reused_is_not_computed(backbone, plan):
     for handle in handles:
         handle.remove()
     shallow = 2 + 1  # cross-attentions within branch 1: the decoder's last two and the encoder's first
-    for step, (attention, mid) in zip(plan.steps, per_step, strict=True):
-        assert mid == (step.deep != "reuse")
-        expected = 16 if step.deep != "reuse" else shallow
-        assert attention == (0 if step.cross_attention == "reuse" else expected)
+    for i, (attention, mid) in enumerate(per_step):
+        reused = plan.reuses(i)
+        assert mid == ("deep" not in reused)
+        expected = shallow if "deep" in reused else 16
+        assert attention == (0 if "cross-attention" in reused else expected)
+    assert len(per_step) == len(plan)
 
 
 @pytest.mark.parametrize(
@@ -81,16 +86,16 @@ def test_what_is_reused_is_not_computed(backbone, plan):
 )
 def test_the_four_choices_of_what_to_cache(mode, expected):
     output = torch.tensor([[[1.0]], [[3.0]]])  # unconditional half first
-    assert caching.merge_guidance(output, mode, 7.5).flatten().tolist() == expected
+    assert merge_guidance(output, mode, 7.5).flatten().tolist() == expected
 
 
 def test_stored_tokens_are_resized_to_the_grid_of_the_step():
     ramp = torch.arange(4.0).repeat(4, 1).reshape(1, 16, 1)  # 4x4 tokens, rising to the right
-    bigger = caching.resize_tokens(ramp, (8, 8), (16, 16), 64)
+    bigger = resize_tokens(ramp, (8, 8), (16, 16), 64)
     assert bigger.shape == (1, 64, 1)
     assert torch.equal(bigger.reshape(8, 8)[0], bigger.reshape(8, 8)[7])
     assert (bigger.reshape(8, 8)[0].diff() >= 0).all()
-    assert caching.resize_tokens(ramp, (8, 8), (8, 8), 16) is ramp
-    assert caching.token_grid((5, 7), 12) == (3, 4)  # odd sides are halved upwards, as a U-Net does
+    assert resize_tokens(ramp, (8, 8), (8, 8), 16) is ramp
+    assert token_grid((5, 7), 12) == (3, 4)  # odd sides are halved upwards, as a U-Net does
     with pytest.raises(ValueError, match="no level"):
-        caching.token_grid((8, 8), 17)
+        token_grid((8, 8), 17)

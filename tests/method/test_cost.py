@@ -1,15 +1,14 @@
 """Costs: the paper's SD1.5 rows, and what a real run really executes."""
 
-from dataclasses import replace
-
 import pytest
 from conftest import PROMPTS, SEEDS, flops_of_run
 
 import postdiff
-from postdiff import Plan, StepPlan, methods
+from postdiff import Plan, Step, methods
+from postdiff.mechanisms import AttentionCache, KeyDownsampling, ScheduledModules, TokenMerging
 from postdiff.models.checkpoints import HUB
+from postdiff.plan import kind
 from postdiff.pricing import cost, count_macs
-from postdiff.reduction import Downsample, Merge
 
 SD15 = HUB["sd15"]
 BLOCKS = ("mid_block.attentions.0.transformer_blocks.0", "down_blocks.0.attentions.1.transformer_blocks.0")
@@ -71,31 +70,32 @@ def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, pla
         methods.todo(2),
         methods.faster_diffusion(6, (0, 3), ahead=True),
         methods.faster_diffusion(6, (0, 1), beta=0.5, s=0.5),
-        Plan("windows", (StepPlan(),) * 4, modules=tuple((f"{name}.attn1", "Swcx") for name in BLOCKS)),
+        Plan("windows", (Step(),) * 4, (ScheduledModules(tuple((f"{name}.attn1", "Swcx") for name in BLOCKS)),)),
         Plan(
             "blocks",
-            (StepPlan(),) * 3,
-            modules=(("mid_block.attentions.0", "#.#"), ("up_blocks.3.attentions.1", "#..")),
+            (Step(),) * 3,
+            (ScheduledModules((("mid_block.attentions.0", "#.#"), ("up_blocks.3.attentions.1", "#.."))),),
         ),
         Plan(
             "blocks, attention reused",
+            (Step(), *(Step(guided=False),) * 3),
             (
-                StepPlan(cross_attention="store"),
-                StepPlan(guided=False, cross_attention="reuse"),
-                *(StepPlan(guided=False, cross_attention="reuse"),) * 2,
-            ),
-            modules=(
-                ("mid_block.attentions.0", "##.."),
-                ("up_blocks.3.attentions.1.transformer_blocks.0.attn1", "#S.."),
+                AttentionCache("S..."),
+                ScheduledModules(
+                    (
+                        ("mid_block.attentions.0", "##.."),
+                        ("up_blocks.3.attentions.1.transformer_blocks.0.attn1", "#S.."),
+                    )
+                ),
             ),
         ),
         # Both attentions are reused: tokens are matched for the feed-forward layers alone, or not at all.
-        replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, mlp=True)),
-        replace(methods.tgate(4, 2, fi_interval=4), tokens=Merge(0.5, cross_attention=True)),
-        replace(methods.postdiff(6, m=4), tokens=Merge(0.5, max_downsample=2)),
-        replace(methods.tgate(4, 2, fi_interval=4), tokens=Downsample((2, 2))),
+        methods.tgate(4, 2, fi_interval=4).plus(TokenMerging(0.5, mlp=True)),
+        methods.tgate(4, 2, fi_interval=4).plus(TokenMerging(0.5, cross_attention=True)),
+        methods.postdiff(6, m=4).plus(TokenMerging(0.5, max_downsample=2)),
+        methods.tgate(4, 2, fi_interval=4).plus(KeyDownsampling((2, 2))),
     ],
-    ids=lambda plan: f"{plan.name}-{plan.tokens}",
+    ids=lambda plan: "-".join([plan.name, *map(kind, plan.mechanisms)]),
 )
 def test_flops_of_a_real_run_equal_the_cost_model(backbone, plan):
     assert flops_of_run(backbone, plan) == cost(plan, backbone.spec).flops

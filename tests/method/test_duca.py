@@ -6,8 +6,9 @@ import torch
 from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
-from postdiff import Plan, StepPlan, duca, methods
-from postdiff.reduction import Refresh
+from postdiff import Plan, Step, methods
+from postdiff.mechanisms import AttentionCache, TokenCache
+from postdiff.mechanisms.token_scores import attend, score
 
 
 @pytest.fixture
@@ -16,10 +17,9 @@ def pixart(backbones):
 
 
 def test_it_alternates_between_tokens_and_nothing_after_each_full_step():
-    rows = [step.blocks for step in methods.duca(8, interval=4).steps]
-    assert rows == ["store", "tokens", "reuse", "tokens"] * 2
+    assert methods.duca(8, interval=4).get(TokenCache).marks == "St.t" * 2
     mixed = methods.duca(8, beta=0.5, s=0.5, interval=3)
-    assert [step.blocks for step in mixed.steps][3:] == ["compute", "store", "reuse", "store", "tokens"]
+    assert mixed.get(TokenCache).marks[3:] == "#S.St"
 
 
 def test_full_at_every_step_is_the_dense_plan():
@@ -28,16 +28,16 @@ def test_full_at_every_step_is_the_dense_plan():
 
 def test_all_tokens_refreshed_is_reused_self_attention_alone(pixart, monkeypatch):
     """With every token computed, what is left of it is that self-attention comes from the step before."""
-    monkeypatch.setattr(Refresh, "share", lambda *_: 1.0)
-    steps = [StepPlan(self_attention=action) for action in ("store", "reuse") * 2]
+    monkeypatch.setattr(TokenCache, "share", lambda *_: 1.0)
+    reused = methods.dense(4).plus(AttentionCache(own="S.S."))
     ours = latents(pixart, PROMPTS[:2], SEEDS[:2], methods.duca(4, interval=2))
-    assert (ours - latents(pixart, PROMPTS[:2], SEEDS[:2], Plan("a", tuple(steps)))).abs().max() < 1e-4
+    assert (ours - latents(pixart, PROMPTS[:2], SEEDS[:2], reused)).abs().max() < 1e-4
     assert (ours - latents(pixart, PROMPTS[:2], SEEDS[:2], methods.dense(4))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("share", "alike"), [(0.0, True), (0.5, False), (1.0, True)])
 def test_what_chooses_tokens_matters_where_there_is_a_choice(pixart, monkeypatch, share, alike):
-    monkeypatch.setattr(Refresh, "share", lambda *_: share)
+    monkeypatch.setattr(TokenCache, "share", lambda *_: share)
     one, other = (latents(pixart, PROMPTS, SEEDS, methods.duca(6, score=score)) for score in ("entropy", "random"))
     assert ((one - other).abs().max() < 1e-4) == alike
 
@@ -62,9 +62,10 @@ def test_what_is_skipped_is_not_executed(pixart):
     )  # fmt: skip
     for handle in handles:
         handle.remove()
-    n, depth = 64, len(denoiser.transformer_blocks)
+    n, depth, cache = 64, len(denoiser.transformer_blocks), methods.duca(6).get(TokenCache)
     for i, seen in enumerate(per_step):
-        share = {layer: int(n * Refresh().share(i, 6, 1, depth, layer)) for layer in ("attn2", "ff")}
+        kinds = {"attn2": "cross-attention", "ff": "feed-forward"}
+        share = {layer: int(n * cache.share(i, 1, depth, kind)) for layer, kind in kinds.items()}
         assert seen == [{"attn1": n, "attn2": n, "ff": n}, share, {}][i % 3]
         assert 0 < share["attn2"] < share["ff"] <= n
 
@@ -74,7 +75,7 @@ def test_attention_spelled_out_is_the_modules(pixart):
     x, text = torch.randn(2, 64, module.to_q.in_features), torch.randn(2, 7, module.to_k.in_features)
     bias = torch.tensor([0.0, 0, 0, 0, 0, -10000, -10000]).expand(2, 1, 7)
     with torch.no_grad():
-        ours, entropy = duca.attend(module, x, text, bias)
+        ours, entropy = attend(module, x, text, bias)
         theirs = module(x, encoder_hidden_states=text, attention_mask=bias)
     assert (ours - theirs).abs().max() < 1e-5
     assert entropy.shape == (2, 64)
@@ -82,15 +83,14 @@ def test_attention_spelled_out_is_the_modules(pixart):
     assert (entropy <= np.log(5) + 1e-5).all()  # of five words
 
 
-def test_the_best_token_of_each_neighbourhood_and_the_longest_waiting_come_first(pixart):
-    cache = duca.TokenCache(methods.duca(6, soft=10.0), pixart.denoiser)
-    cache.begin(1, (16, 16), {}, lambda name: [])
+def test_the_best_token_of_each_neighbourhood_and_the_longest_waiting_come_first():
+    cache = methods.duca(6, soft=10.0).get(TokenCache)
     entropy, age = torch.zeros(1, 64), torch.zeros(1, 64)
     entropy[0, 9] = 0.1
-    assert cache._score("a", entropy, age).argmax() == 9
-    assert (cache._score("a", entropy, age) > 0.15).sum() == 4  # one of each of 2x2 cells
+    assert score(entropy, cache, age, (16, 16)).argmax() == 9
+    assert (score(entropy, cache, age, (16, 16)) > 0.15).sum() == 4  # one of each of 2x2 cells
     age[0, 63] = 3
-    assert cache._score("a", entropy, age).argmax() == 63
+    assert score(entropy, cache, age, (16, 16)).argmax() == 63
 
 
 def test_an_image_is_its_own_whatever_is_beside_it(pixart):
@@ -129,5 +129,5 @@ def test_a_unet_has_no_such_blocks(backbone):
 
 
 def test_it_goes_with_no_other_reuse():
-    with pytest.raises(ValueError, match="stored blocks go with no other reuse"):
-        Plan("a", (StepPlan(blocks="store", cross_attention="store"),))
+    with pytest.raises(ValueError, match="what the blocks store is of all that they compute: it goes with no other"):
+        Plan("a", (Step(),) * 2, (TokenCache("S."), AttentionCache("S.")))

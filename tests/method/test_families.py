@@ -265,7 +265,7 @@ def test_padding_is_masked_in_pixart(backbones):
     [
         ("lcm", methods.deepcache(4), "lcm cannot cache deep features: a consistency model"),
         ("pixart", methods.postdiff(4), "pixart cannot cache deep features: a transformer has no skip connections"),
-        ("tiny", methods.deepcache(4, branch=5), "branch must be from 0 to 4"),
+        ("tiny", methods.deepcache(4, branch=5), "branch must be a whole number from 0 to 4"),
     ],
 )
 def test_what_a_family_cannot_do_raises_and_says_why(backbones, kind, plan, reason):

@@ -2,7 +2,6 @@
 step loop neither waits for the device nor copies anything to or from it."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
 
 import postdiff
 from postdiff import methods, sampling
+from postdiff.mechanisms import DeepCache, EncoderPropagation, ScheduledModules, TokenCache
 from postdiff.models import families as rules
 from postdiff.models.spec import settle
 
@@ -37,13 +37,12 @@ def settings(name, family):
 
 def plans(family):
     made = {name: method(STEPS, **settings(name, family)) for name, method in methods.METHODS.items()}
-    made["faster_diffusion ahead"] = replace(made["faster_diffusion"], ahead=True)
+    made["faster_diffusion ahead"] = methods.faster_diffusion(STEPS, key_steps=(0, 2), ahead=True)
     made["tome at two resolutions"] = postdiff.low_first(made["tome"], 0.5, 0.5)
     made["duca entropy"] = methods.duca(STEPS)
     if family == "pixart":
-        made["windows"] = replace(
-            made["dense"], modules=tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1))
-        )
+        windows = ScheduledModules(tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1)))
+        made["windows"] = made["dense"].plus(windows)
     return made
 
 
@@ -81,11 +80,11 @@ def run(backbone, embeddings, plan, solver, monkeypatch, gpu=None):
 
 def can(kind, plan):
     """Is there anything in the family's denoiser that the plan changes? (tests/test_families.py has the reasons.)"""
-    if any(step.blocks != "compute" for step in plan.steps):
+    if plan.get(TokenCache):
         return kind == "pixart"
-    if any("reuse" in (step.encoder, step.deep) for step in plan.steps):
-        return kind != "pixart" and not (kind == "lcm" and any(step.deep == "reuse" for step in plan.steps))
-    return True
+    if plan.get(DeepCache):
+        return kind not in ("pixart", "lcm")
+    return kind != "pixart" or not plan.get(EncoderPropagation)
 
 
 CASES = [
@@ -109,9 +108,8 @@ def test_the_cpus_bits_without_waits_or_copies_in_the_loop(pairs, monkeypatch, k
     assert isinstance(found, OnGPU)
     assert torch.equal(found.host, expected)
     if name == "ca_tome":  # how many tokens an image merges is read back, once an image, block and matching step
-        events = {
-            key: n for key, n in events.items() if not (key[0] == "wait" and key[1].startswith("postdiff/tokens.py"))
-        }
+        reads = "wait", "mechanisms/matching.py"
+        events = {key: n for key, n in events.items() if (key[0], key[1].partition(":")[0]) != reads}
     assert not events
 
 

@@ -198,7 +198,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
         ({"size": 63}, "multiple of 4"),
         ({"solver": "pndm"}, "solver must be one of"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 to 16384, got 0"),
-        ({"plan": methods.deepcache(4, branch=11)}, "branch must be from 0 to 10"),
+        ({"plan": methods.deepcache(4, branch=11)}, "branch must be a whole number from 0 to 10"),
     ],
 )
 def test_bad_input_is_told(backbone, change, message):

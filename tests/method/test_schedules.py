@@ -5,8 +5,9 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import Plan, StepPlan, methods
-from postdiff.schedules import split_attention, window_attention
+from postdiff import Plan, Step, methods
+from postdiff.mechanisms import ScheduledModules
+from postdiff.mechanisms.windows import split_attention, window_attention
 
 STEPS = 6
 
@@ -22,8 +23,12 @@ def blocks(backbone):
 
 
 def plan(names, marks, **settings):
-    steps = (StepPlan(),) * len(marks)
-    return Plan("scheduled", steps, modules=tuple((name, marks) for name in names), **settings)
+    scheduled = ScheduledModules(tuple((name, marks) for name in names), **settings)
+    return Plan("scheduled", (Step(),) * len(marks), (scheduled,))
+
+
+def illegal(steps, *modules):
+    return Plan("illegal", steps, (ScheduledModules(modules),))
 
 
 @pytest.mark.parametrize("n", [16, 40, 64, 100])
@@ -104,18 +109,18 @@ def test_a_schedule_that_always_computes_is_no_schedule(backbone):
 )
 def test_illegal_schedules_are_refused(marks, message):
     with pytest.raises(ValueError, match=message):
-        Plan("illegal", (StepPlan(),) * 3, modules=(("a.attn1", marks),))
+        illegal((Step(),) * 3, ("a.attn1", marks))
 
 
 def test_schedules_that_contradict_the_steps_are_refused():
     with pytest.raises(ValueError, match="one half without guidance"):
-        Plan("illegal", (StepPlan(), StepPlan(guided=False)), modules=(("a.attn1", "#c"),))
+        illegal((Step(), Step(guided=False)), ("a.attn1", "#c"))
     with pytest.raises(ValueError, match=r"nothing of a\.attn1"):
-        Plan("illegal", (StepPlan(0.5), StepPlan()), modules=(("a.attn1", "#."),))
+        illegal((Step(0.5), Step()), ("a.attn1", "#."))
     with pytest.raises(ValueError, match="only self-attention"):
-        Plan("illegal", (StepPlan(),) * 2, modules=(("a", "Sw"),))
+        illegal((Step(),) * 2, ("a", "Sw"))
     with pytest.raises(ValueError, match="within another"):
-        Plan("illegal", (StepPlan(),) * 2, modules=(("a", "#."), ("a.attn1", "#.")))
+        illegal((Step(),) * 2, ("a", "#."), ("a.attn1", "#."))
 
 
 def test_a_module_that_is_not_there_is_told_before_any_work(backbone):

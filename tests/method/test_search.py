@@ -8,7 +8,7 @@ from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
 from postdiff import methods, search
-from postdiff.reduction import Downsample, Merge
+from postdiff.mechanisms import KeyDownsampling, ScheduledModules, TokenMerging
 
 STEPS = 5
 
@@ -32,7 +32,7 @@ def test_block_caching_finds_what_changes_little(backbone, backbones, kind):
         search.block_caching(under_test, PROMPTS[:2], SEEDS[:2], base, delta) for delta in (0.0, 0.3, 1e9)
     )
     assert none.id == base.id
-    assert {row for _, row in every.modules} == {"#.#.."}
+    assert {row for _, row in every.get(ScheduledModules).modules} == {"#.#.."}
     prices = postdiff.costs([none, some, every], under_test.spec)
     assert prices[0].flops >= prices[1].flops > prices[2].flops
     assert len(latents(under_test, PROMPTS[:1], SEEDS[:1], every)) == 1
@@ -57,14 +57,14 @@ def test_ditfastattn_takes_nothing_at_0_and_the_cheapest_at_infinity(backbones):
     nothing = search.ditfastattn(under_test, PROMPTS[:1], SEEDS[:1], base, threshold=0.0)
     assert nothing.id == base.id
     cheapest = search.ditfastattn(under_test, PROMPTS[:1], SEEDS[:1], base, threshold=1e9)
-    assert {row for _, row in cheapest.modules} == {"#.#."}
-    assert len(cheapest.modules) == len(under_test.denoiser.transformer_blocks)
+    assert {row for _, row in cheapest.get(ScheduledModules).modules} == {"#.#."}
+    assert len(cheapest.get(ScheduledModules).modules) == len(under_test.denoiser.transformer_blocks)
 
 
 def test_what_ditfastattn_finds_changes_each_output_less_than_the_threshold(backbones):
     under_test = backbones("pixart")
     found = search.ditfastattn(under_test, PROMPTS[:2], SEEDS[:2], methods.dense(4), threshold=0.5, window=0.25)
-    marks = {mark for _, row in found.modules for mark in row}
+    marks = {mark for _, row in found.get(ScheduledModules).modules for mark in row}
     assert marks & set(".wcx")
     assert postdiff.cost(found, under_test.spec).flops < postdiff.cost(methods.dense(4), under_test.spec).flops
     dense = latents(under_test, PROMPTS[:2], SEEDS[:2], methods.dense(4))
@@ -90,7 +90,9 @@ def test_a_search_leaves_the_model_as_it_was(backbones):
         methods.tome(8, beta=0.5, s=0.5),
         methods.todo(8),
         methods.faster_diffusion(10, ahead=True),
-        postdiff.Plan("s", (postdiff.StepPlan(),) * 3, modules=(("a.attn1", "Swx"), ("b", "#.#")), window=0.2),
+        methods.dense(3).plus(ScheduledModules((("a.attn1", "Swx"), ("b", "#.#")), window=0.2)),
+        methods.duca(5),
+        methods.ca_tome(4, match_steps=(0, 2)),
     ],
     ids=lambda plan: plan.name,
 )
@@ -103,8 +105,10 @@ def test_a_plan_survives_its_file(plan, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["plan"]["steps"].pop(), "last step|was written as plan|must be"),
-        (lambda v: v["plan"].update(branch=3), "was written as plan"),
+        (lambda v: v["plan"]["steps"].pop(), "expected 19 marks"),
+        (lambda v: v["plan"]["mechanisms"][0].update(branch=3), "was written as plan"),
+        (lambda v: v["plan"]["mechanisms"].pop(), "was written as plan"),
+        (lambda v: v["plan"]["mechanisms"][0].update(kind="Deep"), "a mechanism's kind must be one of"),
         (lambda v: v["plan"].update(colour=3), "the plan has no such thing as 'colour'"),
         (lambda v: v.pop("plan"), "the file lacks plan"),
         (lambda v: v["plan"]["steps"][0].update(scale="big"), r"step 0: scale must be in \(0, 1\], got 'big'"),
@@ -126,7 +130,7 @@ def test_text_that_is_no_json_is_refused(tmp_path):
         postdiff.load_plan(tmp_path / "plan.json")
 
 
-def test_reductions_are_read_back_as_what_they_are(tmp_path):
-    for tokens in (Merge(0.3), Downsample((1, 2))):
-        postdiff.save_plan(postdiff.Plan("a", (postdiff.StepPlan(),), tokens=tokens), tmp_path / "plan.json")
-        assert postdiff.load_plan(tmp_path / "plan.json").tokens == tokens
+def test_mechanisms_are_read_back_as_what_they_are(tmp_path):
+    for fewer in (TokenMerging(0.3), KeyDownsampling((1, 2))):
+        postdiff.save_plan(methods.dense(1).plus(fewer), tmp_path / "plan.json")
+        assert postdiff.load_plan(tmp_path / "plan.json").mechanisms == (fewer,)

@@ -1,7 +1,6 @@
 """Fewer tokens: ToMe equal to its authors' package, with and without chance; what merging and downsampling promise."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +8,11 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import methods, sampling, tokens
+from postdiff import methods, sampling
+from postdiff.mechanisms import KeyDownsampling, TokenMerging
+from postdiff.mechanisms.matching import match, merge_tokens, unmerge_tokens
+from postdiff.models.anatomy import anatomy
 from postdiff.pricing import count_macs
-from postdiff.reduction import Downsample, Merge
 
 STEPS = 4
 
@@ -20,7 +21,7 @@ def authors_latents(backbone, plan, drawn, n):
     """Latents by tomesd, whose random partitions are `drawn`, one a call: its own come from torch's global state."""
     import tomesd
 
-    pipe, merge = copy.deepcopy(backbone.pipe), plan.tokens
+    pipe, merge = copy.deepcopy(backbone.pipe), plan.get(TokenMerging)
     tomesd.apply_patch(
         pipe, merge.ratio, merge.max_downsample, merge.sx, merge.sy, merge.random,
         merge.attention, merge.cross_attention, merge.mlp,
@@ -55,7 +56,8 @@ def test_tome_equals_the_authors_package(backbone, settings, random):
     plan = methods.tome(STEPS, **settings, random=random)
     n = 1 if random else 2  # their random partition is a batch's, ours an image's
     order = []  # blocks in the order they run
-    names = list(tokens.reached(backbone.denoiser, plan.tokens))
+    most = plan.get(TokenMerging).max_downsample
+    names = [block.name for block in anatomy(backbone.denoiser).blocks if block.shrunk <= most]
     handles = [
         backbone.denoiser.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
         for name in names
@@ -73,16 +75,16 @@ def test_merging_then_unmerging_equal_tokens_changes_nothing():
     torch.manual_seed(0)
     cells = torch.randn(2, 2, 3, 5)  # 24 tokens on 4 x 6, the same in every cell of 2 x 2
     values = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1, 2)
-    how = tokens.match(values, (4, 6), torch.randint(4, (2, 2, 3)), Merge(0.5))
-    merged = tokens.merge_tokens(values, how)
+    how = match(values, (4, 6), torch.randint(4, (2, 2, 3)), TokenMerging(0.5))
+    merged = merge_tokens(values, how)
     assert merged.shape == (2, 12, 5)
-    assert torch.allclose(tokens.unmerge_tokens(merged, how), values, atol=1e-6)
+    assert torch.allclose(unmerge_tokens(merged, how), values, atol=1e-6)
 
 
 def test_a_destination_becomes_the_mean_of_all_merged_into_it():
     x = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [0.0, 3.0]]])  # of one cell; the last is like no other
-    how = tokens.match(x, (2, 2), torch.zeros(1, 1, 1, dtype=torch.int64), Merge(0.5))
-    assert tokens.merge_tokens(x, how).tolist() == [[[0.0, 3.0], [pytest.approx(7 / 3), 0.0]]]
+    how = match(x, (2, 2), torch.zeros(1, 1, 1, dtype=torch.int64), TokenMerging(0.5))
+    assert merge_tokens(x, how).tolist() == [[[0.0, 3.0], [pytest.approx(7 / 3), 0.0]]]
     assert how.size.tolist() == [3.0]
 
 
@@ -91,14 +93,14 @@ def test_many_tokens_of_half_precision_have_a_true_mean():
     x = torch.randn(1, 4096, 8) * 0.01  # nearly all are like one destination
     x[..., 0] += 1
     x[:, 0] = torch.eye(8)[0]
-    how = tokens.match(x.bfloat16(), (64, 64), torch.zeros(1, 32, 32, dtype=torch.int64), Merge(0.5))
+    how = match(x.bfloat16(), (64, 64), torch.zeros(1, 32, 32, dtype=torch.int64), TokenMerging(0.5))
     assert how.size.max() > 300  # beyond what bfloat16 can count
-    assert 0.9 < tokens.merge_tokens(x.bfloat16(), how)[..., 0].max() < 1.1
+    assert 0.9 < merge_tokens(x.bfloat16(), how)[..., 0].max() < 1.1
 
 
 def test_a_cell_larger_than_the_grid_merges_nothing():
     x = torch.randn(1, 16, 4)
-    assert tokens.match(x, (4, 4), torch.zeros(1, 0, 2, dtype=torch.int64), Merge(0.5, sx=2, sy=5)) is None
+    assert match(x, (4, 4), torch.zeros(1, 0, 2, dtype=torch.int64), TokenMerging(0.5, sx=2, sy=5)) is None
 
 
 def test_downsampled_keys_are_every_second_row_and_column(backbone):
@@ -119,7 +121,7 @@ def test_off_is_dense(off):
 
 
 def test_one_computation_has_one_id():
-    assert replace(methods.dense(3), tokens=Downsample([2])).id == methods.todo(3).id
+    assert methods.dense(3).plus(KeyDownsampling([2])).id == methods.todo(3).id
     assert methods.todo(3).id != methods.todo(3, 1, 2).id
     assert methods.tome(3, random=False).id != methods.tome(3).id
 
@@ -132,10 +134,10 @@ def test_an_image_does_not_depend_on_what_else_is_in_the_batch(backbone):
     np.testing.assert_array_equal(postdiff.sample(backbone, PROMPTS, SEEDS, plan), together)
 
 
-@pytest.mark.parametrize("fewer", [Merge(0.5, mlp=True), Downsample((2, 2))], ids=["merge", "downsample"])
+@pytest.mark.parametrize("fewer", [TokenMerging(0.5, mlp=True), KeyDownsampling((2, 2))], ids=["merge", "downsample"])
 @pytest.mark.parametrize("method", [methods.postdiff(6, m=4), methods.tgate(6, 3, sp_interval=2)], ids=lambda p: p.name)
 def test_fewer_tokens_compose_with_resolution_and_caches_at_the_cost_that_is_told(backbone, method, fewer):
-    plan, measured = replace(method, tokens=fewer), []
+    plan, measured = method.plus(fewer), []
     attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     with count_macs(backbone.denoiser) as macs:
         postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda i: measured.append(macs.total()))
@@ -164,7 +166,6 @@ def test_a_model_without_attention_at_that_grid_says_so(backbones, monkeypatch):
         (lambda: methods.tome(max_downsample=3), "max_downsample must be 1, 2, 4 or 8, got 3"),
         (lambda: methods.tome(attention=False), "at least one of attention, cross_attention and mlp"),
         (lambda: methods.todo(factor=0), "factor must be a whole number of 1 or more, got 0"),
-        (lambda: Downsample((1, 1)), "one above 1"),
     ],
 )
 def test_bad_settings(make, message):

@@ -62,7 +62,7 @@ def test_what_is_reused_does_not_move_and_a_switch_cannot_be_compared(backbones)
 
 
 def test_constant_features_have_distance_0():
-    watch = analysis._Watch()
+    watch = analysis._Watch(("mid_block",))
     for step in (1, 2):
         watch.now["mid_block"] = torch.ones(2, 3)
         watch.end_step(step)
