@@ -102,7 +102,7 @@ def test_a_schedule_that_always_computes_is_no_schedule(backbone):
     ("marks", "message"),
     [
         ("#.", "expected 3 marks"),
-        ("#?.", "expected 3 marks, each one of # S w c x ., got '#\\?.'"),
+        ("#?.", "expected marks, each one of # S w c x ., got '#\\?.'"),
         (".##", "step 0: nothing of a.attn1 is stored that '.' could use"),
         ("#w#", "step 1: nothing of a.attn1 is stored that 'w' could use"),
     ],
