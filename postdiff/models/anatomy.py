@@ -133,7 +133,7 @@ def _beyond_skip(unet: torch.nn.Module, branch: int) -> list[str]:
 
     Raises: ValueError if the denoiser has no such branch.
     """
-    whole_number("branch", branch, 0, _skip_count(unet) - 2, " for this U-Net")
+    whole_number("branch", branch, 0, _skip_count(unet) - 2)
     names, skip = [], 0
     for b, block in enumerate(unet.down_blocks):
         layers, down = len(block.resnets), bool(block.downsamplers)
