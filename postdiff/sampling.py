@@ -226,7 +226,7 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     guided = state.plan.steps[i].guided
     x = torch.cat([state.latents] * 2) if guided else state.latents
     x = state.solver.scale(x, i)
-    copies = max(1, min(state.plan.ahead(i), AHEAD_CELLS // (len(x) * state.grid[0] * state.grid[1])))
+    copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
     text, told = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
@@ -250,6 +250,11 @@ def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int])
         config = backbone.denoiser.config
         state.sent[key] = text, FAMILIES[spec.family].tell(text, size, state.sampling.guidance, config)
     return state.sent[key]
+
+
+def _ahead(plan: Plan, i: int, cells: int) -> int:
+    """Steps from `i` on that are one pass, each of so many cells of latents."""
+    return max(1, min(plan.ahead(i), AHEAD_CELLS // cells))
 
 
 def guide(state: State, output: torch.Tensor) -> torch.Tensor:
