@@ -133,7 +133,11 @@ class Plan:
         steps, mechanisms = listed("steps", self.steps, "Steps"), listed("mechanisms", self.mechanisms, "Mechanisms")
         if not 1 <= len(steps) <= MAX_STEPS:
             raise ValueError(f"a plan must have from 1 to {MAX_STEPS} steps, got {len(steps)}")
-        active = [m for i, m in enumerate(mechanisms) if instance(f"mechanisms[{i}]", m, Mechanism).active]
+        for i, mechanism in enumerate(mechanisms):  # of all: what a check asks of the others, and what is off
+            for title, marks in instance(f"mechanisms[{i}]", mechanism, Mechanism).rows().items():
+                if len(marks) != len(steps):
+                    raise ValueError(f"{title}: expected {len(steps)} marks, one a step, got {shown(marks)}")
+        active = [mechanism for mechanism in mechanisms if mechanism.active]
         put(
             self,
             steps=tuple(instance(f"steps[{i}]", step, Step) for i, step in enumerate(steps)),
@@ -149,9 +153,6 @@ class Plan:
         self._check_mechanisms()
 
     def _check_mechanisms(self) -> None:
-        for title, marks in ((title, row) for m in self.mechanisms for title, row in m.rows().items()):
-            if len(marks) != len(self):  # all of them first: a mechanism's check may ask what the others reuse
-                raise ValueError(f"{title}: expected {len(self)} marks, one a step, got {shown(marks)}")
         kinds = [kind(m) for m in self.mechanisms]
         for mechanism in self.mechanisms:
             if kinds.count(kind(mechanism)) > 1:
@@ -212,7 +213,7 @@ class Plan:
         """12 hex digits of everything that changes pixels; two names for the same computation share it."""
         value: dict[str, Any] = {
             "steps": [asdict(step) for step in self.steps],
-            "mechanisms": [told(mechanism, measured=False) for mechanism in self.mechanisms],
+            "mechanisms": [as_json(mechanism, measured=False) for mechanism in self.mechanisms],
         }
         if self.half != "cond" and not all(step.guided for step in self.steps):
             value["half"] = self.half
@@ -226,7 +227,7 @@ def kind(mechanism: Mechanism) -> str:
     return type(mechanism).__name__
 
 
-def told(mechanism: Mechanism, measured: bool = True) -> dict[str, Any]:
+def as_json(mechanism: Mechanism, measured: bool = True) -> dict[str, Any]:
     """A mechanism as JSON has it. measured: with what was measured, which changes no pixel."""
     value = asdict(mechanism)  # type: ignore[call-overload]
     left_out = {f.name for f in fields(mechanism) if f.metadata.get("measured") and not measured}  # type: ignore[arg-type]
@@ -242,12 +243,9 @@ def marks_text(what: str, marks: Any, partly: str = "") -> str:
 
 
 def check_marks(what: str, marks: str, plan: Plan, partly: str = "") -> None:
-    """Raise ValueError if `marks` are not one a step of the plan, each of # S . or `partly` (which needs what is stored
-    too), or if a step reuses what no step before it stored: features fit one resolution and one batch.
-    """
-    expected = f"#S.{partly}"
-    if len(marks) != len(plan) or set(marks) - set(expected):
-        raise ValueError(f"{what}: expected {len(plan)} marks, each one of {' '.join(expected)}, got {shown(marks)}")
+    """Raise ValueError if `marks` are others than # S . or `partly` (which needs what is stored too), or if a step
+    reuses what no step before it stored: features fit one resolution and one batch."""
+    marks_text(what, marks, partly)
     stored = False
     for i, (mark, step) in enumerate(zip(marks, plan.steps, strict=True)):
         stored = stored and step == plan.steps[i - 1]
@@ -282,11 +280,10 @@ def strip(plan: Plan) -> str:
     width = max(map(len, rows)) + 2
     lines = [f"  {name:<{width}}{row}" for name, row in rows.items()]
     lines += [f"  {note}" for note in notes(plan)]
-    lines.append(
-        f"  (# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
-    )
-    lines += [f"   {words}" for words in ("   ".join(f"{mark} {says}" for mark, says in extra_marks(plan)),) if words]
-    return "\n".join(lines) + ")"
+    legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
+    if extra := extra_marks(plan):
+        legend += "\n   " + "   ".join(f"{mark} {says}" for mark, says in extra)
+    return "\n".join([*lines, f"  ({legend})"])
 
 
 def notes(plan: Plan) -> Iterator[str]:

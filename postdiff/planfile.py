@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from postdiff.arguments import instance, listed, one_of, printable, shown
 from postdiff.mechanisms import MECHANISMS
 from postdiff.outputs import whole
-from postdiff.plan import Mechanism, Plan, Step, told
+from postdiff.plan import Mechanism, Plan, Step, as_json
 
 MAX_BYTES = 2**25  # of a file: a thousand steps, with a schedule for each of a hundred modules, are a tenth of it
 
@@ -22,7 +22,7 @@ def to_json(plan: Plan, **notes) -> str:
 
     Raises: ValueError if they hold a number that JSON has not (infinity, not a number); TypeError if anything else.
     """
-    value = asdict(instance("plan", plan, Plan)) | {"mechanisms": [told(mechanism) for mechanism in plan.mechanisms]}
+    value = asdict(instance("plan", plan, Plan)) | {"mechanisms": [as_json(mechanism) for mechanism in plan.mechanisms]}
     return json.dumps({"plan": value, "id": plan.id, "notes": notes}, indent=1, allow_nan=False) + "\n"
 
 

@@ -104,13 +104,29 @@ def _steps(plan: Plan, parts: Iterable[Runner], traced: Callable[[float, Retrace
     known: dict[tuple, StepCost] = {}
     for i, step in enumerate(plan.steps):
         skipped = [tuple(part.skipped(i)) for part in parts]
-        retraced = {name: how for part in parts for name, how in part.retraced(i).items()}
+        retraced = _retraced(plan, parts, i)
         key = step, *skipped, *retraced.items()
         if key not in known:
             whole = traced(step.scale, retraced.pop("", Retrace()))
-            others = {name: (traced(step.scale, how), how.halves) for name, how in retraced.items()}
+            others = {
+                name: (traced(step.scale, how) if how.mechanism else whole, how.halves)
+                for name, how in retraced.items()
+            }
             known[key] = _step_cost(whole, 2 if step.guided else 1, skipped, others)
         yield known[key]
+
+
+def _retraced(plan: Plan, parts: Iterable[Runner], i: int) -> dict[str, Retrace]:
+    """How each module runs that runs otherwise at step i. Raises ValueError if two mechanisms change the same one."""
+    found: dict[str, Retrace] = {}
+    for part in parts:
+        for name, how in part.retraced(i).items():
+            if name in found:
+                raise ValueError(
+                    f"{plan.name}: two mechanisms change how {name or 'the denoiser'} runs: its cost is unknown"
+                )
+            found[name] = how
+    return found
 
 
 def _step_cost(

@@ -51,7 +51,7 @@ class Retrace:
     """How the cost of a module that runs otherwise is found: by running it so, on the meta device and one half.
 
     mechanism: alone, in a plan of `steps` steps, of which those of `runs` are run; the last one counts. None: it is
-        run as it is.
+        run as in the whole pass of that step.
     halves: of guidance that the module runs; None: those of the step.
     """
 

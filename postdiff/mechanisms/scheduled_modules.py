@@ -65,9 +65,11 @@ class ScheduledModules(Mechanism):
         if any(plan.reuses(i) & {"deep", "encoder", "self-attention"} for i in range(len(plan))):
             raise ValueError("modules with schedules of their own may not be skipped by what else the plan reuses")
         others = {type(mechanism).__name__ for mechanism in plan.mechanisms}
-        windows = any(set(marks) & set("Swx") for _, marks in self.modules)
-        if windows and others & {"TokenMerging", "KeyDownsampling"}:
+        there = {mark for _, marks in self.modules for mark in marks}
+        if there & set("Swx") and others & {"TokenMerging", "KeyDownsampling"}:
             raise ValueError("attention in windows needs all tokens, in their order: it does not go with fewer tokens")
+        if "c" in there and "TokenMerging" in others:
+            raise ValueError("tokens are merged in both halves of guidance: it does not go with one half for both")
 
     def restarted(self, at: int) -> ScheduledModules:
         return replace(self, modules=tuple((name, _restarted(marks, at)) for name, marks in self.modules))

@@ -20,7 +20,7 @@ from postdiff.mechanisms import (
     TokenCache,
     TokenMerging,
 )
-from postdiff.mechanisms.attach import Runner, attach, runners
+from postdiff.mechanisms.attach import Retrace, Runner, attach, runners
 from postdiff.models.anatomy import anatomy
 from postdiff.models.families import adapt
 from postdiff.plan import Mechanism, Plan, Step, check_marks, restarted
@@ -93,6 +93,29 @@ def test_its_cost_is_that_of_a_run(model, kind, name):
     if plan is not None:
         assert postdiff.cost(plan, backbone.spec).flops == flops_of_run(backbone, plan)
         assert postdiff.cost(plan, backbone.spec).flops < postdiff.cost(methods.dense(STEPS), backbone.spec).flops
+
+
+def test_the_cost_of_two_mechanisms_in_one_module_is_that_of_a_run(backbone):
+    """Of one half where it has fewer keys, not of one half of all keys."""
+    attentions = anatomy(backbone.denoiser).layers("self-attention")
+    shared = ScheduledModules(tuple((name, "#c.#") for name in attentions))
+    plan = methods.dense(STEPS).plus(shared, KeyDownsampling((2, 2)))
+    assert postdiff.cost(plan, backbone.spec).flops == flops_of_run(backbone, plan)
+    with pytest.raises(ValueError, match="tokens are merged in both halves of guidance"):
+        methods.dense(STEPS).plus(shared, TokenMerging(max_downsample=2))
+
+
+def test_two_mechanisms_that_change_the_whole_denoiser_have_no_cost(backbone, monkeypatch):
+    monkeypatch.setattr(HalvingRunner, "retraced", lambda self, i: {"": Retrace()})
+    plan = methods.dense(STEPS).plus(Halving("S.S."), KeyDownsampling((2,)))
+    with pytest.raises(ValueError, match="dense: two mechanisms change how the denoiser runs"):
+        postdiff.cost(plan, backbone.spec)
+
+
+@pytest.mark.parametrize("off", [DeepCache("###"), EncoderPropagation("#####"), TokenCache("#")], ids=str)
+def test_marks_of_what_is_off_are_one_a_step_too(off):
+    with pytest.raises(ValueError, match="expected 4 marks, one a step"):
+        methods.dense(STEPS).plus(off)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
