@@ -195,7 +195,9 @@ def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) 
         file = Path(method)
     if file is None:
         check_taken(method, given, settings_of(method))
-        settings = settings_for(method, postdiff.models.checkpoints.resolve(backbone).settings)
+        from postdiff.models.checkpoints import resolve
+
+        settings = settings_for(method, resolve(backbone).settings)
         return METHODS[method](**{**settings, **given})
     check_taken(str(file), given, ())
     if file.exists() and not file.is_file():  # a pipe or a device may never end

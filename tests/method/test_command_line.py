@@ -318,3 +318,24 @@ def test_a_job_that_refuses_takes_little_of_a_processor(command):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate star --steps 2 --out .",
+        "generate star --method postdiff --steps 4 --m 2 --size 32x64 --out .",
+        "cost sd15 postdiff --per-step",
+        "search block_caching star --steps 2 --out plan.json",
+        "methods",
+        "models",
+    ],
+)
+def test_every_command_works_in_a_process_of_its_own(tmp_path, command):
+    """What another test imported before must not be what makes it work."""
+    words = ["-c", "from postdiff.cli import main; main()", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
