@@ -19,7 +19,7 @@ from pipelines.options import Backbone, Limit, Out
 from pipelines.paper import exhibits, figures
 from pipelines.report import plots
 from pipelines.stages import trajectories
-from pipelines.stages.trajectories import Task
+from pipelines.stages.trajectories import Recording
 from postdiff import methods
 from postdiff.models.checkpoints import resolve
 
@@ -39,8 +39,8 @@ def run(given: Options) -> None:
         f"s={s:g}": methods.mixed_resolution(steps, beta, s) if s else methods.dense(steps) for s in exhibits.WATCHED
     }
     rows = {label: evaluation.configure(given, given.backbone, plan) for label, plan in plans.items()}
-    profile = Task("profile", rows["s=0"], protocol.prompts, protocol.clip)
-    paths = {label: Task("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
+    profile = Recording("profile", rows["s=0"], protocol.prompts, protocol.clip)
+    paths = {label: Recording("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]

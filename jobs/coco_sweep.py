@@ -26,16 +26,16 @@ from postdiff.terminal import doing
 def run(given: Options) -> None:
     began = time.time()
     protocol = evaluation.protocol(given)
-    points = sweeps.points(given)
+    entries = sweeps.entries(given)
     if local_path(given.out) or not given.dry_run:
         evaluation.check_store(given.out, protocol)
     if given.dry_run:
-        return print(sweeps.dry_run(given, points, protocol))
+        return print(sweeps.dry_run(given, entries, protocol))
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    rows = evaluation.evaluate(store, points, protocol, resources)
+    rows = evaluation.evaluate(store, entries, protocol, resources)
     with doing("writing the report"):
-        print(sweeps.write_report(given, store, points, rows, protocol, time.time() - began))
+        print(sweeps.write_report(given, store, entries, rows, protocol, time.time() - began))
 
 
 def parse(argv: list[str] | None = None) -> Options:

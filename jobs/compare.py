@@ -20,11 +20,11 @@ from pipelines.comparison import Options
 def run(given: Options) -> None:
     protocol = evaluation.protocol(given)
     among = comparison.variants(given.backbones, given.size_conditions)
-    groups = comparison.plan_points(given, among)
+    groups = comparison.plan_entries(given, among)
     evaluation.check_store(given.out, protocol)
     resources = evaluation.connect(given, given.backbones)
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    rows = evaluation.evaluate(store, [point for group in groups for point in group], protocol, resources)
+    rows = evaluation.evaluate(store, [entry for group in groups for entry in group], protocol, resources)
     print(comparison.write(store, among, groups, rows, protocol))
 
 

@@ -20,7 +20,7 @@ from pipelines.candidates import UNITS, Candidate, Options
 from pipelines.data import prompts
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, below, local_path
-from pipelines.evaluation import Point, Protocol
+from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.report import tables
@@ -77,10 +77,10 @@ def run(options: Options) -> None:
     print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
           f"{len(found) * len(whole_protocol.prompts)}")  # fmt: skip
     prices = postdiff.costs([c.plan for c in found], spec)
-    points = {}
+    entries = {}
     for c, one in zip(found, prices, strict=True):
         of = evaluation.configure(options, options.backbone, c.plan)
-        points[c.plan.id] = Point(c.plan.name, c.label, of, one.macs_paper, one.flops)
+        entries[c.plan.id] = Entry(c.plan.name, c.label, of, one.macs_paper, one.flops)
     if options.dry_run:
         print(f"read {prompts.describe(whole_protocol.prompts)} (of {options.prompts})")
         return print(time_told(options, images * sum(one.flops for one in prices) / len(prices)))
@@ -95,7 +95,7 @@ def run(options: Options) -> None:
     left = found
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
         stores.append(evaluation.open_store(folder, protocol))
-        listed = [points[c.plan.id] for c in left]
+        listed = [entries[c.plan.id] for c in left]
         evaluation.evaluate(stores[-1], listed, protocol, resources)
         values = score(stores, protocol, listed, metric)
         for c, value in zip(left, values, strict=True):
@@ -121,15 +121,15 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]
     return [Round(tuple(prompts[a:b]), keep) for (a, b), keep in zip(pairwise(ends), keeps, strict=True)]
 
 
-def score(stores: Sequence[Store], protocol: Protocol, points: Sequence[Point], metric: Metric) -> list[Interval]:
-    """`metric` of each point over the images of all `stores`, in order."""
+def score(stores: Sequence[Store], protocol: Protocol, entries: Sequence[Entry], metric: Metric) -> list[Interval]:
+    """`metric` of each entry over the images of all `stores`, in order."""
     encoder, against = protocol.encoder(metric), protocol.against(metric)
     held = [scores.read_features(store, against) for store in stores]  # of references: the same in each
     found = []
-    for point in points:
+    for entry in entries:
         images, others = [], []
         for store, (names, there) in zip(stores, held, strict=True):
-            ids, own = scores.read_features(store, features.folder(encoder, point.configuration.id))
+            ids, own = scores.read_features(store, features.folder(encoder, entry.configuration.id))
             images.append(own)
             others.append(scores.held_against(metric, ids, names, there))
         others = others[:1] if metric.needs == "reference" else others

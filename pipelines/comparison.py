@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import postdiff
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
-from pipelines.evaluation import Point, Protocol
+from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import shown
 from pipelines.options import Options as Evaluation
@@ -86,8 +86,8 @@ def plans(names: Sequence[str], settings: dict) -> list[tuple[str, str, Plan]]:
     return list(found.values())
 
 
-def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
-    """For each plan, one point a variant. Raises ValueError if two of them are the same."""
+def plan_entries(options: Options, among: list[Variant]) -> list[list[Entry]]:
+    """For each plan, one entry a variant. Raises ValueError if two of them are the same."""
     spec = resolve(among[0].backbone)
     listed = plans(options.methods, spec.settings)
     if among[0].backbone == among[1].backbone:  # of a plan at one size nothing is told
@@ -96,7 +96,7 @@ def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
         raise ValueError(
             "expected a method that switches resolution (mixed_resolution, postdiff) to compare sizes told"
         )
-    columns: list[list[Point]] = []
+    columns: list[list[Entry]] = []
     shared = options.guidance, options.solver, options.dtype
     for variant in among:
         own = resolve(variant.backbone)
@@ -108,7 +108,7 @@ def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
         base = generation.configure(variant.backbone, changed[0], guidance, solver, options.batch_size, dtype)
         shared = base.guidance, base.solver, base.dtype  # the first one's, for all
         columns.append([
-            Point(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
+            Entry(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
             for (method, text, _), plan, price in zip(listed, changed, postdiff.costs(changed, own), strict=True)
         ])  # fmt: skip
     seen: dict[str, str] = {}
@@ -116,7 +116,7 @@ def plan_points(options: Options, among: list[Variant]) -> list[list[Point]]:
         same = seen.setdefault(column[0].configuration.id, variant.name)
         if same != variant.name:
             raise ValueError(f"{same} and {variant.name} have the same weights: there is nothing to compare")
-    return [list(points) for points in zip(*columns, strict=True)]
+    return [list(entries) for entries in zip(*columns, strict=True)]
 
 
 def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
@@ -172,7 +172,7 @@ def to_csv(found: list[Compared]) -> str:
 
 
 def write(
-    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Point]], rows: list[Row], protocol: Protocol
+    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Entry]], rows: list[Row], protocol: Protocol
 ) -> str:
     """Write compare.md, .csv and .html; returns what is to be printed. rows: of all `groups`, in order."""
     from pipelines.engine import workers
@@ -181,7 +181,7 @@ def write(
     names = [variant.name for variant in among]
     found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
     lines, of = cells(found), groups[0][0].configuration
-    models = zip(names, (point.configuration for point in groups[0]), strict=True)
+    models = zip(names, (entry.configuration for entry in groups[0]), strict=True)
     facts = {
         "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
         "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",

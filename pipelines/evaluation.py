@@ -30,7 +30,7 @@ from postdiff.terminal import doing
 
 
 @dataclass(frozen=True)
-class Point:
+class Entry:
     """A configuration, and how the tables name it."""
 
     method: str
@@ -194,14 +194,14 @@ def connect(options: Options, backbones: Sequence[str]) -> Resources:
     return resources
 
 
-def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Resources) -> list[tables.Row]:
-    """One row a point; two of one configuration share its images. Raises SystemExit if units keep failing."""
+def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources) -> list[tables.Row]:
+    """One row an entry; two of one configuration share its images. Raises SystemExit if units keep failing."""
     from pipelines.engine import workers
 
     shards, reference = of.shards, list(of.reference)
-    different = {point.configuration.id: point for point in points}
-    costs = [point.flops / 1e9 for point in different.values()]
-    units = generation.units([point.configuration for point in different.values()], shards, costs)
+    different = {entry.configuration.id: entry for entry in entries}
+    costs = [entry.flops / 1e9 for entry in different.values()]
+    units = generation.units([entry.configuration for entry in different.values()], shards, costs)
     run_units(units, partial(generation.Generator, store), store, resources, "images")
     metrics = [metric for metric in METRICS.values() if not of.lacks(metric)]
     units = []
@@ -224,17 +224,17 @@ def evaluate(store: Store, points: Sequence[Point], of: Protocol, resources: Res
     kept = {id: scores.read(store, task.name) for id, task in tasks.items() if id not in new}
     with doing("scoring what was drawn"):
         scored = kept | dict(zip(new, workers.map_tasks(scores.score, list(new.values())), strict=True))
-    return [to_row(point, scored[point.configuration.id]) for point in points]
+    return [to_row(entry, scored[entry.configuration.id]) for entry in entries]
 
 
-def to_row(point: Point, scored: scores.Scores) -> tables.Row:
+def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:
     return tables.Row(
-        point.configuration.id,
-        point.method,
-        point.settings,
-        len(point.configuration.plan),
-        point.macs_paper,
-        point.flops,
+        entry.configuration.id,
+        entry.method,
+        entry.settings,
+        len(entry.configuration.plan),
+        entry.macs_paper,
+        entry.flops,
         scored.seconds,
         scored.intervals,
     )

@@ -11,7 +11,7 @@ from pipelines import evaluation
 from pipelines.command_line import flag
 from pipelines.data import prompts
 from pipelines.engine.store import Store
-from pipelines.evaluation import Point, Protocol
+from pipelines.evaluation import Entry, Protocol
 from pipelines.options import OfOneModel, Out
 from pipelines.report import tables
 from postdiff import methods
@@ -79,9 +79,9 @@ def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
     ]
 
 
-def points(options: Options) -> list[Point]:
+def entries(options: Options) -> list[Entry]:
     """The grid as configurations with their costs; two names of one computation become one."""
-    found: dict[str, Point] = {}
+    found: dict[str, Entry] = {}
     spec = resolve(options.backbone)
     name = options.grid or ("laptop" if options.prompts in prompts.SHAPES else "full")
     entries = grid(name, spec.settings)
@@ -92,33 +92,34 @@ def points(options: Options) -> list[Point]:
     prices = postdiff.costs([plan for _, _, plan in entries], spec)
     for (method, settings, plan), price in zip(entries, prices, strict=True):
         configuration = evaluation.configure(options, options.backbone, plan)
-        found.setdefault(configuration.id, Point(method, settings, configuration, price.macs_paper, price.flops))
+        found.setdefault(configuration.id, Entry(method, settings, configuration, price.macs_paper, price.flops))
     return list(found.values())
 
 
-def dry_run(options: Options, points: Sequence[Point], protocol: Protocol) -> str:
+def dry_run(options: Options, entries: Sequence[Entry], protocol: Protocol) -> str:
     """What the sweep would take, in lines: units, MACs, time and bytes."""
     listed, shards = protocol.prompts, protocol.shards
     n = len(listed)
-    macs, flops = n * sum(p.macs_paper for p in points), n * sum(p.flops for p in points)
-    pixels = prod(points[0].configuration.sampling.size)
-    spec, width = resolve(options.backbone), 4 if points[0].configuration.dtype == "float32" else 2  # bytes a number
+    macs, flops = n * sum(p.macs_paper for p in entries), n * sum(p.flops for p in entries)
+    pixels = prod(entries[0].configuration.sampling.size)
+    spec, width = resolve(options.backbone), 4 if entries[0].configuration.dtype == "float32" else 2  # bytes a number
     shapes = FAMILIES[spec.family].text_shapes(spec.denoiser, spec.text_tokens).values()
     lengths, limit = prompts.token_lengths(listed, spec), spec.text_tokens
     cut = sum(length > limit for length in lengths)
-    of_points = []
-    for point in points:
-        label = tables.name(point.method, len(point.configuration.plan), point.settings)
-        price = f"{point.macs_paper / 1e12:9.4f} T MACs{point.flops / 1e12:9.4f} TFLOP"
-        of_points.append(f"  {point.configuration.id}  {label:<44}{price}")
+    of_entries = []
+    for entry in entries:
+        label = tables.name(entry.method, len(entry.configuration.plan), entry.settings)
+        price = f"{entry.macs_paper / 1e12:9.4f} T MACs{entry.flops / 1e12:9.4f} TFLOP"
+        of_entries.append(f"  {entry.configuration.id}  {label:<44}{price}")
     return "\n".join([
         f"read {prompts.describe(listed)} (of {options.prompts})",
-        f"{len(points)} configurations x {n} prompts = {len(points) * n} images in {len(points) * len(shards)} units",
-        *of_points,
+        f"{len(entries)} configurations x {n} prompts = {len(entries) * n} images "
+        f"in {len(entries) * len(shards)} units",
+        *of_entries,
         f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP",
         f"time: {flops / (options.speed * 1e12) / 3600:.2f} worker-hours at {options.speed:g} TFLOP/s sustained "
         "(--tflops)",
-        f"store: about {len(points) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)",
+        f"store: about {len(entries) * n * pixels * 1.2 / 1e9:.1f} GB of images (1.2 bytes a pixel, lossless WebP)",
         f"text: {len(shards)} units, at most {n * width * sum(map(prod, shapes)) / 1e9:.2f} GB of embeddings",
         f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}",
     ])  # fmt: skip
@@ -127,7 +128,7 @@ def dry_run(options: Options, points: Sequence[Point], protocol: Protocol) -> st
 def write_report(
     options: Options,
     store: Store,
-    points: Sequence[Point],
+    entries: Sequence[Entry],
     rows: Sequence[tables.Row],
     protocol: Protocol,
     seconds: float,
@@ -144,7 +145,7 @@ def write_report(
         figures.append(plots.front_plot(rows, metric, title))
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, options.backbone)
-    first = points[0].configuration
+    first = entries[0].configuration
     facts = {
         "model": f"{options.backbone} (weights {first.weights}), {first.size} px",
         "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
@@ -164,6 +165,6 @@ def write_report(
     store.put("results.md", tables.to_markdown(rows).encode())
     for name, png in pictures.items():
         store.put(f"{name}.png", png)
-    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
     tracking.log(store, f"sweep-{options.backbone}", protocol.facts(), rows, specs, pictures)
     return f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.shown}/report.html"

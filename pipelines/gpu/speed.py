@@ -56,8 +56,8 @@ def plans_of(shown: list[Exhibit]) -> dict[str, dict[str, Plan]]:
     autoencoders."""
     found: dict[str, dict[str, Plan]] = {}
     for exhibit in shown:
-        for run in exhibit.runs:
-            found.setdefault(run.model, {})[run.plan.id] = adapt(run.plan, HUB[run.model].family)
+        for cell in exhibit.cells:
+            found.setdefault(cell.model, {})[cell.plan.id] = adapt(cell.plan, HUB[cell.model].family)
     both = ends(found["sdxl"])
     found[OTHER_VAE] = {key: plan for key, plan in found["sdxl"].items() if plan in both.values()}
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.gpu.speed import MADE_UP, OTHER_VAE
 from pipelines.gpu.speed import tables as exhibits
-from pipelines.paper.exhibit import Exhibit, Run
+from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import tables
 
 Told = Mapping[str, Any]  # a part's JSON
@@ -33,7 +33,7 @@ def latency(told: Told) -> str:
     numbers, parts = told["numbers"], [f"# Latency\n\n{heading(told)}\n\n{LEGEND}\n"]
     for exhibit in exhibits(told["settings"]["thin"]):
         title = f"## Table {exhibit.key.removeprefix('table')}: {exhibit.title}{_rehearsal(told)}"
-        parts.append(f"{title}\n\n{tables.markdown(HEADER, [_line(exhibit, run, numbers) for run in exhibit.runs])}")
+        parts.append(f"{title}\n\n{tables.markdown(HEADER, [_line(exhibit, cell, numbers) for cell in exhibit.cells])}")
     others = [[row["plan"], *_measured(row)] for key, row in numbers.items() if key.startswith(f"{OTHER_VAE} ")]
     if others:
         title = f"## SDXL with an autoencoder that decodes in half precision, not in the paper{_rehearsal(told)}"
@@ -52,11 +52,11 @@ def batches(told: Told) -> str:
     return f"# Batches\n\n{heading(told)}\n\n## Images a second{_rehearsal(told)}\n\n{table}\n{notes}"
 
 
-def _line(exhibit: Exhibit, run: Run, numbers: Mapping[str, Any]) -> list[str]:
-    first = exhibit.reference(run.model)
-    printed = [f"{run.seconds:.3f} ({run.gpu})" if run.seconds else "–"]
-    printed += [f"{first.seconds / run.seconds:.2f}" if run.seconds and first.seconds else "–"]
-    return [exhibit.name(run), *_measured(numbers.get(f"{run.model} {run.plan.id}", {})), *printed]
+def _line(exhibit: Exhibit, cell: Cell, numbers: Mapping[str, Any]) -> list[str]:
+    first = exhibit.reference(cell.model)
+    printed = [f"{cell.seconds:.3f} ({cell.gpu})" if cell.seconds else "–"]
+    printed += [f"{first.seconds / cell.seconds:.2f}" if cell.seconds and first.seconds else "–"]
+    return [exhibit.name(cell), *_measured(numbers.get(f"{cell.model} {cell.plan.id}", {})), *printed]
 
 
 def _measured(row: Told) -> list[str]:

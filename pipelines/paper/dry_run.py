@@ -85,18 +85,18 @@ def text(
     bar = tqdm(total=sum(len(reproduction.distinct(group.exhibits)) for group in groups), desc="counting costs",
                unit="run", mininterval=0.5, leave=False)  # fmt: skip
     for group in groups:
-        runs = reproduction.distinct(group.exhibits)
+        different = reproduction.distinct(group.exhibits)
         of = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
         prices: dict[reproduction.Key, reproduction.Price] = {}
         for model, name in of.items():
-            prices |= reproduction.count_costs(runs, {model: name})
-            bar.update(sum(m == model for m, _ in runs))
-        cells = sum(len(exhibit.runs) for exhibit in group.exhibits)
-        counts = [a + b for a, b in zip(counts, (cells, len(runs), len(runs) * group.prompts), strict=True)]
-        lines.append(f"{group.dataset}: {cells} cells, {len(runs)} different runs of {group.prompts} prompts")
-        lines += [f"  {e.key:<8}{len(e.runs):>4} cells  {e.title}" for e in group.exhibits]
+            prices |= reproduction.count_costs(different, {model: name})
+            bar.update(sum(m == model for m, _ in different))
+        cells = sum(len(exhibit.cells) for exhibit in group.exhibits)
+        counts = [a + b for a, b in zip(counts, (cells, len(different), len(different) * group.prompts), strict=True)]
+        lines.append(f"{group.dataset}: {cells} cells, {len(different)} different runs of {group.prompts} prompts")
+        lines += [f"  {e.key:<8}{len(e.cells):>4} cells  {e.title}" for e in group.exhibits]
         for model, name in of.items():
-            own = {plan: prices[m, plan].here.macs_paper for m, plan in runs if m == model}
+            own = {plan: prices[m, plan].here.macs_paper for m, plan in different if m == model}
             macs = group.prompts * sum(own.values()) / 1e12
             size += group.prompts * len(own) * prod(resolve(name).size) * BYTES_A_PIXEL / 1e9
             took = {gpu: macs / throughput(model, gpu) / 3600 for gpu in GPUS} if real else {}

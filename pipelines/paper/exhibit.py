@@ -1,4 +1,4 @@
-"""What an exhibit of the paper is: runs under labels, beside printed numbers, with its picture."""
+"""What an exhibit of the paper is: plans under labels, beside printed numbers, with its picture."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ def before(model: str) -> str:
     return model.removesuffix(TUNED)
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: a table may print one run twice
-class Run:
+@dataclass(frozen=True, eq=False)  # compared by identity: a table may print one cell twice
+class Cell:
     """One plan on one of the paper's models.
 
     label: as the table prints it; of a figure, the point's on its curve. curve: of a figure, the series it belongs to.
@@ -64,7 +64,7 @@ class Exhibit:
 
     key: str
     title: str
-    runs: tuple[Run, ...]
+    cells: tuple[Cell, ...]
     metrics: tuple[Metric, ...] = (FID, CLIP_SCORE)
     timed: bool = False
     note: str = ""
@@ -79,18 +79,18 @@ class Exhibit:
     def is_table(self) -> bool:
         return self.draw is None
 
-    def name(self, run: Run) -> str:
-        """What tells a run from the others: of a figure, its model and curve too."""
+    def name(self, cell: Cell) -> str:
+        """What tells a cell from the others: of a figure, its model and curve too."""
         if self.is_table or self.watched:
-            return run.label
-        return " ".join(filter(None, (run.model, run.curve, run.label)))
+            return cell.label
+        return " ".join(filter(None, (cell.model, cell.curve, cell.label)))
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(run.model for run in self.runs))
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
-    def reference(self, model: str) -> Run:
-        """What changes are from: the model as it is, at its most steps; of a table without it, the model's first run
+    def reference(self, model: str) -> Cell:
+        """What changes are from: the model as it is, at its most steps; of a table without it, the model's first cell
         before fine-tuning."""
-        own = [run for run in self.runs if run.model == before(model)]
-        return max((run for run in own if run.plan.name == "dense"), key=lambda run: len(run.plan), default=own[0])
+        own = [cell for cell in self.cells if cell.model == before(model)]
+        return max((cell for cell in own if cell.plan.name == "dense"), key=lambda cell: len(cell.plan), default=own[0])

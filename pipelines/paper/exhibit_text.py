@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric, shown
-from pipelines.paper.exhibit import Exhibit, Run
+from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import tables
 from pipelines.report.tables import Row
 from pipelines.stages.latency import Latency
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from postdiff.pricing import Cost
 
 TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
-PRINTED = ("tmacs", "fid", "clip")  # what the paper prints of a run: `tmacs`, its FLOPs, and metrics by key
+PRINTED = ("tmacs", "fid", "clip")  # what the paper prints of a cell: `tmacs`, its FLOPs, and metrics by key
 # Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on
 # another one.
 SAME, OTHER = 1e-4, 1e-3
@@ -37,7 +37,7 @@ MINI_LEGEND = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a run. there: the cost of one image of the paper's own model under this plan; None for a plan
+    """What is known of a cell. there: the cost of one image of the paper's own model under this plan; None for a plan
     that was searched on another model."""
 
     row: Row
@@ -48,17 +48,17 @@ class Measured:
 Results = Mapping[tuple[str, str], Measured]  # (the paper's model, plan id)
 
 
-def of(results: Results, run: Run) -> Measured:
-    return results[run.model, run.plan.id]
+def of(results: Results, cell: Cell) -> Measured:
+    return results[cell.model, cell.plan.id]
 
 
-def change(exhibit: Exhibit, results: Results, run: Run, metric: Metric) -> Interval | None:
-    """Paired difference from the model's reference run; None for that itself, and where nothing was measured. A
+def change(exhibit: Exhibit, results: Results, cell: Cell, metric: Metric) -> Interval | None:
+    """Paired difference from its model's reference cell; None for that itself, and where nothing was measured. A
     table's intervals of one metric hold all at once (Bonferroni)."""
-    first, own = of(results, exhibit.reference(run.model)).row, of(results, run).row
+    first, own = of(results, exhibit.reference(cell.model)).row, of(results, cell).row
     if own is first or not tables.measured([own, first], metric):
         return None
-    n = sum(of(results, r).row is not of(results, exhibit.reference(r.model)).row for r in exhibit.runs)
+    n = sum(of(results, r).row is not of(results, exhibit.reference(r.model)).row for r in exhibit.cells)
     return metric.difference(own.interval(metric), [(1.0, first.interval(metric))], n)
 
 
@@ -71,7 +71,7 @@ class Table:
 
 def table(exhibit: Exhibit, results: Results) -> Table:
     """Text of every cell; what a dash or a word stands for is a footnote."""
-    printed = {key: any(key in run.values for run in exhibit.runs) for key in PRINTED}
+    printed = {key: any(key in cell.values for cell in exhibit.cells) for key in PRINTED}
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
         beside = ["paper", "paper's change"] if printed.get(metric.key) else []
@@ -79,16 +79,16 @@ def table(exhibit: Exhibit, results: Results) -> Table:
     header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "paper: speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []
-    for run in exhibit.runs:
-        found = of(results, run)
+    for cell in exhibit.cells:
+        found = of(results, cell)
         cost = [f"{found.there.macs_paper / 1e12:.3f}" if found.there else "–"]
-        cost += [_number(exhibit, run, "tmacs", 3)] if printed["tmacs"] else []
+        cost += [_number(exhibit, cell, "tmacs", 3)] if printed["tmacs"] else []
         quality = []
         for metric in exhibit.metrics:
-            quality += _quality(exhibit, results, run, metric, printed.get(metric.key, False))
-        marks = [_mark(footnotes, note) for note in (*run.notes, *_cost_notes(run, found))]
-        label = exhibit.name(run) + (f" [{', '.join(marks)}]" if marks else "")
-        lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, run)])
+            quality += _quality(exhibit, results, cell, metric, printed.get(metric.key, False))
+        marks = [_mark(footnotes, note) for note in (*cell.notes, *_cost_notes(cell, found))]
+        label = exhibit.name(cell) + (f" [{', '.join(marks)}]" if marks else "")
+        lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
     if printed["tmacs"]:
         footnotes.append(_attention_note(exhibit, results))
     footnotes += [text for cell, text in CELLS.items() if any(cell in line for line in lines)]
@@ -104,16 +104,16 @@ CELLS = {  # words in cells, and what they stand for
 }
 
 
-def _cost_notes(run: Run, found: Measured) -> list[str]:
+def _cost_notes(cell: Cell, found: Measured) -> list[str]:
     """What to say of a cost beside the printed one."""
     if found.there is None:
         return ["its plan was searched on the model that ran here: of the paper's own it says nothing"]
-    counted, printed = found.there.macs_paper / 1e12, run.values.get("tmacs", 0.0)
+    counted, printed = found.there.macs_paper / 1e12, cell.values.get("tmacs", 0.0)
     gap = abs(counted / printed - 1) if printed else 0.0
     if gap <= SAME:
         return []
     if gap <= OTHER:
-        return [f"the paper's count of {run.model} is {gap:.2%} off ours: the same passes, counted otherwise"]
+        return [f"the paper's count of {cell.model} is {gap:.2%} off ours: the same passes, counted otherwise"]
     note = f"the paper printed {printed:.3f} T MACs, its method costs {counted:.3f}"
     if abs(found.there.macs_printed / 1e12 / printed - 1) <= OTHER:
         note += " (the print takes the cross-attention of the whole net off steps that run a part of it)"
@@ -130,42 +130,42 @@ def _attention_note(exhibit: Exhibit, results: Results) -> str:
     )
 
 
-def _quality(exhibit: Exhibit, results: Results, run: Run, metric: Metric, printed: bool) -> list[str]:
-    row = of(results, run).row
+def _quality(exhibit: Exhibit, results: Results, cell: Cell, metric: Metric, printed: bool) -> list[str]:
+    row = of(results, cell).row
     if not tables.measured([row], metric):
         cells = ["no reference", "–"]
     else:
-        moved = change(exhibit, results, run, metric)
+        moved = change(exhibit, results, cell, metric)
         cells = [metric.text(row.interval(metric)), metric.text(moved, "+") if moved else "–"]
     if printed:
-        moved_there = printed_change(exhibit, run, metric)
-        cells += [_number(exhibit, run, metric.key, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
+        moved_there = printed_change(exhibit, cell, metric)
+        cells += [_number(exhibit, cell, metric.key, 2), "–" if moved_there is None else f"{moved_there:+.2f}"]
     return cells
 
 
-def _times(exhibit: Exhibit, results: Results, run: Run) -> list[str]:
+def _times(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
     if not exhibit.timed:
         return []
-    first = exhibit.reference(run.model)
-    took, allowed = of(results, run).latency, of(results, first).row.flops / of(results, run).row.flops
+    first = exhibit.reference(cell.model)
+    took, allowed = of(results, cell).latency, of(results, first).row.flops / of(results, cell).row.flops
     here = [f"{took.p50:.3f} ({took.p90:.3f})", f"{took.speedup:.2f}"] if took else ["not timed", "–"]
     there = ["–", "–"]
-    if run.seconds and first.seconds:
-        there = [f"{run.seconds:.3f} ({run.gpu})", f"{first.seconds / run.seconds:.2f}"]
+    if cell.seconds and first.seconds:
+        there = [f"{cell.seconds:.3f} ({cell.gpu})", f"{first.seconds / cell.seconds:.2f}"]
     return [*here, f"{allowed:.2f}", *there]
 
 
-def _number(exhibit: Exhibit, run: Run, key: str, digits: int) -> str:
-    if key in run.values:
-        return f"{run.values[key]:.{digits}f}"
+def _number(exhibit: Exhibit, cell: Cell, key: str, digits: int) -> str:
+    if key in cell.values:
+        return f"{cell.values[key]:.{digits}f}"
     return "lost" if exhibit.is_table else "–"  # of a figure, what a table has of the same plan
 
 
-def printed_change(exhibit: Exhibit, run: Run, metric: Metric) -> float | None:
-    first = exhibit.reference(run.model)
-    if run is first or metric.key not in run.values or metric.key not in first.values:
+def printed_change(exhibit: Exhibit, cell: Cell, metric: Metric) -> float | None:
+    first = exhibit.reference(cell.model)
+    if cell is first or metric.key not in cell.values or metric.key not in first.values:
         return None
-    return run.values[metric.key] - first.values[metric.key]
+    return cell.values[metric.key] - first.values[metric.key]
 
 
 def _mark(footnotes: list[str], note: str) -> str:
@@ -175,16 +175,16 @@ def _mark(footnotes: list[str], note: str) -> str:
 
 
 def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
-    """Every number, full precision, a line a run. protocol: its name and fingerprint."""
-    runs = exhibit.runs
-    measured = [of(results, run) for run in runs]
+    """Every number, full precision, a line a cell. protocol: its name and fingerprint."""
+    cells = exhibit.cells
+    measured = [of(results, cell) for cell in cells]
     rows, theirs, times = [m.row for m in measured], [m.there for m in measured], [m.latency for m in measured]
     columns: dict[str, Sequence] = {
-        "exhibit": [exhibit.key for _ in runs],
-        **{name: [getattr(run, name) for run in runs] for name in ("label", "model", "curve")},
-        "plan": [run.plan.id for run in runs],
+        "exhibit": [exhibit.key for _ in cells],
+        **{name: [getattr(cell, name) for cell in cells] for name in ("label", "model", "curve")},
+        "plan": [cell.plan.id for cell in cells],
         "configuration": [row.configuration for row in rows],
-        "protocol": [protocol for _ in runs],
+        "protocol": [protocol for _ in cells],
         "n": [row.n for row in rows],
         "macs_paper_of_the_papers_model": [cost.macs_paper if cost else "" for cost in theirs],
         "flops_of_the_papers_model": [cost.flops if cost else "" for cost in theirs],
@@ -194,13 +194,13 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
         scores = [row.scores.get(metric.key) for row in rows]
         columns |= tables.interval_columns(metric.key, scores, metric.digits + 3)
     for metric in shown():
-        changes = [change(exhibit, results, run, metric) for run in runs]
+        changes = [change(exhibit, results, cell, metric) for cell in cells]
         columns |= tables.interval_columns(f"{metric.key}_change", changes, metric.digits + 3)
     columns |= {name: [_digits(getattr(took, name, None)) for took in times] for name in TIMES}
-    columns |= {f"paper_{key}": [run.values.get(key, "") for run in runs] for key in PRINTED}
-    columns |= {"paper_seconds": [run.seconds or "" for run in runs], "paper_gpu": [run.gpu for run in runs]}
+    columns |= {f"paper_{key}": [cell.values.get(key, "") for cell in cells] for key in PRINTED}
+    columns |= {"paper_seconds": [cell.seconds or "" for cell in cells], "paper_gpu": [cell.gpu for cell in cells]}
     for key in PRINTED[1:]:
-        known = [(row.scores.get(key), run.values.get(key)) for row, run in zip(rows, runs, strict=True)]
+        known = [(row.scores.get(key), cell.values.get(key)) for row, cell in zip(rows, cells, strict=True)]
         gaps = [None if here is None or there is None else here.value - there for here, there in known]
         columns[f"{key}_less_paper"] = list(map(_digits, gaps))
     return tables.csv_of({**columns, **tables.further(rows)})

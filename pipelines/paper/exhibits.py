@@ -5,7 +5,7 @@ from functools import cache, partial
 from typing import Literal
 
 from pipelines.paper import figures, presets, published
-from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Exhibit, Run
+from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Cell, Exhibit
 from postdiff import methods
 from postdiff.plan import Plan
 
@@ -23,7 +23,7 @@ Found = Mapping[str, Plan]  # plans that a search found, {"table4.ditfastattn": 
 
 
 def table(key: str, title: str, timed: bool, answers: Literal["", "all"], found: Found) -> Exhibit:
-    runs: list[Run] = []
+    cells: list[Cell] = []
     for line in published.lines(key):
         preset = f"{key}.{line.method}"
         notes, plan = _notes(line), found.get(preset)
@@ -31,12 +31,12 @@ def table(key: str, title: str, timed: bool, answers: Literal["", "all"], found:
             notes = (*notes, f"{line.label}, not told by the paper: {presets.PRESETS[preset].note}")
         if plan is None:
             plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
-        runs.append(
-            Run(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
+        cells.append(
+            Cell(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
         )  # fmt: skip
     dataset = published.lines(key)[0].dataset
     return Exhibit(
-        key, title, tuple(runs), timed=timed, dataset=dataset, searches=presets.that_need_the_model(key),
+        key, title, tuple(cells), timed=timed, dataset=dataset, searches=presets.that_need_the_model(key),
         answers=answers,
     )  # fmt: skip
 
@@ -56,9 +56,9 @@ def _printed() -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def _point(label: str, model: str, plan: Plan, curve: str = "", x: float = 0.0) -> Run:
+def _point(label: str, model: str, plan: Plan, curve: str = "", x: float = 0.0) -> Cell:
     """A point of a figure, with what the paper's tables have of its plan."""
-    return Run(label, model, plan, curve, x, _printed().get((model, plan.id), {}))
+    return Cell(label, model, plan, curve, x, _printed().get((model, plan.id), {}))
 
 
 def _plan(preset: str) -> Plan:
@@ -67,19 +67,19 @@ def _plan(preset: str) -> Plan:
 
 
 def figure1(found: Found) -> Exhibit:
-    runs = [
-        Run(f"T={line.settings['steps']}", line.model, published.plan(line),
+    cells = [
+        Cell(f"T={line.settings['steps']}", line.model, published.plan(line),
             "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
         for line in published.lines("table2") if line.method in ("dense", "postdiff")
     ]  # fmt: skip
     return Exhibit(
-        "fig1", "PostDiff on four models", tuple(runs), (FID,), note="its points are Table 2's", draw=figures.plane,
+        "fig1", "PostDiff on four models", tuple(cells), (FID,), note="its points are Table 2's", draw=figures.plane,
         answers="all",
     )  # fmt: skip
 
 
 def figure4(found: Found) -> Exhibit:
-    runs = [
+    cells = [
         _point(f"s={s:g}", "sd15", methods.mixed_resolution(steps, 0.5, s) if s else methods.dense(steps), f"T={steps}",
                s)
         for steps in STEPS
@@ -89,7 +89,7 @@ def figure4(found: Found) -> Exhibit:
     return Exhibit(
         "fig4",
         "Denoising steps against mixed resolution",
-        tuple(runs),
+        tuple(cells),
         (FID,),
         note=note,
         draw=figures.front,
@@ -98,14 +98,14 @@ def figure4(found: Found) -> Exhibit:
 
 
 def figure5(found: Found) -> Exhibit:
-    runs = []
+    cells = []
     # m of SD1.5: 0.45, 0.6, 0.75 and 0.9 of T are Table 5's.
     for model, beta, k, shares, gates in (
         ("sd15", 0.5, 2, (0.5,), (5, 9, 12, 15, 18)),
         ("pixart", 0.75, 1, (0.2, 0.3, 0.5), (5, 10, 12, 15, 18)),
     ):
-        runs += [_point(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in (*FEWEST, *STEPS)]
-        runs += [
+        cells += [_point(f"T={steps}", model, methods.dense(steps), "fewer steps") for steps in (*FEWEST, *STEPS)]
+        cells += [
             _point(f"m={m}", model, methods.postdiff(20, beta, s, k, m), f"PostDiff s={s:g}")
             for s in shares
             for m in gates
@@ -115,23 +115,23 @@ def figure5(found: Found) -> Exhibit:
         "Table 5's and m = 5, of PixArt-alpha ours; T = 4 and 6 are added, since PostDiff costs less than T = 8"
     )
     return Exhibit(
-        "fig5", "Fewer steps or cheaper steps", tuple(runs), note=note, draw=figures.front, answers="printed"
+        "fig5", "Fewer steps or cheaper steps", tuple(cells), note=note, draw=figures.front, answers="printed"
     )
 
 
 def figure8(found: Found) -> Exhibit:
-    runs = [
+    cells = [
         _point(f"beta={beta:g}", "sd15",
                methods.mixed_resolution(steps, beta, 0.5) if beta < 1 else methods.dense(steps), f"T={steps}", beta)
         for steps in STEPS
         for beta in (*SCALES, 1.0)
     ]  # fmt: skip
     note = "the paper does not list its numbers of steps; these are Fig. 4's; beta=1, full resolution, is added"
-    return Exhibit("fig8", "Scale of the low resolution", tuple(runs), (FID,), note=note, draw=figures.front)
+    return Exhibit("fig8", "Scale of the low resolution", tuple(cells), (FID,), note=note, draw=figures.front)
 
 
 def figure9(found: Found) -> Exhibit:
-    runs = [
+    cells = [
         _point("Full" if s == 0 else f"s={s:g}", "sd15",
                methods.mixed_resolution(20, 0.5, s) if s else methods.dense(), x=s)
         for s in (0.0, 0.3, 0.5, 0.6)
@@ -140,27 +140,29 @@ def figure9(found: Found) -> Exhibit:
         "the paper tells neither T nor beta: 20 and 1/2; its small sets are drawn at random, these are the first "
         "prompts of the list, and part of the full set"
     )
-    return Exhibit("fig9", "Small calibration sets", tuple(runs), (CLIP_SCORE,), note=note, draw=figures.subsets)
+    return Exhibit("fig9", "Small calibration sets", tuple(cells), (CLIP_SCORE,), note=note, draw=figures.subsets)
 
 
 def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
-    runs = [
-        Run(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
+    cells = [
+        Cell(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
     ]
     note = "the paper names neither its prompts nor its s; row 1 is full resolution, rows 2 to 5 are mixed, as there"
     draw = partial(figures.trajectory, shown=shown)
-    return Exhibit(key, "CLIP score after each denoising step", tuple(runs), note=note, draw=draw, watched="trajectory")
+    return Exhibit(
+        key, "CLIP score after each denoising step", tuple(cells), note=note, draw=draw, watched="trajectory"
+    )
 
 
 def figure7(found: Found) -> Exhibit:
     note = "the paper does not say how L2 distances of layers of different sizes are averaged: here root mean squares"
-    runs = (Run("Original", "sd15", methods.dense(20)),)
-    return Exhibit("fig7", "Features from step to step", runs, note=note, draw=figures.profile, watched="profile")
+    cells = (Cell("Original", "sd15", methods.dense(20)),)
+    return Exhibit("fig7", "Features from step to step", cells, note=note, draw=figures.profile, watched="profile")
 
 
 def table7(found: Found) -> Exhibit:
-    runs = [
-        Run(line.label, f"{line.model}{TUNED if line.label.endswith(TUNED) else ''}",
+    cells = [
+        Cell(line.label, f"{line.model}{TUNED if line.label.endswith(TUNED) else ''}",
             methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=_notes(line))
         for line in published.lines("table7")
     ]  # fmt: skip
@@ -168,22 +170,22 @@ def table7(found: Found) -> Exhibit:
     note = (
         "the paper does not tell k and m: these are its usual k = 2, m = 15 of 20; changes are from before fine-tuning"
     )
-    return Exhibit("table7", "PostDiff with fine-tuning", tuple(runs), note=note, tuned=tuned)
+    return Exhibit("table7", "PostDiff with fine-tuning", tuple(cells), note=note, tuned=tuned)
 
 
 def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
     """Fig. 6 and 11: models as they are and under PostDiff, Table 2's plans; prompts of App. J."""
-    runs = []
+    cells = []
     for model in models:
         own = [line for line in published.lines("table2") if line.model == model]
         dense = max((line for line in own if line.method == "dense"), key=lambda line: line.settings["steps"])
         ours = next(line for line in own if line.method == "postdiff" and line.settings.get("m"))
         for label, line in (("original", dense), ("PostDiff", ours)):
-            runs.append(Run(label, model, published.plan(line)))
+            cells.append(Cell(label, model, published.plan(line)))
     return Exhibit(
         key,
         "Images without and with PostDiff",
-        tuple(runs),
+        tuple(cells),
         (CLIP_SCORE,),
         dataset=published.GALLERY,
         draw=figures.gallery,
@@ -192,8 +194,8 @@ def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
 
 def figure13(found: Found) -> Exhibit:
     cached = [line for line in published.lines("table1") if line.settings.get("mode")]
-    runs = [Run("Ori", "sd15", methods.dense(20))]
-    runs += [Run(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
+    cells = [Cell("Ori", "sd15", methods.dense(20))]
+    cells += [Cell(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
     note = (
         "the paper does not list Fig. 13's prompts: these are SD1.5's of Fig. 6; the plans are Table 1's; Ori is the "
         "model as it is"
@@ -201,7 +203,7 @@ def figure13(found: Found) -> Exhibit:
     return Exhibit(
         "fig13",
         "What the cached cross-attention holds",
-        tuple(runs),
+        tuple(cells),
         (CLIP_SCORE,),
         note=note,
         dataset=published.GALLERY,

@@ -56,17 +56,23 @@ class Source:
     def points(self) -> list[plots.Labelled]:
         from pipelines.report import plots
 
-        return [plots.Labelled(run.model, run.curve, run.label, self.results[run.key].row) for run in self.exhibit.runs]
+        return [
+            plots.Labelled(cell.model, cell.curve, cell.label, self.results[cell.key].row)
+            for cell in self.exhibit.cells
+        ]
 
 
-def tasks(exhibit: Exhibit, configurations: Configurations, protocol: Protocol) -> list[trajectories.Task]:
+def tasks(exhibit: Exhibit, configurations: Configurations, protocol: Protocol) -> list[trajectories.Recording]:
     """What must be done for the picture beside the images that are scored."""
     from pipelines.stages import trajectories
 
     if exhibit.watched is None:
         return []
     prompts = protocol.prompts[:WATCHED]
-    return [trajectories.Task(exhibit.watched, configurations[run.key], prompts, protocol.clip) for run in exhibit.runs]
+    return [
+        trajectories.Recording(exhibit.watched, configurations[cell.key], prompts, protocol.clip)
+        for cell in exhibit.cells
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def draw(
     configurations: Configurations,
 ) -> Drawn | None:
     """The picture; None for a table, and for quality against cost where nothing of it was measured."""
-    rows = [results[run.key].row for run in exhibit.runs]
+    rows = [results[cell.key].row for cell in exhibit.cells]
     metrics = [metric for metric in exhibit.metrics if tables.measured(rows, metric)]
     if exhibit.draw is None or not metrics:
         return None
@@ -134,18 +140,20 @@ def profile(of: Source) -> Drawn:
 
     (task,) = tasks(of.exhibit, of.configurations, of.protocol)
     found = trajectories.read_profile(of.store, task)
-    steps = len(of.exhibit.runs[0].plan)
+    steps = len(of.exhibit.cells[0].plan)
     return Drawn(plots.profile_plot(found, f"{of.name}, {steps} steps"), profile_csv(found))
 
 
 def trajectory(of: Source, shown: Sequence[int]) -> Drawn:
     """What each step predicts of the prompts `shown`."""
     made = tasks(of.exhibit, of.configurations, of.protocol)
-    paths = {run.label: task for run, task in zip(of.exhibit.runs, made, strict=True)}
+    paths = {cell.label: task for cell, task in zip(of.exhibit.cells, made, strict=True)}
     return draw_trajectories(of.store, paths, shown, of.name)
 
 
-def draw_trajectories(store: Store, tasks: Mapping[str, trajectories.Task], shown: Sequence[int], name: str) -> Drawn:
+def draw_trajectories(
+    store: Store, tasks: Mapping[str, trajectories.Recording], shown: Sequence[int], name: str
+) -> Drawn:
     """{label: task} -> a row each, for each of the prompts `shown`."""
     from pipelines.report import plots
     from pipelines.stages import trajectories
@@ -174,12 +182,12 @@ def subset_scores(
     first = CALIBRATION if n > max(CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
     there = scores.read_features(store, protocol.against(metric))
-    for run in exhibit.runs:
-        folder = features.folder(protocol.encoder(metric), results[run.key].row.configuration)
+    for cell in exhibit.cells:
+        folder = features.folder(protocol.encoder(metric), results[cell.key].row.configuration)
         ids, images = scores.read_features(store, folder)
         texts = scores.held_against(metric, ids, *there)
         for size in dict.fromkeys([*first, n]):
-            curves.setdefault(f"{size} prompts", []).append((run.x, metric.score(images[:size], texts[:size])))
+            curves.setdefault(f"{size} prompts", []).append((cell.x, metric.score(images[:size], texts[:size])))
     return curves
 
 
@@ -204,13 +212,13 @@ def gallery_panels(
     panels = []
     for model in exhibit.models:
         rows, texts = [], {}
-        for run in (run for run in exhibit.runs if run.model == model):
-            shards = sorted(store.names(f"images/{results[run.key].row.configuration}"))
+        for cell in (cell for cell in exhibit.cells if cell.model == model):
+            shards = sorted(store.names(f"images/{results[cell.key].row.configuration}"))
             parts = [store.table(shard, ["prompt_id", "prompt", "image"]).to_pylist() for shard in shards]
             found = {row["prompt_id"]: row for part in parts for row in part}
             own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())
             texts = {row["prompt_id"]: row["prompt"] for row in own[:PROMPTS_A_MODEL]}
-            rows.append((run.label, [decode(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
+            rows.append((cell.label, [decode(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
         panels.append((f"{model}: {names[model]}", list(texts.values()), rows))
     return panels
 

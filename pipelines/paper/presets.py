@@ -92,8 +92,8 @@ def find(
 
     preset = _preset(name)
     if preset.searched:
-        run = getattr(search, preset.method)
-        return run(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **sampling)
+        search_on = getattr(search, preset.method)
+        return search_on(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **sampling)
     found = plan(name, steps)
     if not preset.needs_model:
         return found

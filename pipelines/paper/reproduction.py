@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import postdiff
 from pipelines import evaluation
 from pipelines.engine.store import Store
-from pipelines.evaluation import Point, Protocol
+from pipelines.evaluation import Entry, Protocol
 from pipelines.paper import exhibit_text, exhibits, figures, significance, verdict
 from pipelines.paper.datasets import Options
-from pipelines.paper.exhibit import Exhibit, Run, before
+from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
 from pipelines.stages import latency, trajectories
 from pipelines.stages.generation import Configuration
@@ -37,31 +37,33 @@ class Price:
     here: Cost
 
 
-def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Run]:
-    return {run.key: run for exhibit in chosen for run in exhibit.runs}
+def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Cell]:
+    return {cell.key: cell for exhibit in chosen for cell in exhibit.cells}
 
 
-def count_costs(runs: dict[Key, Run], names: dict[str, str]) -> dict[Key, Price]:
+def count_costs(cells: dict[Key, Cell], names: dict[str, str]) -> dict[Key, Price]:
     """What every run costs."""
     found: dict[Key, Price] = {}
     for model, name in names.items():
-        keys = [key for key in runs if key[0] == model]
-        plans = [runs[key].plan for key in keys]
+        keys = [key for key in cells if key[0] == model]
+        plans = [cells[key].plan for key in keys]
         prices = postdiff.costs(plans, resolve(name))
-        shared = [key for key in keys if name == model or not runs[key].searched]
+        shared = [key for key in keys if name == model or not cells[key].searched]
         first = before(model)
-        theirs = prices if name == first else postdiff.costs([runs[key].plan for key in shared], resolve(first))
+        theirs = prices if name == first else postdiff.costs([cells[key].plan for key in shared], resolve(first))
         there = dict(zip(shared, theirs, strict=True))
         found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
     return found
 
 
-def points_of(options: Options, runs: dict[Key, Run], prices: dict[Key, Price], names: dict[str, str]) -> list[Point]:
+def entries_of(
+    options: Options, cells: dict[Key, Cell], prices: dict[Key, Price], names: dict[str, str]
+) -> list[Entry]:
     """Each run as a configuration under a job's `options`, in order. names: the paper's model -> the one that runs."""
     return [
-        Point(run.plan.name, run.label, evaluation.configure(options, names[run.model], run.plan),
+        Entry(cell.plan.name, cell.label, evaluation.configure(options, names[cell.model], cell.plan),
               prices[key].here.macs_paper, prices[key].here.flops)
-        for key, run in runs.items()
+        for key, cell in cells.items()
     ]  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def time_plans(
     timed = [exhibit for exhibit in chosen if exhibit.timed]
     found: dict[Key, Latency] = {}
     for model, name in names.items():
-        plans = {run.plan.id: run.plan for run in distinct(timed).values() if run.model == model}
+        plans = {cell.plan.id: cell.plan for cell in distinct(timed).values() if cell.model == model}
         if plans:
             first = next(exhibit for exhibit in timed if model in exhibit.models).reference(model).plan
             among = list({first.id: first, **plans}.values())
@@ -115,7 +117,7 @@ def write(
     store.put(f"{base}.tex", exhibit_text.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
-    folded = f"<details><summary>{len(exhibit.runs)} points</summary>{whole}</details>"
+    folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"
     html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
     return html, markdown
 
@@ -131,27 +133,28 @@ def make(
     """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
     answer to the paper's question, lines of a table."""
     names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
-    runs = distinct(group)
-    prices = count_costs(runs, names)
-    points = points_of(options, runs, prices, names)
+    cells = distinct(group)
+    prices = count_costs(cells, names)
+    entries = entries_of(options, cells, prices, names)
     resources = evaluation.connect(options, list(names.values()))
-    rows = evaluation.evaluate(store, points, protocol, resources)
-    configurations = {key: point.configuration for key, point in zip(runs, points, strict=True)}
+    rows = evaluation.evaluate(store, entries, protocol, resources)
+    configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
     tasks = {task.name: task for exhibit in group for task in figures.tasks(exhibit, configurations, protocol)}
     units = [task.unit for task in tasks.values()]
     evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
     results = {
-        key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in zip(runs, rows, strict=True)
+        key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in zip(cells, rows, strict=True)
     }
     made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in group]
-    models = [next(p.configuration for p in points if p.configuration.backbone == name) for name in names.values()]
+    models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
-        "sampling": f"batches of {options.batch_size}, {points[0].configuration.dtype}",
+        "sampling": f"batches of {options.batch_size}, {entries[0].configuration.dtype}",
         **protocol.facts(),
-        "runs": f"{sum(len(e.runs) for e in group)} cells, {len({p.configuration.id for p in points})} different runs",
+        "runs": f"{sum(len(e.cells) for e in group)} cells, "
+        f"{len({entry.configuration.id for entry in entries})} different runs",
     }
-    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in points}
+    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
     once = list({row.configuration: row for row in rows}.values())
     tracking.log(store, f"paper-{options.models}", protocol.facts(), once, specs, {})
     return made, facts, verdict.lines(results, names, group)

@@ -43,7 +43,7 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
     searched = any(exhibit.searches for exhibit in chosen)
     captions = searched_plans.calibration_prompts(given.prompts, given.calibration) if searched else []
     for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
-        for model, plan in {run.model: run.plan for run in exhibit.runs}.items():
+        for model, plan in {cell.model: cell.plan for cell in exhibit.cells}.items():
             evaluation.configure(settled[exhibit.dataset], names[model], plan)
     for dataset, own in settled.items():
         evaluation.check_store(own.out, protocols[dataset])

@@ -29,21 +29,21 @@ def is_clear(moved: Interval) -> bool:
 
 def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
-    found = {run: exhibit_text.change(exhibit, results, run, metric) for run in exhibit.runs}
-    known = {run: moved for run, moved in found.items() if moved}
+    found = {cell: exhibit_text.change(exhibit, results, cell, metric) for cell in exhibit.cells}
+    known = {cell: moved for cell, moved in found.items() if moved}
     if not known:
         return ""
-    sure = {run: moved for run, moved in known.items() if is_clear(moved)}
-    there = {run: exhibit_text.printed_change(exhibit, run, metric) for run in sure}
-    alike = [run for run, moved in sure.items() if (there[run] or 0) * moved.value > 0]
-    against = [exhibit.name(run) for run, moved in sure.items() if (there[run] or 0) * moved.value < 0]
+    sure = {cell: moved for cell, moved in known.items() if is_clear(moved)}
+    there = {cell: exhibit_text.printed_change(exhibit, cell, metric) for cell in sure}
+    alike = [cell for cell, moved in sure.items() if (there[cell] or 0) * moved.value > 0]
+    against = [exhibit.name(cell) for cell, moved in sure.items() if (there[cell] or 0) * moved.value < 0]
     text = f"{metric.title}: {len(sure)} of {len(known)} changes from {since} are clear"
     if 0 < len(sure) <= LISTED:
-        text += f" ({'; '.join(exhibit.name(run) for run in sure)})"
+        text += f" ({'; '.join(exhibit.name(cell) for cell in sure)})"
     if any(there.values()):
         text += f", {len(alike)} of them in the paper's direction"
         text += f" (against it: {'; '.join(against)})" if against else ""
-    unresolved = [exhibit.name(run) for run in known if run not in sure]
+    unresolved = [exhibit.name(cell) for cell in known if cell not in sure]
     if len(unresolved) > LISTED:
         return f"{text}. The other {len(unresolved)} are not resolved."
     return f"{text}. Not resolved: {'; '.join(unresolved) or 'none'}."
@@ -53,15 +53,15 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     """Of a table: every two rows of one model against each other, all at once (Bonferroni)."""
     if not exhibit.is_table:
         return ""
-    runs = [run for run in exhibit.runs if tables.measured([of(results, run).row], metric)]
+    cells = [cell for cell in exhibit.cells if tables.measured([of(results, cell).row], metric)]
     pairs = [
         (a, b)
-        for a, b in combinations(runs, 2)
+        for a, b in combinations(cells, 2)
         if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED) and of(results, a).row is not of(results, b).row
     ]
     clear, agree, against = 0, 0, []
     for a, b in pairs:
-        first, second = (of(results, run).row.interval(metric) for run in (a, b))
+        first, second = (of(results, cell).row.interval(metric) for cell in (a, b))
         moved = metric.difference(first, [(1.0, second)], len(pairs))
         if is_clear(moved):
             clear += 1

@@ -40,9 +40,9 @@ def claim(model: str, by: str, metric: str, few: bool) -> str:
 
 def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) -> list[list[str]]:
     """The paper's question for each model, lines under `HEADER`: its plans against fewer steps at equal FLOPs."""
-    asked = [(exhibit, run) for exhibit in chosen if exhibit.answers for run in exhibit.runs]
-    keys = list(dict.fromkeys((run.model, run.plan.id) for _, run in asked))
-    listed = {(run.model, run.plan.id) for exhibit, run in asked if exhibit.answers == "all" or run.values}
+    asked = [(exhibit, cell) for exhibit in chosen if exhibit.answers for cell in exhibit.cells]
+    keys = list(dict.fromkeys((cell.model, cell.plan.id) for _, cell in asked))
+    listed = {(cell.model, cell.plan.id) for exhibit, cell in asked if exhibit.answers == "all" or cell.values}
     told = []
     for model, name in names.items():
         found = {results[key].row.configuration: results[key].row for key in keys if key[0] == model}

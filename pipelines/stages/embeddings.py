@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class TextEncoding:
     name: str
     backbone: str
     dtype: str
@@ -41,13 +41,13 @@ def name(weights: str, dtype: str, batch_size: int, shard: int, shards: int) -> 
 
 def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
     tasks = [
-        Task(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
+        TextEncoding(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
         for i, shard in enumerate(shards)
     ]
     return [Unit(task.name, f"text {backbone} {dtype}", 0.01 * len(task.prompts), task) for task in tasks]
 
 
-def make(backbone: postdiff.Backbone, task: Task) -> bytes:
+def make(backbone: postdiff.Backbone, task: TextEncoding) -> bytes:
     """The embeddings of the task's prompts as a Parquet file (records.TEXT)."""
     made = postdiff.encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
     return to_bytes(made, [prompt.id for prompt in task.prompts])

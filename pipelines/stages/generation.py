@@ -85,7 +85,7 @@ def configure(
 
 
 @dataclass(frozen=True)
-class Task:
+class Generation:
     """text: the name of the prompts' embeddings in the store."""
 
     name: str
@@ -108,7 +108,7 @@ def units(
         if key not in texts:
             texts[key] = embeddings.units(of.backbone, *key, shards)
         for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
-            task = Task(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
+            task = Generation(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
             found.append(Unit(task.name, f"{of.backbone} {of.dtype}", cost * len(shard), task, (text.name,)))
     return [*chain.from_iterable(texts.values()), *found]
 
@@ -120,8 +120,8 @@ class Generator:
         self.store = store
         self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Task | embeddings.Task) -> None:
-        if isinstance(task, embeddings.Task):
+    def __call__(self, task: Generation | embeddings.TextEncoding) -> None:
+        if isinstance(task, embeddings.TextEncoding):
             self.store.put(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
             return
         of = task.configuration

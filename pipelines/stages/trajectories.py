@@ -28,7 +28,7 @@ SHOWN = 4  # prompts of a trajectory whose images are kept
 
 
 @dataclass(frozen=True)
-class Task:
+class Recording:
     kind: Literal["profile", "trajectory"]
     configuration: Configuration
     prompts: tuple[Prompt, ...]
@@ -53,7 +53,7 @@ class Watcher:
         self.store = store
         self.loaded: tuple[tuple[str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Task) -> None:
+    def __call__(self, task: Recording) -> None:
         of = task.configuration
         if self.loaded is None or self.loaded[0] != (of.backbone, of.dtype):
             self.loaded = None  # free the old one first
@@ -62,14 +62,14 @@ class Watcher:
         self.store.put(task.name, make(self.loaded[1], task))
 
 
-def _batches(task: Task) -> Iterator[tuple[slice, list[str], list[int]]]:
+def _batches(task: Recording) -> Iterator[tuple[slice, list[str], list[int]]]:
     for start in range(0, len(task.prompts), task.configuration.batch_size):
         batch = slice(start, start + task.configuration.batch_size)
         chosen = task.prompts[batch]
         yield batch, [prompt.text for prompt in chosen], [prompting.seed(prompt) for prompt in chosen]
 
 
-def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
+def _profile(backbone: postdiff.Backbone, task: Recording) -> bytes:
     from pipelines.stages import analysis
 
     of = task.configuration
@@ -82,7 +82,7 @@ def _profile(backbone: postdiff.Backbone, task: Task) -> bytes:
     return json.dumps({**value, "n": found.n}, indent=1).encode()
 
 
-def read_profile(store: Store, task: Task) -> Profile:
+def read_profile(store: Store, task: Recording) -> Profile:
     from pipelines.stages.analysis import Profile
 
     value = store.json(task.name)
@@ -90,7 +90,7 @@ def read_profile(store: Store, task: Task) -> Profile:
     return Profile(blocks, layers, value["n"])
 
 
-def _trajectory(backbone: postdiff.Backbone, task: Task) -> bytes:
+def _trajectory(backbone: postdiff.Backbone, task: Recording) -> bytes:
     """A row a step and prompt (records.TRAJECTORY)."""
     from pipelines.stages import analysis
 
@@ -118,7 +118,7 @@ class Trajectory:
     images: Sequence[Sequence[np.ndarray]]
 
 
-def read_trajectory(store: Store, task: Task) -> Trajectory:
+def read_trajectory(store: Store, task: Recording) -> Trajectory:
     rows = store.table(task.name).to_pylist()
     place = {prompt.id: at for at, prompt in enumerate(task.prompts)}
     scores = np.empty((len(task.configuration.plan), len(task.prompts)))

@@ -22,10 +22,10 @@ import compare
 TINY = ("--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30", "--workers", "1")
 
 
-def points(*args):
+def entries(*args):
     args = compare.parse(["--backbones", *args])
     among = comparison.variants(args.backbones, args.size_conditions)
-    return [variant.name for variant in among], comparison.plan_points(args, among)
+    return [variant.name for variant in among], comparison.plan_entries(args, among)
 
 
 def row(name, scores, fid=True):
@@ -44,21 +44,21 @@ def renamed(tmp_path):
 
 
 def test_a_plan_at_one_size_is_told_no_size():
-    names, groups = points("mini-sdxl", "--size-conditions", "--methods", "dense", "mixed_resolution")
+    names, groups = entries("mini-sdxl", "--size-conditions", "--methods", "dense", "mixed_resolution")
     assert names == ["target", "current"]
-    assert [[point.configuration.plan.size_condition for point in group] for group in groups] == [names]
-    assert [point.method for point in groups[0]] == ["mixed_resolution"] * 2
+    assert [[entry.configuration.plan.size_condition for entry in group] for group in groups] == [names]
+    assert [entry.method for entry in groups[0]] == ["mixed_resolution"] * 2
 
 
 def test_all_run_as_the_first_does_and_folders_of_one_name_are_told_apart(renamed):
-    names, groups = points("mini-sd", renamed, "--methods", "postdiff", "dense")
+    names, groups = entries("mini-sd", renamed, "--methods", "postdiff", "dense")
     assert names == ["mini-sd", renamed]
     for a, b in groups:
         assert a.configuration.plan == b.configuration.plan
         assert a.configuration.weights != b.configuration.weights
         assert a.configuration.guidance == b.configuration.guidance == 2.0
     assert groups[0][0].settings == "s=0.5 k=2 m=15"
-    assert points(renamed, "mini-sd", "--methods", "dense")[1][0][1].configuration.guidance == 4.0
+    assert entries(renamed, "mini-sd", "--methods", "dense")[1][0][1].configuration.guidance == 4.0
 
 
 def test_two_names_of_one_computation_become_one():

@@ -218,7 +218,7 @@ def test_the_dry_run_counts_hours_as_the_store_has_measured_them():
     assert dry_run.hours(prices, 3600, {"slow": 6.0, "fast": 3.0}) == 6.0 + 3.0 + 15 * 6.0 / 30
     assert dry_run.hours(prices, 3600, {"unknown": 1.0}) is None
     group = dry_run.Group("coco2014", 3600, tuple(exhibits.gather(["fig9"], {})))
-    plans = [run.plan.id for run in group.exhibits[0].runs]
+    plans = [cell.plan.id for cell in group.exhibits[0].cells]
     text = dry_run.text([group], {"sd15": "mini-sd"}, False, None, {"mini-sd": ("a box", dict.fromkeys(plans, 0.5))})
     assert "2.0 hours measured (a box)" in text
     assert text.endswith("in all 2.0 hours of a box, as measured there (--out has its latencies), one image at a time")

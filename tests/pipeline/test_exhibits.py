@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
-from pipelines.paper.exhibit import Exhibit, Run, before
+from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import plots, tables
 from pipelines.report.tables import Row
 from postdiff import costs, methods
@@ -51,7 +51,7 @@ def test_the_papers_lines_are_as_printed():
 def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     chosen = exhibits.gather(["all"], {"table4.ditfastattn": methods.no_cfg(19), "table3.ca_tome": methods.no_cfg(18)})
     assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
-    assert (sum(len(exhibit.runs) for exhibit in chosen), len(reproduction.distinct(chosen))) == (246, 146)
+    assert (sum(len(exhibit.cells) for exhibit in chosen), len(reproduction.distinct(chosen))) == (246, 146)
     for exhibit in chosen:
         own = {before(model) for model in exhibit.models}
         assert {exhibit.reference(model).model for model in exhibit.models} == own
@@ -71,14 +71,14 @@ def measured(value, clip, flops=2e9, macs=30.42e12):
     )
 
 
-def small(*runs):
-    return Exhibit("table9", "A test", runs)
+def small(*cells):
+    return Exhibit("table9", "A test", cells)
 
 
 def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
-    first = Run("Original", "sd15", methods.dense(), values={"tmacs": 30.42, "fid": 18.42, "clip": 30.8})
-    better = Run("Ours", "sd15", methods.postdiff(), values={"tmacs": 11.129, "fid": 16.65, "clip": 30.25})
-    lost = Run("DC", "sd15", methods.deepcache(), values={"tmacs": 17.787, "clip": 30.75}, notes=("its FID is lost",))
+    first = Cell("Original", "sd15", methods.dense(), values={"tmacs": 30.42, "fid": 18.42, "clip": 30.8})
+    better = Cell("Ours", "sd15", methods.postdiff(), values={"tmacs": 11.129, "fid": 16.65, "clip": 30.25})
+    lost = Cell("DC", "sd15", methods.deepcache(), values={"tmacs": 17.787, "clip": 30.75}, notes=("its FID is lost",))
     exhibit = small(first, better, lost)
     results = {
         ("sd15", first.plan.id): measured(5.0, 80.0),
@@ -125,39 +125,39 @@ def labelled(exhibit, results):
 
 def test_every_figure_is_drawn_with_all_of_its_points():
     for exhibit in exhibits.gather(["fig4", "fig5", "fig8"], {}):
-        results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
+        results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
         figure = plots.exhibit_plot(labelled(exhibit, results), exhibits.MINI, exhibit.metrics)
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
         points = sum(len(line.get_xdata()) for axes in panels for line in axes.lines)
-        assert points == len(exhibit.runs) * len(exhibit.metrics)
+        assert points == len(exhibit.cells) * len(exhibit.metrics)
         assert plots.as_svg(figure).startswith("<svg")
 
 
 def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
-    results = {key: measured(len(run.plan), 80.0) for key, run in reproduction.distinct([exhibit]).items()}
+    results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
     (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
-    assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.runs)
+    assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.cells)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
 
 
 def test_points_of_figures_have_what_a_table_printed_of_the_same_plan():
     fig4, fig5, fig9 = exhibits.gather(["fig4", "fig5", "fig9"], {})
-    there = {(run.curve, run.label): run.values for run in (*fig4.runs, *fig5.runs)}
+    there = {(cell.curve, cell.label): cell.values for cell in (*fig4.cells, *fig5.cells)}
     assert there["T=20", "s=0.5"] == {"fid": 15.69, "clip": 30.78}
     assert there["T=8", "s=0"] == {"fid": 20.60, "clip": 30.41}
     assert there["PostDiff s=0.5", "m=9"] == {"fid": 17.94, "clip": 28.82}
     assert there["T=20", "s=0.1"] == {}
-    assert fig9.runs[0].values["clip"] == 30.80
+    assert fig9.cells[0].values["clip"] == 30.80
 
 
 def test_seconds_are_printed_with_the_gpu_that_they_are_of():
-    runs = {run.label: run for run in exhibits.gather(["table6"], {})[0].runs}
-    assert (runs["sd15"].seconds, runs["sd15"].gpu) == (2.930, "A5000")
-    assert (runs["pixart w/ PostDiff"].seconds, runs["pixart w/ PostDiff"].gpu) == (1.382, "H100")
+    cells = {cell.label: cell for cell in exhibits.gather(["table6"], {})[0].cells}
+    assert (cells["sd15"].seconds, cells["sd15"].gpu) == (2.930, "A5000")
+    assert (cells["pixart w/ PostDiff"].seconds, cells["pixart w/ PostDiff"].gpu) == (1.382, "H100")
 
 
 def test_without_references_there_is_no_picture_of_fid_and_the_cells_say_why():
@@ -182,14 +182,14 @@ def answered(fid, clip=80.0):
         "ours": (methods.postdiff(m=5), "postdiff", 9.0, 9e8, "fig5"),
         "tome": (methods.tome(20), "tome", 1.0, 2e9, "table3"),
     }
-    results, runs = {}, {"fig4": [], "fig5": [], "table3": []}
+    results, cells = {}, {"fig4": [], "fig5": [], "table3": []}
     for name, (plan, method, value, flops, key) in plans.items():
         row = replace(measured(value, clip, flops).row, method=method, configuration=name, steps=len(plan))
         for model in ("sd15", "lcm"):
             results[model, plan.id] = replace(measured(value, clip, flops), row=row)
-            runs[key].append(Run(name, model, plan, values={"fid": 17.21} if name == "table5" else {}))
+            cells[key].append(Cell(name, model, plan, values={"fid": 17.21} if name == "table5" else {}))
     answers = {"fig4": "all", "fig5": "printed", "table3": ""}
-    chosen = [Exhibit(key, "A test", tuple(own), answers=answers[key]) for key, own in runs.items()]
+    chosen = [Exhibit(key, "A test", tuple(own), answers=answers[key]) for key, own in cells.items()]
     return verdict.lines(results, {"sd15": "mini-sd", "lcm": "mini-lcm"}, chosen)
 
 

@@ -57,10 +57,10 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
     assert all(prompt.text == " ".join(prompt.text.split()) for prompt in listed)
     exhibit = exhibits.gather(["fig6"], {})[0]
     results, store = {}, Store(str(tmp_path))
-    for at, run in enumerate(exhibit.runs):
+    for at, cell in enumerate(exhibit.cells):
         id = f"configuration{at}"
         row = Row(id, "dense", "", 20, 1, 1, 0.1, {"clip": Interval(1, 0, 2, 24)})
-        results[run.model, run.plan.id] = exhibit_text.Measured(row, 1)
+        results[cell.model, cell.plan.id] = exhibit_text.Measured(row, 1)
         pictures = [np.full((8, 8, 3), 10 * at + i, np.uint8) for i in range(24)]
         columns = {
             "prompt_id": [p.id for p in listed],

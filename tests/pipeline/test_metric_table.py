@@ -71,7 +71,7 @@ def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
     assert "toy_light_change_low" in comparison.to_csv(found).splitlines()[0]
     exhibit = exhibits.gather(["fig9"], {})[0]
     step = StepCost(1, 1, 1, {})
-    results = {(run.model, run.plan.id): exhibit_text.Measured(rows[0], Cost((step,))) for run in exhibit.runs}
+    results = {(cell.model, cell.plan.id): exhibit_text.Measured(rows[0], Cost((step,))) for cell in exhibit.cells}
     assert {"toy", "toy_low", "toy_change_high"} <= set(
         exhibit_text.to_csv(exhibit, results, "p").splitlines()[0].split(",")
     )
