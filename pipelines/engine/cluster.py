@@ -25,7 +25,8 @@ class Unit:
     """A piece of work that commits one file.
 
     name: that file; group: what a worker keeps loaded between units (a backbone); cost: relative, for the order and
-    the progress bar; task: what the handler is called with; needs: names of units that must be done before.
+    the progress bar; task: what the handler is called with; needs: names of units that must be done before; rides: it
+    can be made by the worker that makes its last need, from memory; on_demand: made only for others that need it.
     """
 
     name: str
@@ -33,15 +34,31 @@ class Unit:
     cost: float
     task: object
     needs: tuple[str, ...] = ()
+    rides: bool = False
+    on_demand: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds. longest: of a unit whose pace is not known yet; overdue: times the slowest pace of its group, once it is
+    known, but not under `shortest`; start: of a worker; away: of a store that does not answer."""
+
+    longest: float = 7200.0
+    shortest: float = 600.0
+    overdue: float = 20.0
+    start: float = 600.0
+    away: float = 1800.0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """workers: actors; threads: CPU threads of each; gpus: GPUs of each, and Ray pins it to them."""
+    """workers: actors; threads: CPU threads of each; gpus: GPUs of each, and Ray pins it to them; limits: of each
+    run."""
 
     workers: int
     threads: int = 1
     gpus: float = 0
+    limits: Limits = Limits()
 
 
 def in_a_cluster() -> bool:

@@ -1,50 +1,53 @@
-"""Units of work on Ray actors, and tasks: the only file that imports ray.
+"""Units of work on Ray actors: the only file that imports ray.
 
 Plain actors and a `ray.wait` loop of our own. Ray restarts and retries nothing (`max_restarts=0`,
-`max_task_retries=0`): the loop owns the retries, asks the store whether a dead worker had committed before it died,
-and sets a unit aside after `ATTEMPTS`. Execution is at least once; the commit, one atomic write under a fixed name, is
-what happens exactly once. Only a worker that has answered is given work, and one unit at a time; a worker that failed
-is replaced, since a GPU or a disk that failed one unit would fail the next.
+`max_task_retries=0`): the loop owns the retries, and asks the store whether a unit was committed before it gives it
+again. `queue` decides what is next and what a failure means. Execution is at least once; the commit, one atomic write
+under a fixed name, is what happens exactly once. Only a worker that has answered is given work, and one unit at a time;
+a worker that failed is replaced, since a GPU or a disk that failed one unit would fail the next.
 """
 
 import os
 import platform
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from tqdm import tqdm
 
 from pipelines.engine import cluster
 from pipelines.engine.cluster import Resources, Unit, WorkersError, in_a_cluster
+from pipelines.engine.loop import Failed, Loop
+from pipelines.engine.queue import Queue
 from postdiff.terminal import one_line
 
 BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
-ATTEMPTS = 3
-# Units that fail for the first time with none done between them: then it is not the units that are wrong. Deaths are
-# given more room, since a cluster of spot machines can lose all of its workers at once.
-ERRORS_IN_A_ROW, DEATHS_IN_A_ROW_A_WORKER = 5, 10
-# A unit hangs after so many times the slowest pace seen, within these seconds; before any pace is seen, the longest.
-OVERDUE, SHORTEST, LONGEST = 20, 600.0, 7200.0
 
 
 class _Worker:
-    def __init__(self, make_handler: Callable[[], Callable], gpus: float):
+    def __init__(self, gpus: float):
         if not gpus:  # Ray leaves a machine's GPUs visible to a worker that has none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self.handle = make_handler()
 
-    def ready(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        """Node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def run(self, task) -> None:
-        self.handle(task)
+    def start(self, make_handler: Callable[[], Callable]) -> bool:
+        """Whether its handler reads ahead."""
+        self.handle: Any = make_handler()
+        return hasattr(self.handle, "ahead")
+
+    def run(self, task, riders: tuple) -> tuple[str, ...]:
+        """Names of the riders that were committed with `task`."""
+        return tuple((self.handle(task, riders) if riders else self.handle(task)) or ())
+
+    @ray.method(concurrency_group="ahead")  # beside `run`
+    def ahead(self, task) -> None:
+        self.handle.ahead(task)
 
 
 def connect() -> None:
@@ -93,22 +96,57 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-@dataclass
-class _Run:
-    """What the loop knows. Every unit is in `queue`, with an actor in `busy`, in `failed`, or done."""
+class _Crew:
+    """`loop.Crew`, of Ray actors."""
 
-    workers: int
-    queue: deque[Unit]
-    open: set[str]  # names of units in `queue` or `busy`
-    starting: dict[Any, Any] = field(default_factory=dict)  # ray reference -> actor
-    busy: dict[Any, tuple[Any, Unit, float]] = field(default_factory=dict)  # reference -> actor, its unit, since when
-    idle: list[Any] = field(default_factory=list)
-    attempts: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, str] = field(default_factory=dict)
-    errors: int = 0  # units that failed for the first time since one was done, by an exception or a hang
-    deaths: int = 0  # the same, by the death of their worker
-    in_vain: int = 0  # workers that did not start since one did
-    slowest: dict[str, float] = field(default_factory=dict)  # seconds a unit of cost, by group
+    def __init__(self, resources: Resources):
+        self.resources = resources
+        self.kind = ray.remote(concurrency_groups={"ahead": 1})(_Worker)
+
+    def start(self, without: Collection[str]) -> Any:
+        return self.kind.options(
+            num_cpus=self.resources.threads,  # Ray sets OMP_NUM_THREADS to it
+            num_gpus=self.resources.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            label_selector={"ray.io/node-id": f"!in({','.join(without)})"} if without else None,
+        ).remote(self.resources.gpus)
+
+    def call(self, worker: Any, method: str, *args: Any) -> Any:
+        return getattr(worker, method).remote(*args)
+
+    def wait(self, references: Collection[Any], seconds: float) -> list[Any]:
+        ready, others = ray.wait([*references], num_returns=1, timeout=seconds)
+        if ready and others:
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return ready
+
+    def answer(self, reference: Any) -> Any:
+        try:
+            return ray.get(reference, timeout=0)
+        except GetTimeoutError:
+            return None
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Failed(f"{type(cause).__name__}: {cause}", cause)
+        except RayError as error:
+            preempted = isinstance(error, RayActorError) and error.preempted
+            lost = preempted or isinstance(error, OutOfMemoryError)
+            return Failed(f"worker died: {error}", died=True, lost=lost)
+
+    def kill(self, worker: Any) -> None:
+        ray.kill(worker)
+
+    def nodes(self) -> dict[str, tuple[str, bool]]:
+        of, up = self.resources, [node for node in ray.nodes() if node["Alive"]]
+        return {
+            node["NodeID"]: (
+                node["NodeManagerAddress"],
+                node["Resources"].get("GPU", 0) >= of.gpus and node["Resources"].get("CPU", 0) >= of.threads,
+            )
+            for node in up
+        }
 
 
 def run(
@@ -118,165 +156,44 @@ def run(
     resources: Resources,
     description: str = "units",
     on_worker: Callable[[int], None] | None = None,
+    done: Collection[str] = (),
+    set_aside: Callable[[str], object] | None = None,
 ) -> dict[str, str]:
-    """Run every unit; returns {name: reason} of those set aside after `ATTEMPTS` failures.
+    """Run every unit that is not `done`, in the order of their needs; returns {name: reason} of those set aside.
+
+    Nodes that are left out, and files that were damaged and made again, are told in a line each.
 
     Args:
-        make_handler: called once in each worker, in its own process; the handler it returns is called with a task.
-        is_committed: whether a name is in the store, asked only after a worker's death.
+        make_handler: called once in each worker, in its own process; the handler that it returns is called with a task,
+            and with the tasks of its riders where it has any: it returns the names of those that it committed as well.
+            Where it has a method `ahead`, that is told, beside, which task likely comes next.
+        is_committed: whether a name is in the store, asked after a unit failed.
         on_worker: told the process id of every worker that comes up.
+        set_aside: takes a file that a handler could not read (an error with its `name` in the store) out of the store.
 
-    Raises: WorkersError if workers cannot be started at all, or unit after unit fails.
+    Raises: WorkersError if workers cannot be started at all, unit after unit fails on more than half of the nodes, or
+        the store is away for too long.
     """
-    # What others need first; by group, so that weights stay loaded; the longest first, so that none is left alone at
-    # the end.
-    ordered = sorted(units, key=lambda u: (bool(u.needs), u.group, -u.cost, u.name))
-    state = _Run(resources.workers, deque(ordered), {unit.name for unit in units})
-    actor_class = ray.remote(_Worker).options(
-        num_cpus=resources.threads,  # Ray sets OMP_NUM_THREADS to it
-        num_gpus=resources.gpus,
-        max_restarts=0,
-        max_task_retries=0,
-        scheduling_strategy="SPREAD",
-    )
-    bar = tqdm(
-        total=sum(u.cost for u in units) or 1,
-        desc=description,
-        bar_format=BAR.format(""),
-        mininterval=1,
-    )
-    done = 0
+    queue = Queue(units, done, resources.limits)
+    whole = {name: queue.units[name].cost for name in queue.open}
+    loop = Loop(queue, _Crew(resources), resources, make_handler, is_committed, set_aside, on_worker)
+    bar = tqdm(total=sum(whole.values()) or 1, desc=description, bar_format=BAR.format(""), mininterval=1)
     try:
-        while state.queue or state.busy:
-            _give_work(state, lambda: actor_class.remote(make_handler, resources.gpus))
-            if not state.busy and not state.starting:
-                if state.queue:
-                    raise WorkersError(f"{state.queue[0].name} and others need each other", state.failed)
-                break  # all that was left needed what failed
-            finished, _ = ray.wait([*state.busy, *state.starting], num_returns=1, timeout=5)
-            for ref in dict.fromkeys([*finished, *_overdue(state)]):  # a unit may have finished late
-                if ref in state.starting:
-                    _started(ref, state, on_worker)
-                    continue
-                cost = state.busy[ref][1].cost
-                if _settle(ref, state, is_committed):
-                    done += 1
-                    bar.update(min(cost, bar.total - bar.n))  # sums of floats depend on the order
+        while queue.open:
+            for name in loop.turn():
+                bar.update(min(whole.pop(name, 0.0), bar.total - bar.n))  # sums of floats depend on the order
             if bar.n >= 0.02 * bar.total:  # before, starting workers and encoding text would be taken for the pace
                 bar.bar_format = BAR.format(", {remaining} to go")
-            waiting = f", {len(state.starting)} workers starting" if state.starting else ""
-            bar.set_postfix_str(f"{done}/{len(units)} units{waiting}", refresh=False)
+            starting = sum(actor.unit is None for actor in loop.waiting.values())
+            waiting = f", {starting} workers starting" if starting else ""
+            bar.set_postfix_str(f"{loop.made}/{loop.made + len(queue.open)} units{waiting}", refresh=False)
     finally:
         bar.close()
-        for actor in [*state.idle, *state.starting.values(), *(actor for actor, _, _ in state.busy.values())]:
-            ray.kill(actor)
-    return state.failed
-
-
-def _give_work(state: _Run, start: Callable[[], Any]) -> None:
-    """Start the workers that are missing, and give those that are idle their next unit, or their leave."""
-    wanted = min(state.workers, len(state.queue) + len(state.busy))
-    for _ in range(wanted - len(state.starting) - len(state.busy) - len(state.idle)):
-        actor = start()
-        state.starting[actor.ready.remote()] = actor
-    while state.idle and (unit := _next(state)):
-        actor = state.idle.pop()
-        state.busy[actor.run.remote(unit.task)] = (actor, unit, time.monotonic())
-    while state.idle and not state.queue:  # nothing is left; kept, it could die unseen and be given a retry
-        ray.kill(state.idle.pop())
-
-
-def _next(state: _Run) -> Unit | None:
-    """Take the first unit of the queue whose needs are done. What needs a unit that was set aside is set aside too."""
-    i = 0
-    while i < len(state.queue):
-        unit = state.queue[i]
-        lost = next((name for name in unit.needs if name in state.failed), None)
-        if lost:
-            state.failed[unit.name] = f"needs {lost}, which failed"
-            state.open.discard(unit.name)
-            del state.queue[i]
-        elif state.open.intersection(unit.needs):
-            i += 1
-        else:
-            del state.queue[i]
-            return unit
-    return None
-
-
-def _overdue(state: _Run) -> list:
-    """Units that take so much longer than any before that they must hang."""
-    late = []
-    for ref, (_, unit, since) in state.busy.items():
-        pace = state.slowest.get(unit.group)
-        allowed = max(SHORTEST, OVERDUE * pace * unit.cost) if pace else LONGEST
-        if time.monotonic() - since > allowed:
-            late.append(ref)
-    return late
-
-
-def _started(ref, state: _Run, on_worker: Callable[[int], None] | None) -> None:
-    """Take in a worker that came up. One that never does (a broken import, no memory) is not replaced for ever."""
-    actor = state.starting.pop(ref)
-    try:
-        pid = ray.get(ref)
-    except RayError as error:
-        state.in_vain += 1
-        if state.in_vain >= ATTEMPTS * state.workers and not state.busy and not state.idle:
-            cause = str(error).strip().rpartition("\n")[2]  # the last line of a worker's traceback
-            raise WorkersError(f"workers do not start ({state.in_vain} tries): {cause}", state.failed) from error
-        return
-    state.in_vain = 0
-    state.idle.append(actor)
-    if on_worker:
-        on_worker(pid)
-
-
-def _settle(ref, state: _Run, is_committed: Callable[[str], bool]) -> bool:
-    """Settle one unit: done (True), queued again, or set aside."""
-    actor, unit, since = state.busy.pop(ref)
-    died = False
-    try:
-        ray.get(ref, timeout=0)
-        state.idle.append(actor)
-        pace = (time.monotonic() - since) / unit.cost
-        state.slowest[unit.group] = max(state.slowest.get(unit.group, 0.0), pace)
-        state.open.discard(unit.name)
-        state.errors = state.deaths = 0
-        return True
-    except GetTimeoutError:
-        reason = f"hung: no answer after {time.monotonic() - since:.0f} s"
-    except RayTaskError as error:
-        reason = f"{type(error.cause).__name__}: {error.cause}"
-    except RayError as error:
-        with suppress(OSError):  # a store that does not answer: the unit is done again, to the same bytes
-            if is_committed(unit.name):  # it died between its commit and its answer
-                state.open.discard(unit.name)
-                return True
-        reason, died = f"worker died: {error}", True
-    ray.kill(actor)
-    state.attempts[unit.name] += 1
-    if state.attempts[unit.name] == 1:  # a second failure says more about the unit than about the machine
-        state.errors, state.deaths = state.errors + (not died), state.deaths + died
-    if state.errors >= ERRORS_IN_A_ROW or state.deaths >= DEATHS_IN_A_ROW_A_WORKER * state.workers:
-        raise WorkersError(
-            f"{state.errors + state.deaths} units failed in a row; the last, {unit.name}: {reason}", state.failed
-        )
-    if state.attempts[unit.name] >= ATTEMPTS:
-        state.failed[unit.name] = reason
-        state.open.discard(unit.name)
-    else:
-        state.queue.append(unit)
-    return False
-
-
-def map_tasks(function: Callable, items: Sequence, threads: int = 1) -> Iterator:
-    """`function(item)` for every item, each a Ray task that may be retried; results in the items' order.
-
-    Raises: WorkersError if one fails.
-    """
-    task = ray.remote(function).options(num_cpus=threads, max_retries=ATTEMPTS)
-    yield from map(_get, [task.remote(item) for item in items])
+        loop.stop()
+        for name, count in queue.damaged.items():
+            again = f", {count} times" if count > 1 else ""
+            print(f"{name} was damaged: set aside as .bad{again}, and made again", file=sys.stderr)
+    return queue.failed
 
 
 def _get(ref) -> Any:

@@ -14,8 +14,8 @@ import ray
 
 from pipelines import evaluation
 from pipelines.engine import cluster, workers
+from pipelines.engine.cluster import Limits, Resources, Unit
 from pipelines.engine.store import Store
-from pipelines.engine.workers import Resources, Unit
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -132,10 +132,7 @@ def test_a_worker_that_failed_is_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 7
 
 
-def test_a_unit_that_hangs_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "SHORTEST", 8.0)
-    monkeypatch.setattr(workers, "LONGEST", 8.0)
-
+def test_a_unit_that_hangs_is_tried_again(tmp_path):
     def make():
         def handle(task):
             if task == 2 and not (tmp_path / "hung").exists():
@@ -145,7 +142,8 @@ def test_a_unit_that_hangs_is_tried_again(tmp_path, monkeypatch):
         return handle
 
     began = time.monotonic()
-    assert workers.run(make_units(4), make, lambda name: False, Resources(2)) == {}
+    limits = Limits(longest=4.0, shortest=4.0)
+    assert workers.run(make_units(4), make, lambda name: False, Resources(2, limits=limits)) == {}
     assert (tmp_path / "hung").exists()
     assert time.monotonic() - began < 120
 
@@ -254,26 +252,22 @@ def test_the_cluster_that_runs_is_found():
     cluster.probe("auto")
 
 
-def test_a_failed_task_is_one_line():
+def test_what_runs_alone_and_fails_is_one_line():
     def fail(x):
         return {}[x]
 
     with pytest.raises(workers.WorkersError) as failed:
-        list(workers.map_tasks(fail, ["a key"]))
+        workers._get(ray.remote(fail).remote("a key"))
     assert str(failed.value) == "a task failed: KeyError: 'a key'"
-
-
-def test_map_keeps_the_order():
-    assert list(workers.map_tasks(lambda x: x * x, [3, 1, 2])) == [9, 1, 4]
 
 
 def test_each_worker_is_pinned_to_its_gpu(tmp_path):
     script = f"""
 import os, time, ray
 from pipelines.engine import workers
-from pipelines.engine.workers import Resources, Unit
+from pipelines.engine.cluster import Resources, Unit
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-assert workers.default_resources() == Resources(2, gpus=1)
+assert workers.default_resources() == Resources(2, threads=2, gpus=1)
 assert not workers.cluster_has_gpus()  # a machine of our own: its process needs no Ray
 os.environ["RAY_ADDRESS"] = "the cluster that is joined"
 assert workers.cluster_has_gpus()

@@ -1,0 +1,242 @@
+"""The workers and what they answer: who is started, given work, replaced. Without Ray, which is behind a `Crew`."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from pipelines.engine.cluster import Resources, Unit, WorkersError
+from pipelines.engine.queue import ATTEMPTS, DAMAGES, Queue
+from postdiff.terminal import one_line
+
+LOOK, PAUSE = 10.0, 5.0  # seconds: between looks at what nodes there are; of a unit whose store did not answer
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What came instead of an answer. cause: what the handler raised; died: the worker is gone, and `lost`: not by
+    itself, but with its node or for its node's lack of memory."""
+
+    reason: str
+    cause: Exception | None = None
+    died: bool = False
+    lost: bool = False
+
+
+class Crew(Protocol):
+    """Workers as processes somewhere. A call returns a reference at once, that `wait` and `answer` take."""
+
+    def start(self, without: Collection[str]) -> Any:
+        """A new worker, on none of the nodes `without`."""
+
+    def call(self, worker: Any, method: str, *args: Any) -> Any: ...
+
+    def wait(self, references: Collection[Any], seconds: float) -> list[Any]:
+        """Those that are answered, as soon as one is."""
+
+    def answer(self, reference: Any) -> Any:
+        """What was returned, `Failed`, or None while there is no answer."""
+
+    def kill(self, worker: Any) -> None: ...
+
+    def nodes(self) -> dict[str, tuple[str, bool]]:
+        """{node that is up: its address, and whether it has what one worker needs}."""
+
+
+@dataclass(eq=False)
+class Actor:
+    """A worker. method: what its answer is awaited to, since when. group: of what it has loaded."""
+
+    worker: Any
+    method: str = ""
+    since: float = 0.0
+    node: str = ""
+    process: int = 0
+    reads_ahead: bool = False
+    unit: Unit | None = None
+    group: str = ""
+
+
+class Loop:
+    """The actors, and what they answer. waiting: {reference: the actor that is to answer}."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        crew: Crew,
+        resources: Resources,
+        make_handler: Callable[[], Callable],
+        is_committed: Callable[[str], bool],
+        set_aside: Callable[[str], object] | None = None,
+        on_worker: Callable[[int], None] | None = None,
+    ):
+        self.queue, self.crew, self.resources, self.make_handler = queue, crew, resources, make_handler
+        self.is_committed, self.set_aside, self.on_worker = is_committed, set_aside, on_worker
+        self.waiting: dict[Any, Actor] = {}
+        self.idle: list[Actor] = []
+        self.addresses: dict[str, str] = {}  # of the nodes that are up
+        self.told: set[str] = set()  # nodes that are left out
+        self.made = 0
+        self.in_vain = 0  # workers that were lost before they had a node, since one had
+        self.looked = self.rested = -LOOK
+        self.away_since: float | None = None
+
+    def turn(self) -> list[str]:
+        """Start workers, give work, and take in answers; returns names of units that are done.
+
+        Raises: WorkersError where `run` does.
+        """
+        now = time.monotonic()
+        if now - self.looked > LOOK:
+            self._look()
+        if self.queue.resting and now - self.rested > PAUSE:
+            self.queue.wake()
+        wanted = min(self.resources.workers, len(self.queue.open))
+        for _ in range(wanted - len(self.waiting) - len(self.idle)):
+            worker = self.crew.start(self.queue.out.keys())
+            self._call(Actor(worker), "where")
+        self._give_work()
+        if not self.waiting:
+            time.sleep(0.1)
+            return []
+        ready = self.crew.wait(self.waiting.keys(), PAUSE)
+        late = [ref for ref, actor in self.waiting.items() if self._overdue(actor)]
+        done = [name for ref in dict.fromkeys([*ready, *late]) for name in self._take_in(ref)]
+        for node in self.queue.out.keys() - self.told:
+            self.told.add(node)
+            where = f"node {self.addresses.get(node, '?')} ({node[:8]})"
+            tqdm.write(one_line(f"{where} is left out: {self.queue.out[node]}"), file=sys.stderr)
+        return done
+
+    def stop(self) -> None:
+        for actor in [*self.idle, *self.waiting.values()]:
+            self.crew.kill(actor.worker)
+
+    def _look(self) -> None:
+        """Which nodes are there?"""
+        self.looked = time.monotonic()
+        found = self.crew.nodes()
+        self.queue.gone(self.addresses.keys() - found.keys())
+        self.addresses = {node: address for node, (address, _) in found.items()}
+        self.queue.nodes = {node for node, (_, fits) in found.items() if fits}
+
+    def _call(self, actor: Actor, method: str, *args: Any) -> None:
+        actor.method, actor.since = method, time.monotonic()
+        self.waiting[self.crew.call(actor.worker, method, *args)] = actor
+
+    def _give_work(self) -> None:
+        """Each idle worker's next unit, or its leave: kept without work, it could die unseen."""
+        idle, self.idle = self.idle, []
+        up = Counter(actor.node for actor in [*idle, *self.waiting.values()] if actor.node not in {"", *self.queue.out})
+        for actor in idle:
+            if actor.node in self.queue.out or len(self.queue.open) == len(self.queue.busy):
+                self._dismiss(actor)
+                continue
+            elsewhere = len(up) > 1
+            unit = self.queue.take(actor, actor.node, actor.group, elsewhere)
+            if unit is None:
+                self.idle.append(actor)
+                continue
+            actor.unit, actor.group = unit, unit.group or actor.group
+            self._call(actor, "run", unit.task, tuple(rider.task for rider in self.queue.riders(unit.name)))
+            if actor.reads_ahead and (following := self.queue.hint(actor, actor.node, actor.group, elsewhere)):
+                self.crew.call(actor.worker, "ahead", following.task)
+
+    def _dismiss(self, actor: Actor) -> None:
+        self.crew.kill(actor.worker)
+        self.queue.release(actor)
+
+    def _overdue(self, actor: Actor) -> bool:
+        """A worker that is not placed yet waits for room: the cluster may be bringing it."""
+        took = time.monotonic() - actor.since
+        if actor.unit:
+            return self.queue.overdue(actor.unit.name, took)
+        return actor.method == "start" and took > self.resources.limits.start
+
+    def _take_in(self, reference: Any) -> list[str]:
+        """Take in an answer, or that there is none; returns names of units that are done."""
+        actor = self.waiting.pop(reference)
+        took = time.monotonic() - actor.since
+        answer = self.crew.answer(reference)
+        if answer is None:
+            answer = Failed(f"hung: no answer after {took:.0f} s")
+        unit, actor.unit = actor.unit, None
+        if unit and isinstance(answer, Failed):
+            return self._not_done(actor, unit, answer)
+        if isinstance(answer, Failed):
+            self._not_started(actor, answer)
+        elif unit:
+            self.idle.append(actor)
+            self.away_since = None
+            return self._done(actor, unit, took, lambda name: name in answer)
+        elif actor.method == "where":
+            self.in_vain = 0
+            actor.node, actor.process = answer
+            self._call(actor, "start", self.make_handler)
+        else:
+            self.idle.append(actor)
+            actor.reads_ahead = answer
+            self.queue.started(actor.node)
+            if self.on_worker:
+                self.on_worker(actor.process)
+        return []
+
+    def _done(self, actor: Actor, unit: Unit, took: float, rode: Callable[[str], bool]) -> list[str]:
+        names = [unit.name, *(rider.name for rider in self.queue.riders(unit.name) if rode(rider.name))]
+        self.queue.finished(names, actor.node, took)
+        self.made += len(names)
+        return names
+
+    def _not_done(self, actor: Actor, unit: Unit, failed: Failed) -> list[str]:
+        """Settle a unit that was not answered; returns names of units that are done for all that."""
+        file = getattr(failed.cause, "name", None) if isinstance(failed.cause, ValueError) else None
+        if file and self.set_aside and self.queue.damaged[file] < DAMAGES:
+            self.idle.append(actor)  # there is nothing wrong with it
+            is_new = self.queue.is_new(unit.name, file)
+            try:
+                if is_new:
+                    self.set_aside(file)
+            except OSError as error:
+                self._rest(unit, error)
+            else:
+                self.queue.damage(unit.name, file, is_new)
+            return []
+        self._dismiss(actor)
+        try:
+            if self.is_committed(unit.name):  # it died, or was cut off, between its commit and its answer
+                return self._done(actor, unit, 0.0, self.is_committed)
+        except OSError as error:
+            self._rest(unit, error)
+            return []
+        if failed.died:
+            self._look()
+        if failed.lost or actor.node not in self.addresses:
+            self.queue.lost(unit.name, failed.reason)
+        else:
+            self.queue.failure(unit.name, failed.reason, actor.node, failed.died)
+        return []
+
+    def _rest(self, unit: Unit, error: OSError) -> None:
+        """The store is away: that is no failure of the unit, which waits."""
+        self.rested = time.monotonic()
+        self.away_since = self.away_since or self.rested
+        away = self.rested - self.away_since
+        if away > self.resources.limits.away:
+            raise WorkersError(f"the store has not answered for {away:.0f} s: {one_line(error)}", self.queue.failed)
+        self.queue.rest(unit.name)
+
+    def _not_started(self, actor: Actor, failed: Failed) -> None:
+        """A worker that never comes up (a broken import, no memory, a hang) is not replaced for ever."""
+        self._dismiss(actor)
+        self._look()
+        reason = failed.reason.strip().rpartition("\n")[2]  # the last line of a worker's traceback
+        if actor.node in self.addresses:
+            self.queue.not_started(actor.node, reason)
+        elif not actor.node:
+            self.in_vain += 1
+            if self.in_vain >= ATTEMPTS * self.resources.workers:
+                raise WorkersError(f"workers do not start ({self.in_vain} tries): {reason}", self.queue.failed)
