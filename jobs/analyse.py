@@ -9,7 +9,6 @@ Of the paper's own models `jobs/reproduce.py fig3 fig7 fig12` shows the same.
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
@@ -18,7 +17,7 @@ from pipelines import command_line, evaluation, options
 from pipelines.options import Backbone, Limit, Out
 from pipelines.paper import exhibits, figures
 from pipelines.report import plots
-from pipelines.stages import trajectories
+from pipelines.stages import trajectories, worker
 from pipelines.stages.trajectories import Recording
 from postdiff import methods
 from postdiff.models.checkpoints import resolve
@@ -44,7 +43,7 @@ def run(given: Options) -> None:
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
-    evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
+    worker.run_all(units, store, resources, "steps")
 
     found = trajectories.read_profile(store, profile)
     store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{given.backbone}, {steps} steps")))

@@ -33,9 +33,10 @@ def run(given: Options) -> None:
         return print(sweeps.dry_run(given, entries, protocol))
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    rows = evaluation.evaluate(store, entries, protocol, resources)
+    evaluated = evaluation.evaluate(store, entries, protocol, resources)
     with doing("writing the report"):
-        print(sweeps.write_report(given, store, entries, rows, protocol, time.time() - began))
+        print(sweeps.write_report(given, store, entries, evaluated, protocol, time.time() - began))
+    evaluated.check()
 
 
 def parse(argv: list[str] | None = None) -> Options:

@@ -24,8 +24,9 @@ def run(given: Options) -> None:
     evaluation.check_store(given.out, protocol)
     resources = evaluation.connect(given, given.backbones)
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    rows = evaluation.evaluate(store, [entry for group in groups for entry in group], protocol, resources)
-    print(comparison.write(store, among, groups, rows, protocol))
+    evaluated = evaluation.evaluate(store, [entry for group in groups for entry in group], protocol, resources)
+    print(comparison.write(store, among, groups, evaluated, protocol))
+    evaluated.check()
 
 
 def parse(argv: list[str] | None = None) -> Options:

@@ -96,7 +96,7 @@ def run(options: Options) -> None:
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
         stores.append(evaluation.open_store(folder, protocol))
         listed = [entries[c.plan.id] for c in left]
-        evaluation.evaluate(stores[-1], listed, protocol, resources)
+        evaluation.evaluate(stores[-1], listed, protocol, resources).check()  # plans are ranked whole, or not at all
         values = score(stores, protocol, listed, metric)
         for c, value in zip(left, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)

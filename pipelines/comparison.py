@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import postdiff
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
-from pipelines.evaluation import Entry, Protocol
+from pipelines.evaluation import Entry, Evaluated, Protocol
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import shown
 from pipelines.options import Options as Evaluation
@@ -172,20 +172,28 @@ def to_csv(found: list[Compared]) -> str:
 
 
 def write(
-    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Entry]], rows: list[Row], protocol: Protocol
+    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Entry]], evaluated: Evaluated, protocol: Protocol
 ) -> str:
-    """Write compare.md, .csv and .html; returns what is to be printed. rows: of all `groups`, in order."""
+    """Write compare.md, .csv and .html; returns what is to be printed. evaluated: all `groups`, in order.
+
+    Raises: Stopped if no plan is complete with all variants.
+    """
     from pipelines.engine import workers
     from pipelines.report import document
 
     names = [variant.name for variant in among]
-    found = compare(names, [rows[i : i + len(among)] for i in range(0, len(rows), len(among))])
+    rows = [evaluated.rows[i : i + len(among)] for i in range(0, len(evaluated.rows), len(among))]
+    whole = [[row for row in group if row] for group in rows if all(group)]
+    if not whole:
+        evaluated.check()
+    found = compare(names, whole)
     lines, of = cells(found), groups[0][0].configuration
     models = zip(names, (entry.configuration for entry in groups[0]), strict=True)
     facts = {
         "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
         "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",
         **protocol.facts(),
+        **evaluated.facts,
         "machine": workers.machine(),
         "commit": document.commit(),
     }
@@ -198,4 +206,5 @@ def write(
     markdown = tables.markdown(header(), lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())
-    return f"{markdown}\n{answer(found)}\n\nreport: {store.shown}/compare.html"
+    lacking = "".join(f"\nmissing: {told}" for told in evaluated.facts.values())
+    return f"{markdown}\n{answer(found)}\n{lacking}\nreport: {store.shown}/compare.html"

@@ -3,18 +3,15 @@
 What is wrong with the options is told in seconds: Ray and torch are imported when there is work for them.
 """
 
-import json
-import platform
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pipelines import protocols
 from pipelines.data import coco, prompts
-from pipelines.engine.cluster import Resources, Unit, WorkersError, in_a_cluster
+from pipelines.engine.cluster import Limits, Resources, Stopped, Unit, in_a_cluster
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
@@ -22,11 +19,10 @@ from pipelines.metrics import encoders
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.options import Options, read_prompts
 from pipelines.report import tables
-from pipelines.stages import features, generation, scores
+from pipelines.stages import features, generation, scores, worker
 from pipelines.stages.generation import Configuration
 from postdiff.models.checkpoints import resolve
 from postdiff.plan import Plan
-from postdiff.terminal import doing
 
 
 @dataclass(frozen=True)
@@ -191,40 +187,86 @@ def connect(options: Options, backbones: Sequence[str]) -> Resources:
                 f"{name} is made for GPUs and none is up: --gpus-per-worker 1 --workers N asks the cluster for "
                 "them, --gpus-per-worker 0 runs it on CPUs (with --dtype float32)"
             )
-    return resources
+    longest = 60 * options.hang_after
+    return replace(resources, limits=Limits(longest=longest, shortest=min(Limits.shortest, longest)))
 
 
-def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources) -> list[tables.Row]:
-    """One row an entry; two of one configuration share its images. Raises SystemExit if units keep failing."""
-    from pipelines.engine import workers
+@dataclass(frozen=True)
+class Evaluated:
+    """rows: one an entry, None where its configuration is not complete. missing: {how tables name it: why}. failed: in
+    words, the units that were set aside."""
 
+    rows: list[tables.Row | None]
+    missing: dict[str, str]
+    failed: str = ""
+
+    @property
+    def complete(self) -> list[tables.Row]:
+        return [row for row in self.rows if row]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a report says of that."""
+        told = "; ".join(f"{name} ({why})" for name, why in self.missing.items())
+        return {"missing": f"{len(self.missing)} configurations: {told}"} if self.missing else {}
+
+    def check(self) -> None:
+        """Raises Stopped if a unit was set aside: a job ends with it, whatever it could report."""
+        if self.failed:
+            lacking = f"{len(self.missing)} configurations are missing: " if self.missing else ""
+            raise Stopped(f"{lacking}{self.failed}")
+
+
+def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources) -> Evaluated:
+    """Make what the store lacks: text, images, features and scores, each when what it needs is there, with no barrier.
+
+    A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
+    """
+    units, tasks = graph(store, entries, of)
+    failed = worker.run(units, store, resources, "units")
+    rows: list[tables.Row | None] = []
+    missing = {}
+    for entry in entries:
+        name = tasks[entry.configuration.id].name
+        rows.append(None if name in failed else to_row(entry, scores.read(store, name)))
+        if name in failed:
+            label = tables.name(entry.method, len(entry.configuration.plan), entry.settings)
+            missing[f"{entry.configuration.backbone} {label}"] = failed[name]
+    found = Evaluated(rows, missing, worker.told(failed, store) if failed else "")
+    if not found.complete:
+        found.check()
+    return found
+
+
+def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Unit], dict[str, scores.Scoring]]:
+    """All units of an evaluation, and {id of a configuration: its score}."""
     shards, reference = of.shards, list(of.reference)
     different = {entry.configuration.id: entry for entry in entries}
     costs = [entry.flops / 1e9 for entry in different.values()]
     units = generation.units([entry.configuration for entry in different.values()], shards, costs)
-    run_units(units, partial(generation.Generator, store), store, resources, "images")
     metrics = [metric for metric in METRICS.values() if not of.lacks(metric)]
-    units = []
+    shared = []  # features that all configurations are held against
     for encoder in dict.fromkeys(of.encoder(metric) for metric in metrics if metric.needs == "prompts"):
-        units += features.prompt_units(encoder, shards)
+        shared += features.prompt_units(encoder, shards)
     if reference:
-        units += features.reference_units(of.fid, reference)
-    images = {id: [shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards))] for id in different}
-    for encoder in dict.fromkeys(of.encoder(metric) for metric in metrics):
-        units += features.image_units(encoder, list(chain.from_iterable(images.values())))
-    run_units(units, partial(features.Extractor, store), store, resources, "features")
+        shared += features.reference_units(of.fid, reference)
+    units += shared
+    encoders_used = list(dict.fromkeys(of.encoder(metric) for metric in metrics))
     against = {metric.key: of.against(metric) for metric in metrics}
     ids = tuple(prompt.id for prompt in of.prompts)
+    of_all = tuple(unit.name for unit in shared)
     tasks = {}
     for id in different:
-        inputs = [scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics]
-        tasks[id] = scores.Scoring(store, id, ids, tuple(images[id]), tuple(inputs))
-    there = store.names("scores")
-    new = {id: task for id, task in tasks.items() if task.name not in there}
-    kept = {id: scores.read(store, task.name) for id, task in tasks.items() if id not in new}
-    with doing("scoring what was drawn"):
-        scored = kept | dict(zip(new, workers.map_tasks(scores.score, list(new.values())), strict=True))
-    return [to_row(entry, scored[entry.configuration.id]) for entry in entries]
+        images = tuple(shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards)))
+        own = [
+            replace(unit, needs=(image,), rides=True)
+            for encoder in encoders_used
+            for unit, image in zip(features.image_units(encoder, images), images, strict=True)
+        ]
+        inputs = tuple(scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics)
+        tasks[id] = scores.Scoring(store, id, ids, images, inputs, (*(unit.name for unit in own), *of_all))
+        units += [*own, tasks[id].unit]
+    return units, tasks
 
 
 def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:
@@ -238,45 +280,3 @@ def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:
         scored.seconds,
         scored.intervals,
     )
-
-
-def _handler(make_handler: Callable, store: Store) -> Callable:
-    """A worker's handler, if the worker sees the store that the driver opened: a folder is each machine's own."""
-    if not store.has("spec.json"):
-        raise OSError(
-            f"store {store.shown!r} is not seen on {platform.node()}: expected a folder that all machines share, or a "
-            "URL such as s3://BUCKET/PATH"
-        )
-    return make_handler()
-
-
-def run_units(units: list[Unit], make_handler, store: Store, resources: Resources, what: str) -> None:
-    """Run what the store lacks. Units that keep failing are set aside in `failed/`; then the job stops, exit 1."""
-    from pipelines.engine import workers
-
-    done = store.names()
-    todo = [unit for unit in units if unit.name not in done]
-    for_others = {name for unit in units for name in unit.needs}
-    needed = {name for unit in todo for name in unit.needs}
-    todo = [unit for unit in todo if unit.name not in for_others or unit.name in needed]
-    if not todo:
-        return
-    for unit in todo:
-        if f"failed/{unit.name}.json" in done:  # of an earlier run: it is tried again now
-            store.delete(f"failed/{unit.name}.json")
-    failed: dict[str, str] = {}
-    try:
-        with doing(f"making {what}"):
-            failed = workers.run(todo, partial(_handler, make_handler, store), store.has, resources, what)
-    except WorkersError as error:
-        failed = error.failed
-        raise
-    finally:
-        for name, reason in failed.items():
-            store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
-    if failed:
-        name, reason = next(iter(failed.items()))
-        raise SystemExit(
-            f"error: {len(failed)} of {len(todo)} units failed {workers.ATTEMPTS} times and are set aside in "
-            f"{store.shown}/failed; the first, {name}: {reason}\nAll others are committed; run again to retry."
-        )

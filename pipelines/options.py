@@ -82,6 +82,13 @@ class Options:
         int | None, flag("actors (default: one a GPU that is up, else one a core)", whole(1, 10_000))
     ] = None
     gpus_per_worker: Annotated[float | None, flag("(default: 1 if a GPU is up, else 0)", gpus)] = None
+    hang_after: Annotated[
+        float,
+        flag(
+            "minutes after which a unit hangs, until the pace of its kind is known (default: 120)",
+            number(0, 1e5, above=True),
+        ),
+    ] = 120.0
     out: Out = "out"
     given: frozenset[str] = frozenset()
 

@@ -11,7 +11,7 @@ from pipelines import evaluation
 from pipelines.command_line import flag
 from pipelines.data import prompts
 from pipelines.engine.store import Store
-from pipelines.evaluation import Entry, Protocol
+from pipelines.evaluation import Entry, Evaluated, Protocol
 from pipelines.options import OfOneModel, Out
 from pipelines.report import tables
 from postdiff import methods
@@ -129,7 +129,7 @@ def write_report(
     options: Options,
     store: Store,
     entries: Sequence[Entry],
-    rows: Sequence[tables.Row],
+    evaluated: Evaluated,
     protocol: Protocol,
     seconds: float,
 ) -> str:
@@ -137,6 +137,7 @@ def write_report(
     from pipelines.engine import workers
     from pipelines.report import document, plots, tracking
 
+    rows = evaluated.complete
     metrics = tables.comparable(rows)
     figures = []
     for metric in metrics:
@@ -150,6 +151,7 @@ def write_report(
         "model": f"{options.backbone} (weights {first.weights}), {first.size} px",
         "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
         **protocol.facts(),
+        **evaluated.facts,
         "seconds an image": "median over batches of "
         f"{options.batch_size}, wall time in a worker, decoding included, while other workers were busy",
         "machine": workers.machine(),
@@ -167,4 +169,5 @@ def write_report(
         store.put(f"{name}.png", png)
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
     tracking.log(store, f"sweep-{options.backbone}", protocol.facts(), rows, specs, pictures)
-    return f"{tables.to_markdown(rows)}\n{answer}\n\nreport: {store.shown}/report.html"
+    lacking = "".join(f"\nmissing: {told}" for told in evaluated.facts.values())
+    return f"{tables.to_markdown(rows)}\n{answer}\n{lacking}\nreport: {store.shown}/report.html"

@@ -97,7 +97,7 @@ class Loop:
             self.queue.wake()
         wanted = min(self.resources.workers, len(self.queue.open))
         for _ in range(wanted - len(self.waiting) - len(self.idle)):
-            worker = self.crew.start(self.queue.out.keys())
+            worker = self.crew.start(self.queue.nodes.out.keys())
             self._call(Actor(worker), "where")
         self._give_work()
         if not self.waiting:
@@ -106,10 +106,10 @@ class Loop:
         ready = self.crew.wait(self.waiting.keys(), PAUSE)
         late = [ref for ref, actor in self.waiting.items() if self._overdue(actor)]
         done = [name for ref in dict.fromkeys([*ready, *late]) for name in self._take_in(ref)]
-        for node in self.queue.out.keys() - self.told:
+        for node in self.queue.nodes.out.keys() - self.told:
             self.told.add(node)
             where = f"node {self.addresses.get(node, '?')} ({node[:8]})"
-            tqdm.write(one_line(f"{where} is left out: {self.queue.out[node]}"), file=sys.stderr)
+            tqdm.write(one_line(f"{where} is left out: {self.queue.nodes.out[node]}"), file=sys.stderr)
         return done
 
     def stop(self) -> None:
@@ -122,7 +122,7 @@ class Loop:
         found = self.crew.nodes()
         self.queue.gone(self.addresses.keys() - found.keys())
         self.addresses = {node: address for node, (address, _) in found.items()}
-        self.queue.nodes = {node for node, (_, fits) in found.items() if fits}
+        self.queue.nodes.up = {node for node, (_, fits) in found.items() if fits}
 
     def _call(self, actor: Actor, method: str, *args: Any) -> None:
         actor.method, actor.since = method, time.monotonic()
@@ -131,9 +131,11 @@ class Loop:
     def _give_work(self) -> None:
         """Each idle worker's next unit, or its leave: kept without work, it could die unseen."""
         idle, self.idle = self.idle, []
-        up = Counter(actor.node for actor in [*idle, *self.waiting.values()] if actor.node not in {"", *self.queue.out})
+        up = Counter(
+            actor.node for actor in [*idle, *self.waiting.values()] if actor.node not in {"", *self.queue.nodes.out}
+        )
         for actor in idle:
-            if actor.node in self.queue.out or len(self.queue.open) == len(self.queue.busy):
+            if actor.node in self.queue.nodes.out or len(self.queue.open) == len(self.queue.busy):
                 self._dismiss(actor)
                 continue
             elsewhere = len(up) > 1
@@ -180,7 +182,7 @@ class Loop:
         else:
             self.idle.append(actor)
             actor.reads_ahead = answer
-            self.queue.started(actor.node)
+            self.queue.nodes.started(actor.node)
             if self.on_worker:
                 self.on_worker(actor.process)
         return []

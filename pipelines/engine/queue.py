@@ -7,34 +7,20 @@ count the needs that they still wait for.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from pipelines.engine.cluster import Limits, Unit, WorkersError
+from pipelines.engine.nodes import Nodes
 
 ATTEMPTS = 3
-# Units that fail for the first time on a node with none done there between them: then it is not the units that are
-# wrong. Deaths are given more room: a process can be killed by what else runs on its machine.
-ERRORS_IN_A_ROW, DEATHS_IN_A_ROW = 5, 20
 LOSSES = 20  # nodes that may be lost under one unit
 DAMAGES = 3  # times that one file is made again in one run
-
-
-@dataclass
-class Record:
-    """Of a node. errors, deaths: units that failed there for the first time since one was done; in_vain: workers that
-    did not start since one did."""
-
-    errors: int = 0
-    deaths: int = 0
-    in_vain: int = 0
 
 
 class Queue:
     """Every unit that is to be made is in `open`: ready in a heap, `busy`, resting, or waiting for its needs.
 
-    failed: {name: reason} of units set aside. damaged: how often each file was set aside. out: {node: reason} of those
-    left out. nodes: all that can run workers, as far as is known.
+    failed: {name: reason} of units set aside. damaged: how often each file was set aside.
 
     Raises: WorkersError if units need each other.
     """
@@ -59,9 +45,7 @@ class Queue:
         self.failed: dict[str, str] = {}
         self.damaged: Counter[str] = Counter()
         self.remade: dict[str, int] = {}
-        self.nodes: set[str] = set()
-        self.records: dict[str, Record] = {}
-        self.out: dict[str, str] = {}
+        self.nodes = Nodes(self.failed)
         self.given = 0
         self.slowest: dict[str, float] = {}  # seconds a unit of cost, by group
         for unit in self.units.values():
@@ -190,8 +174,7 @@ class Queue:
         if seconds:
             pace = seconds / unit.cost
             self.slowest[unit.group] = max(self.slowest.get(unit.group, 0.0), pace)
-            record = self.records.setdefault(node, Record())
-            record.errors = record.deaths = 0
+            self.nodes.worked(node)
         for name in names:
             self._close(name)
             self.done.add(name)
@@ -210,18 +193,15 @@ class Queue:
         self.ready.discard(name)
 
     def failure(self, name: str, reason: str, node: str, died: bool = False) -> None:
-        """`name` failed on `node`, by itself or (`died`) by its worker's death. Raises WorkersError as `leave_out`."""
-        record = self.records.setdefault(node, Record())
-        if name not in self.attempts:  # a second failure says more about the unit than about the node
-            record.errors, record.deaths = record.errors + (not died), record.deaths + died
+        """`name` failed on `node`, by itself or (`died`) by its worker's death. Raises WorkersError as `Nodes`."""
+        first = name not in self.attempts
         self.attempts.setdefault(name, []).append(node)
         if len(self.attempts[name]) >= ATTEMPTS:
             self._set_aside(name, reason)
         else:
             self._requeue(name)
-        if record.errors >= ERRORS_IN_A_ROW or record.deaths >= DEATHS_IN_A_ROW:
-            in_a_row = record.errors + record.deaths
-            self.leave_out(node, f"{in_a_row} units failed in a row; the last, {name}: {reason}")
+        if self.nodes.failure(node, f"{name}: {reason}", first, died):
+            self.forgive(node)
 
     def lost(self, name: str, reason: str) -> None:
         """The node of `name` was lost, or had no memory left: that says nothing about the unit."""
@@ -261,7 +241,7 @@ class Queue:
         self.busy.pop(name, None)
         lost = next((need for need in self.units[name].needs if need in self.failed), None)
         if lost:
-            self._set_aside(name, f"needs {lost}, which failed")
+            self._set_aside(name, self._because(lost))
         elif not self.open[name]:
             self._push(name)
 
@@ -273,34 +253,21 @@ class Queue:
             self._close(name)
             self.failed[name] = reason
             others = (other for other in self.needed_by.get(name, ()) if other in self.open and other not in self.busy)
-            stack += [(other, f"needs {name}, which failed") for other in others]
+            stack += [(other, self._because(name)) for other in others]
 
-    def started(self, node: str) -> None:
-        self.records.setdefault(node, Record()).in_vain = 0
+    def _because(self, need: str) -> str:
+        reason = self.failed[need]
+        return reason if reason.startswith("needs ") else f"needs {need}, which failed: {reason}"
 
     def not_started(self, node: str, reason: str) -> None:
-        """A worker on `node` (one that is known) did not start. Raises WorkersError as `leave_out`."""
-        record = self.records.setdefault(node, Record())
-        record.in_vain += 1
-        if record.in_vain >= ATTEMPTS:
-            self.leave_out(node, f"workers do not start ({record.in_vain} tries): {reason}")
-
-    def leave_out(self, node: str, reason: str) -> None:
-        """Nothing more runs on `node`, and what failed there counts no longer. Raises WorkersError if it was the only
-        one, or more than half are out."""
-        self.out[node] = reason
-        known = self.nodes | {*self.out}
-        if 2 * len(self.out) > len(known):
-            told = reason if len(known) == 1 else f"{len(self.out)} of {len(known)} nodes failed; the last: {reason}"
-            raise WorkersError(told, self.failed)
-        self.forgive(node)
+        """A worker on `node` did not start. Raises WorkersError as `Nodes`."""
+        if self.nodes.not_started(node, reason):
+            self.forgive(node)
 
     def gone(self, nodes: Iterable[str]) -> None:
         """These nodes are no longer there: what failed on them may have failed with them."""
         for node in nodes:
-            self.nodes.discard(node)
-            self.records.pop(node, None)
-            self.out.pop(node, None)
+            self.nodes.gone(node)
             self.forgive(node)
 
     def forgive(self, node: str) -> None:

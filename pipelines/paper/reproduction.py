@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from pipelines.paper import exhibit_text, exhibits, figures, significance, verdi
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
-from pipelines.stages import latency, trajectories
+from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
 from pipelines.stages.latency import Latency
 from postdiff.models.checkpoints import resolve
@@ -137,27 +136,28 @@ def make(
     prices = count_costs(cells, names)
     entries = entries_of(options, cells, prices, names)
     resources = evaluation.connect(options, list(names.values()))
-    rows = evaluation.evaluate(store, entries, protocol, resources)
+    evaluated = evaluation.evaluate(store, entries, protocol, resources)
+    there = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
+    whole = [exhibit for exhibit in group if all(cell.key in there for cell in exhibit.cells)]
     configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
-    tasks = {task.name: task for exhibit in group for task in figures.tasks(exhibit, configurations, protocol)}
+    tasks = {task.name: task for exhibit in whole for task in figures.tasks(exhibit, configurations, protocol)}
     units = [task.unit for task in tasks.values()]
-    evaluation.run_units(units, partial(trajectories.Watcher, store), store, resources, "steps")
-    results = {
-        key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in zip(cells, rows, strict=True)
-    }
-    made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in group]
+    worker.run_all(units, store, resources, "steps")
+    results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
+    made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in whole]
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
         "sampling": f"batches of {options.batch_size}, {entries[0].configuration.dtype}",
         **protocol.facts(),
+        **evaluated.facts,
         "runs": f"{sum(len(e.cells) for e in group)} cells, "
         f"{len({entry.configuration.id for entry in entries})} different runs",
     }
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
-    once = list({row.configuration: row for row in rows}.values())
+    once = list({row.configuration: row for row in there.values()}.values())
     tracking.log(store, f"paper-{options.models}", protocol.facts(), once, specs, {})
-    return made, facts, verdict.lines(results, names, group)
+    return made, facts, verdict.lines(results, names, whole)
 
 
 def describe(of: Configuration) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipelines import evaluation
 from pipelines.engine import workers
+from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, searched_plans, tuning
@@ -91,6 +92,11 @@ def run(given: Options) -> None:
         )
     facts |= {"machine": workers.machine(), "commit": document.commit()}
     reproduction.publish(first, given, sections, answers, facts)
+    if lacking := [told for key, told in facts.items() if key.endswith("missing")]:
+        left_out = ", ".join(
+            exhibit.key for exhibit in chosen if exhibit.key not in {made.key for made, *_ in sections}
+        )
+        raise Stopped(f"not made for want of configurations: {left_out}; missing: {'; '.join(lacking)}")
 
 
 def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:

@@ -44,7 +44,9 @@ def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequ
         TextEncoding(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
         for i, shard in enumerate(shards)
     ]
-    return [Unit(task.name, f"text {backbone} {dtype}", 0.01 * len(task.prompts), task) for task in tasks]
+    return [
+        Unit(task.name, f"text {backbone} {dtype}", 0.01 * len(task.prompts), task, on_demand=True) for task in tasks
+    ]
 
 
 def make(backbone: postdiff.Backbone, task: TextEncoding) -> bytes:

@@ -120,14 +120,15 @@ class Generator:
         self.store = store
         self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Generation | embeddings.TextEncoding) -> None:
+    def __call__(self, task: Generation | embeddings.TextEncoding, riders: Sequence = ()) -> tuple[str, ...]:
         if isinstance(task, embeddings.TextEncoding):
             self.store.put(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
-            return
+            return ()
         of = task.configuration
         text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
         backbone = self._load(of.backbone, of.dtype, "denoiser")
         self.store.put(task.name, generate(backbone, of, task.prompts, text))
+        return ()
 
     def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
         wanted = backbone, dtype, parts

@@ -1,13 +1,14 @@
-"""Scores of a configuration from stored features, each with its interval: a Ray task."""
+"""Scores of a configuration from stored features, each with its interval: a unit of work."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 from pipelines.engine import records
+from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
 from pipelines.metrics.intervals import Interval
@@ -31,7 +32,8 @@ class Input:
 class Scoring:
     """Score `configuration` in `store`.
 
-    prompts: ids of all prompts, in order. shards: of images, and so of their features, in order. inputs: one a metric.
+    prompts: ids of all prompts, in order. shards: of images, in order. inputs: one a metric. features: all shards of
+    what they name, which are all that is read.
     """
 
     store: Store
@@ -39,11 +41,23 @@ class Scoring:
     prompts: tuple[str, ...]
     shards: tuple[str, ...]
     inputs: tuple[Input, ...]
+    features: tuple[str, ...]
+
+    @cached_property
+    def name(self) -> str:
+        inputs = json.dumps([asdict(one) for one in self.inputs])
+        parts = f"[{VERSION}, {_as_json(self.prompts)}, {inputs}]"  # as JSON has it, without writing all ids each time
+        return f"scores/{self.configuration}-{digest(parts.encode(), 8)}.json"
 
     @property
-    def name(self) -> str:
-        parts = [VERSION, self.prompts, [asdict(one) for one in self.inputs]]
-        return f"scores/{self.configuration}-{digest(parts, 8)}.json"
+    def unit(self) -> Unit:
+        """It loads nothing, so that it belongs to no group."""
+        return Unit(self.name, "", 1, self, (*self.features, *self.shards))
+
+
+@cache
+def _as_json(ids: tuple[str, ...]) -> str:
+    return json.dumps(ids)
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,17 @@ def score(task: Scoring) -> Scores:
     Raises: ValueError if a prompt has no image.
     """
     store = task.store
-    read_once = cache(read_features)  # most metrics are of the same features
+
+    @cache  # most metrics are of the same features
+    def read_once(folder: str, expected: tuple[str, ...] | None = None) -> tuple[list[str], np.ndarray]:
+        names = sorted(name for name in task.features if name.startswith(f"{folder}/"))
+        return read_shards(store, folder, names, expected)
+
     found = {}
     for one in task.inputs:
         metric = METRICS[one.metric]
-        ids, images = read_once(store, one.images, task.prompts)
-        found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(store, one.against)))
+        ids, images = read_once(one.images, task.prompts)
+        found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(one.against)))
     seconds = [store.table(name, ["seconds"])["seconds"].to_numpy() for name in task.shards]  # images are not read
     result = Scores(float(np.median(np.concatenate(seconds))), found)
     written = {"seconds": result.seconds, **{key: asdict(interval) for key, interval in found.items()}}
@@ -99,12 +118,16 @@ def read(store: Store, name: str) -> Scores:
     return Scores(seconds, intervals)
 
 
-def read_features(store: Store, folder: str, expected: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
-    """Prompt ids and features [N, D] of one folder of features, in shard order.
+def read_features(store: Store, folder: str) -> tuple[list[str], np.ndarray]:
+    """Prompt ids and features [N, D] of one folder of features, in shard order. Raises ValueError if there are none."""
+    return read_shards(store, folder, sorted(store.names(folder)))
 
-    Raises: ValueError if there are none, or they are not of the `expected` prompts.
-    """
-    tables = [store.table(name) for name in sorted(store.names(folder))]
+
+def read_shards(
+    store: Store, folder: str, names: Sequence[str], expected: Sequence[str] | None = None
+) -> tuple[list[str], np.ndarray]:
+    """As `read_features`, of the shards `names`. Raises ValueError if they are not of the `expected` prompts."""
+    tables = [store.table(name) for name in names]
     if not tables:
         raise ValueError(f"no features in {store.shown}/{folder}")
     ids = [id for table in tables for id in table["prompt_id"].to_pylist()]

@@ -69,7 +69,8 @@ def scored(tmp_path_factory):
         scores.Input("fid", where(weights, ID), where(weights, features.reference_name(reference))),
         scores.Input("clip", where("mini-clip", ID), where("mini-clip", "prompts")),
     )
-    task = scores.Scoring(store, ID, ids, tuple(names), inputs)
+    there = tuple(sorted(store.names("features")))
+    task = scores.Scoring(store, ID, ids, tuple(names), inputs, there)
     with pytest.raises(ValueError, match=rf"of {N} images, expected those of {N + 1} prompts in their order"):
         scores.score(replace(task, prompts=(*ids, "another")))
     for folder, pictures in (("images", images), ("reference", [features.reference_image(key) for key in reference])):

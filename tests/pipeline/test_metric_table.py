@@ -102,7 +102,9 @@ def test_a_toy_is_scored_from_a_store_and_an_old_score_is_not_taken_for_it(toy, 
 
     def task(*keys):
         inputs = tuple(scores.Input(key, "features/e/c", "features/e/prompts") for key in keys)
-        return scores.Scoring(store, "c", tuple(ids), ("images/c/00000-of-00001.parquet",), inputs)
+        return scores.Scoring(
+            store, "c", tuple(ids), ("images/c/00000-of-00001.parquet",), inputs, tuple(store.names("features"))
+        )
 
     assert task("clip").name != task("clip", "toy").name
     found = scores.score(task("clip", "toy"))

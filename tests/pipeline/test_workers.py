@@ -12,10 +12,10 @@ import time
 import pytest
 import ray
 
-from pipelines import evaluation
 from pipelines.engine import cluster, workers
 from pipelines.engine.cluster import Limits, Resources, Unit
 from pipelines.engine.store import Store
+from pipelines.stages import worker
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -208,7 +208,8 @@ def test_what_needs_a_failed_unit_is_set_aside_with_it(tmp_path):
     failed, stored = run(tmp_path, units, Resources(2), poison=(0,))
     assert set(stored) == {"out/003.bin"}
     assert "task 0 is poison" in failed["out/000.bin"]
-    assert failed["out/001.bin"] == failed["out/002.bin"] == "needs out/000.bin, which failed"
+    because = "needs out/000.bin, which failed: ValueError: task 0 is poison"
+    assert failed["out/001.bin"] == failed["out/002.bin"] == because
 
 
 def test_units_that_need_each_other_are_an_error(ray_session):
@@ -314,6 +315,6 @@ def test_a_worker_that_does_not_see_the_store_is_told(tmp_path):
     with pytest.raises(
         OSError, match=r"elsewhere' is not seen on .*: expected a folder that all machines share, or a URL"
     ):
-        evaluation._handler(list, store)
+        worker.Handler(store)
     store.claim({"prompts": "x"})
-    assert evaluation._handler(list, store) == []
+    worker.Handler(store)

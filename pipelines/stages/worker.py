@@ -1,0 +1,92 @@
+"""What workers do, one handler for all types of task, and the run that makes what a store lacks."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pipelines.engine.cluster import Resources, Stopped, Unit, WorkersError
+from pipelines.engine.store import Store
+from pipelines.stages.embeddings import TextEncoding
+from pipelines.stages.features import Encoding, Extractor
+from pipelines.stages.generation import Generation, Generator
+from pipelines.stages.scores import Scoring, score
+from pipelines.stages.trajectories import Recording, Watcher
+from postdiff.terminal import doing
+
+HANDLERS: dict[type, Callable[[Store], Callable[..., Any]]] = {
+    TextEncoding: Generator,
+    Generation: Generator,
+    Encoding: Extractor,
+    Scoring: lambda store: score,
+    Recording: Watcher,
+}
+
+
+class Handler:
+    """A worker's handler: that of the task's type, made when the first such task comes, and kept.
+
+    Raises: OSError if this machine does not see the store that the driver opened: a folder is each machine's own.
+    """
+
+    def __init__(self, store: Store):
+        if not store.has("spec.json"):
+            raise OSError(
+                f"store {store.shown!r} is not seen on {platform.node()}: expected a folder that all machines share, "
+                "or a URL such as s3://BUCKET/PATH"
+            )
+        self.store = store
+        self.made: dict[object, Callable[..., Any]] = {}
+
+    def __call__(self, task: Any, riders: tuple = ()) -> tuple[str, ...]:
+        """Names of the riders that were committed with the task."""
+        make = HANDLERS[type(task)]
+        if make not in self.made:
+            self.made[make] = make(self.store)
+        handle = self.made[make]
+        committed = handle(task, riders) if riders else handle(task)
+        return committed if riders else ()
+
+
+def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) -> dict[str, str]:
+    """Make what the store lacks of `units`; returns {name: reason} of those set aside, which are in `failed/` too.
+
+    Raises: WorkersError as `workers.run`.
+    """
+    from pipelines.engine import workers
+
+    there = store.names()
+    if all(unit.on_demand or unit.name in there for unit in units):
+        return {}
+    for unit in units:
+        if f"failed/{unit.name}.json" in there:  # of an earlier run: it is tried again now
+            store.delete(f"failed/{unit.name}.json")
+    failed: dict[str, str] = {}
+    try:
+        with doing(f"making {what}"):
+            failed = workers.run(units, partial(Handler, store), store.has, resources, what, done=there)
+    except WorkersError as error:
+        failed = error.failed
+        raise
+    finally:
+        for name, reason in failed.items():
+            store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
+    return failed
+
+
+def run_all(units: Sequence[Unit], store: Store, resources: Resources, what: str) -> None:
+    """As `run`. Raises Stopped if a unit was set aside."""
+    if failed := run(units, store, resources, what):
+        raise Stopped(told(failed, store))
+
+
+def told(failed: dict[str, str], store: Store) -> str:
+    """Units that were set aside, in a line."""
+    own = {name: reason for name, reason in failed.items() if not reason.startswith("needs ")}
+    name, reason = next(iter((own or failed).items()))
+    others = f", and {len(failed) - len(own)} that need them" if len(own) < len(failed) else ""
+    return (
+        f"{len(own)} units failed{others}; they are set aside in {store.shown}/failed; the first, {name}: {reason}; "
+        "all others are committed: run again to retry"
+    )
