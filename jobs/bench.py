@@ -2,6 +2,7 @@
 
 python jobs/bench.py overhead    the Ray pipeline's wall time over the bare sampler loop's, same work, same cores
 python jobs/bench.py planning    time and memory to plan 150,000 units
+python jobs/bench.py driver      the loop without Ray: planning 150,000 units, and microseconds a unit, 64 workers
 python jobs/bench.py reuse       seconds saved by encoding prompts once for 10 configurations of mini-PixArt
 python jobs/bench.py latency     seconds an image of methods on a backbone, alone on a GPU (or this machine), by stage
 
@@ -23,7 +24,13 @@ from pipelines.engine.provenance import commit
 from postdiff.terminal import doing
 
 # The options that each measurement takes; --pairs and --rounds have the defaults of its function.
-TAKES = {"overhead": ("pairs",), "planning": (), "reuse": ("pairs",), "latency": ("backbone", "methods", "rounds")}
+TAKES = {
+    "overhead": ("pairs",),
+    "planning": (),
+    "driver": (),
+    "reuse": ("pairs",),
+    "latency": ("backbone", "methods", "rounds"),
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         measured = {
             "overhead": lambda: bench.overhead(args.pairs),
             "planning": bench.planning,
+            "driver": lambda: {"free": bench.driver(), "text outstanding": bench.driver(held=True)},
             "reuse": lambda: bench.reuse(args.pairs),
             "latency": lambda: bench.measure_latency(args.backbone, args.methods, args.rounds),
         }[args.what]()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 import postdiff
 from pipelines.data import prompts
 from pipelines.engine import records, workers
+from pipelines.engine.cluster import Resources, Unit
+from pipelines.engine.queue import Queue
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
-from pipelines.engine.workers import Resources
 from pipelines.report import tables
 from pipelines.stages import embeddings, generation, latency
 from pipelines.sweeps import grid
@@ -92,6 +94,49 @@ def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: 
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert len(todo) == len(units) - len(listed)
     return {"units": len(units), "seconds": round(seconds, 2), "megabytes": round((after - before) / 1024, 1)}
+
+
+def driver(configurations: int = 2500, shards: int = 30, workers: int = 64, held: bool = False) -> dict:
+    """What the driver itself takes: the graph of a sweep is planned, and given to `workers` that answer at once,
+    without Ray. held: one unit of text is outstanding until all is done that does not need it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    units = [Unit(f"text/{i:05d}", "text", 0.1, None, on_demand=True) for i in range(shards)]
+    for c in range(configurations):
+        images = [
+            Unit(f"images/{c}/{i:05d}", f"model {c % 3}", 1 + c % 7, None, (units[i].name,)) for i in range(shards)
+        ]
+        features = [
+            Unit(f"features/{c}/{i:05d}", "encoder", 1, None, (images[i].name,), rides=True) for i in range(shards)
+        ]
+        score = Unit(f"scores/{c}", "", 1, None, tuple(unit.name for unit in features))
+        units += [*images, *features, score]
+    queue = Queue(units)
+    planned = time.perf_counter()
+    groups, busy, waiting = [""] * workers, deque[tuple[int, str]](), ""
+    idle = list(range(workers))
+    while queue.open:
+        while idle and (unit := queue.take(idle[-1], f"node {idle[-1] % 8}", groups[idle[-1]], elsewhere=True)):
+            if held and not waiting:
+                waiting = unit.name
+                continue
+            groups[idle[-1]] = unit.group or groups[idle[-1]]
+            busy.append((idle.pop(), unit.name))
+        if not busy:
+            queue.finished([waiting])
+            continue
+        worker, name = busy.popleft()
+        rode = [rider.name for rider in queue.riders(name) if worker % 2]
+        queue.finished([name, *rode], f"node {worker % 8}", 1.0)
+        idle.append(worker)
+    ended = time.perf_counter()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "units": len(units),
+        "plan_s": round(planned - began, 2),
+        "loop_us_a_unit": round((ended - planned) / len(units) * 1e6, 1),
+        "megabytes": round((after - before) / 1024, 1),
+    }
 
 
 def reuse(pairs: int, images: int = 32) -> dict:

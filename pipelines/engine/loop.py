@@ -14,6 +14,7 @@ from pipelines.engine.queue import ATTEMPTS, DAMAGES, Queue
 from postdiff.terminal import one_line
 
 LOOK, PAUSE = 10.0, 5.0  # seconds: between looks at what nodes there are; of a unit whose store did not answer
+PLACE = 60.0  # seconds that another node has to take a worker, where what is left failed on some
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Crew(Protocol):
 
 @dataclass(eq=False)
 class Actor:
-    """A worker. method: what its answer is awaited to, since when. group: of what it has loaded."""
+    """A worker. elsewhere: it is to be on another node than what is left has failed on. method: what its answer is
+    awaited to, since when. group: of what it has loaded."""
 
     worker: Any
+    elsewhere: bool = False
     method: str = ""
     since: float = 0.0
     node: str = ""
@@ -80,6 +83,7 @@ class Loop:
         self.idle: list[Actor] = []
         self.addresses: dict[str, str] = {}  # of the nodes that are up
         self.told: set[str] = set()  # nodes that are left out
+        self.elsewhere = True  # other nodes have had room, as far as is known
         self.made = 0
         self.in_vain = 0  # workers that were lost before they had a node, since one had
         self.looked = self.rested = -LOOK
@@ -97,8 +101,7 @@ class Loop:
             self.queue.wake()
         wanted = min(self.resources.workers, len(self.queue.open))
         for _ in range(wanted - len(self.waiting) - len(self.idle)):
-            worker = self.crew.start(self.queue.nodes.out.keys())
-            self._call(Actor(worker), "where")
+            self._start()
         self._give_work()
         if not self.waiting:
             time.sleep(0.1)
@@ -111,6 +114,12 @@ class Loop:
             where = f"node {self.addresses.get(node, '?')} ({node[:8]})"
             tqdm.write(one_line(f"{where} is left out: {self.queue.nodes.out[node]}"), file=sys.stderr)
         return done
+
+    def _start(self) -> None:
+        out = {*self.queue.nodes.out}
+        without = out | self.queue.shunned()
+        elsewhere = self.elsewhere and without != out and not self.queue.nodes.up <= without
+        self._call(Actor(self.crew.start(without if elsewhere else out), elsewhere), "where")
 
     def stop(self) -> None:
         for actor in [*self.idle, *self.waiting.values()]:
@@ -157,6 +166,8 @@ class Loop:
         took = time.monotonic() - actor.since
         if actor.unit:
             return self.queue.overdue(actor.unit.name, took)
+        if actor.method == "where":
+            return actor.elsewhere and took > PLACE
         return actor.method == "start" and took > self.resources.limits.start
 
     def _take_in(self, reference: Any) -> list[str]:
@@ -238,6 +249,8 @@ class Loop:
         reason = failed.reason.strip().rpartition("\n")[2]  # the last line of a worker's traceback
         if actor.node in self.addresses:
             self.queue.not_started(actor.node, reason)
+        elif actor.elsewhere:
+            self.elsewhere = False
         elif not actor.node:
             self.in_vain += 1
             if self.in_vain >= ATTEMPTS * self.resources.workers:

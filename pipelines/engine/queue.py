@@ -125,6 +125,16 @@ class Queue:
         if name in self.ready:
             self._push(name)
 
+    def shunned(self) -> set[str]:
+        """Nodes on which all that is ready has failed."""
+        found: set[str] | None = None
+        for name in self.ready:
+            on = set(self.attempts.get(name, ()))
+            found = on if found is None else found & on
+            if not found:
+                break
+        return found or set()
+
     def _fails_on(self, name: str, node: str | None) -> bool:
         return node is not None and node in self.attempts.get(name, ())
 
