@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 from pipelines import command_line, evaluation, options, sweeps
-from pipelines.engine.store import local_path
+from pipelines.engine.urls import local_path
 from pipelines.sweeps import Options
 from postdiff.terminal import doing
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
 from pipelines.data import pairs
-from pipelines.engine.store import clean, local_path
+from pipelines.engine.urls import clean, local_path
 from pipelines.training.finetune_settings import Settings, check_model
 from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing

@@ -153,10 +153,9 @@ def reuse(pairs: int, images: int = 32) -> dict:
     units = generation.units(configurations, shards, [1.0] * len(plans))
     text: Any = units[0].task
     tasks: list[Any] = [unit.task for unit in units[1:]]
-    ids = [prompt.id for prompt in shards[0]]
 
     def each() -> list[bytes]:
-        return [generation.generate(backbone, task.configuration, task.prompts) for task in tasks]
+        return [generation.generate(backbone, task.configuration, task.prompts).images for task in tasks]
 
     def once() -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
@@ -164,8 +163,8 @@ def reuse(pairs: int, images: int = 32) -> dict:
             store.put(text.name, embeddings.make(backbone, text))
             return [
                 generation.generate(
-                    backbone, task.configuration, task.prompts, embeddings.from_bytes(store.get(task.text), ids)
-                )
+                    backbone, task.configuration, task.prompts, embeddings.read(store, task.text, task.prompts)
+                ).images
                 for task in tasks
             ]
 
@@ -174,7 +173,7 @@ def reuse(pairs: int, images: int = 32) -> dict:
     for pair in range(pairs + 1):  # the first warms up
         for side, run in (("each", each), ("once", once)):
             began = time.perf_counter()
-            made[side] = [records.from_parquet(data).column("image") for data in run()]
+            made[side] = [records.from_parquet(data, "").column("image") for data in run()]
             seconds[side].append(time.perf_counter() - began)
         assert made["each"] == made["once"], "reused embeddings must give the same bytes"
         print(f"pair {pair}/{pairs}: each {seconds['each'][-1]:.2f} s, once {seconds['once'][-1]:.2f} s", flush=True)

@@ -19,7 +19,8 @@ from pipelines import candidates, evaluation
 from pipelines.candidates import UNITS, Candidate, Options
 from pipelines.data import prompts
 from pipelines.engine.records import Prompt
-from pipelines.engine.store import Store, below, local_path
+from pipelines.engine.store import Store
+from pipelines.engine.urls import below, local_path
 from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric, shown

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pipelines.engine.cluster import Stopped
+from pipelines.engine.records import DamagedError
 from postdiff.terminal import one_line, warnings_as_lines
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +178,7 @@ def job(run: Callable, parse: Callable, argv: Sequence[str] | None) -> None:
 
 def told(error: Exception) -> str:
     """An error in one line: its message where we wrote it, else also its type, what was being done, and where."""
-    if isinstance(error, OSError | FloatingPointError | Stopped) or type(error) is ValueError:
+    if isinstance(error, OSError | FloatingPointError | Stopped | DamagedError) or type(error) is ValueError:
         return one_line(error)
     notes = (note for note in getattr(error, "__notes__", ()) if note.startswith("while "))
     what = next(notes, "while this job was at work")

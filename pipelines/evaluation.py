@@ -223,6 +223,10 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
     """
     units, tasks = graph(store, entries, of)
+    scored = store.names("scores")
+    for task in tasks.values():
+        if task.name in scored and scores.is_damaged(store, task.name):
+            store.set_aside(task.name)
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
     missing = {}
@@ -254,6 +258,7 @@ def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Un
     encoders_used = list(dict.fromkeys(of.encoder(metric) for metric in metrics))
     against = {metric.key: of.against(metric) for metric in metrics}
     ids = tuple(prompt.id for prompt in of.prompts)
+    made_of = tuple(prompts.fingerprint(shard) for shard in shards)
     of_all = tuple(unit.name for unit in shared)
     tasks = {}
     for id in different:
@@ -264,7 +269,7 @@ def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Un
             for unit, image in zip(features.image_units(encoder, images), images, strict=True)
         ]
         inputs = tuple(scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics)
-        tasks[id] = scores.Scoring(store, id, ids, images, inputs, (*(unit.name for unit in own), *of_all))
+        tasks[id] = scores.Scoring(store, id, ids, images, made_of, inputs, (*(unit.name for unit in own), *of_all))
         units += [*own, tasks[id].unit]
     return units, tasks
 

@@ -1,9 +1,15 @@
-"""The records that cross a stage border, as Parquet schemas. One file holds the records of one unit of work."""
+"""The records that cross a stage border, as Parquet schemas. One file holds the records of one unit of work.
+
+Each file says under which name it was written and of what it was made, and is sealed: it holds the SHA-256 of its own
+bytes. Whoever reads it checks both, so that a flipped bit, a torn file or another store's is an error that names it.
+"""
 
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +33,6 @@ _FEATURES = {
     "configuration": {"dtype": "string", "_type": "Value"},
     "plan": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
-    "seconds": {"dtype": "float32", "_type": "Value"},
 }
 IMAGES = pa.schema(
     [
@@ -37,7 +42,6 @@ IMAGES = pa.schema(
         ("configuration", pa.string()),  # id of the configuration
         ("plan", pa.string()),  # id of its plan
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),  # lossless WebP
-        ("seconds", pa.float32()),  # wall time of the image's batch over the images in it; the only column that varies
     ],
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
@@ -63,21 +67,98 @@ TRAJECTORY = pa.schema(
 FEATURES = pa.schema([("prompt_id", pa.string()), ("feature", pa.list_(pa.float32()))])
 
 
-def to_parquet(schema: pa.Schema, columns: Mapping[str, Sequence]) -> bytes:
-    """Columns as the bytes of a Parquet file. Small row groups: one image can be read without the others."""
+MARK, ZEROS = b"sha256:", b"0" * 64
+
+
+class DamagedError(ValueError):
+    """The file `name` of the store is not what its name says: its bytes changed, or it is another one's."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name} {why} (jobs/verify.py STORE --repair sets it aside, to be made again)")
+        self.name, self.why = name, why
+
+    def __reduce__(self):
+        return DamagedError, (self.name, self.why)
+
+
+def to_parquet(schema: pa.Schema, columns: Mapping[str, Sequence], name: str, made_of: str) -> bytes:
+    """Columns as the bytes of a sealed Parquet file. Small row groups: one image can be read without the others.
+
+    name: the file's, in the store. made_of: digest of what it was made of, of prompts their `fingerprint`.
+    """
     table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
     sink = pa.BufferOutputStream()
-    # Images are compressed already; a dictionary of them would only cost time.
-    pq.write_table(table, sink, row_group_size=50, compression="none", use_dictionary=False)
-    return sink.getvalue().to_pybytes()
+    # Images are compressed already; a dictionary of them would only cost time. Page checksums are for other readers.
+    writer = pq.ParquetWriter(sink, schema, compression="none", use_dictionary=False, write_page_checksum=True)
+    writer.write_table(table, row_group_size=50)
+    told = json.dumps({"name": name, "made_of": made_of})
+    writer.add_key_value_metadata({"postdiff": told, "seal": (MARK + ZEROS).decode()})
+    writer.close()
+    return _seal(sink.getvalue().to_pybytes())
 
 
-def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+def from_parquet(data: bytes, name: str, made_of: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table that was written as `name`. Raises DamagedError if the bytes are others, or of another name or, where
+    it is given, made of something else."""
+    _check_seal(data, name)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except pa.ArrowInvalid:
+        raise DamagedError(name, "must be Parquet, got a sealed file of another format") from None
+    with file:
+        told = json.loads((file.metadata.metadata or {}).get(b"postdiff", b"{}"))
+        _check_owner(told, name, made_of)
+        return file.read(columns).replace_schema_metadata({b"made_of": told["made_of"].encode()})
 
 
-def feature_rows(ids: Sequence[str], features: np.ndarray) -> bytes:
-    return to_parquet(FEATURES, {"prompt_id": list(ids), "feature": list(features.astype(np.float32))})
+def made_of(table: pa.Table) -> str:
+    """What a table that `from_parquet` read was made of."""
+    return table.schema.metadata[b"made_of"].decode()
+
+
+def to_json(value: Mapping[str, Any], name: str) -> bytes:
+    """An object as sealed JSON that a person can read."""
+    return _seal(json.dumps({**value, "name": name, "seal": (MARK + ZEROS).decode()}, indent=2).encode())
+
+
+def from_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object that was written as `name`. Raises DamagedError if the bytes are others, or of another name."""
+    _check_seal(data, name)
+    try:
+        told = json.loads(data)
+    except ValueError:
+        raise DamagedError(name, "must be JSON, got a sealed file of another format") from None
+    _check_owner(told, name, None)
+    return {key: value for key, value in told.items() if key not in ("name", "seal")}
+
+
+def _seal(data: bytes) -> bytes:
+    """`data` with the zeros after its last MARK replaced by the SHA-256 of all of it as it is."""
+    at = data.rindex(MARK + ZEROS) + len(MARK)
+    return data[:at] + sha256(data).hexdigest().encode() + data[at + len(ZEROS) :]
+
+
+def _check_seal(data: bytes, name: str) -> None:
+    at = data.rfind(MARK) + len(MARK)
+    end = at + len(ZEROS)
+    if at < len(MARK):
+        raise DamagedError(name, f"must be sealed by its SHA-256, got {len(data)} bytes without one")
+    rest = sha256(data[:at])
+    rest.update(ZEROS + data[end:])
+    if rest.hexdigest().encode() != data[at:end]:
+        raise DamagedError(name, f"must hold what was written, got {len(data)} bytes that are not of its SHA-256")
+
+
+def _check_owner(told: Mapping[str, Any], name: str, made_of: str | None) -> None:
+    if told.get("name") != name:
+        raise DamagedError(name, f"must hold what was made under that name, got {told.get('name')}")
+    if made_of is not None and told.get("made_of") != made_of:
+        raise DamagedError(name, f"must be made of {made_of}, got one of {told.get('made_of')}")
+
+
+def feature_rows(ids: Sequence[str], features: np.ndarray, name: str, made_of: str) -> bytes:
+    columns = {"prompt_id": list(ids), "feature": list(features.astype(np.float32))}
+    return to_parquet(FEATURES, columns, name, made_of)
 
 
 def feature_matrix(table: pa.Table) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Shards of records on any file system: written once, atomically, under names that say what they are.
 
     <root>/spec.json                                            what this store was made for
+    <root>/lease.json                                           who runs it now
     <root>/images/<configuration>/00003-of-00013.parquet
+    <root>/timings/<configuration>/00003-of-00013.json          seconds an image, committed before those images
     <root>/features/<encoder>/<configuration | prompts | reference-...>/00003-of-00013.parquet
     <root>/scores/<configuration>-<hash of what it was scored on>.json
     <root>/failed/<configuration>/00003-of-00013.json           units set aside, each with its reason
 
-What is listed is done: there is no other state. A file is complete from the moment that it is visible.
+What is listed is done: there is no other state. A file is complete from the moment that it is visible, and the first
+that is committed under a name stays. `NAME.bad` is a file that was not what its name says, kept to be looked at.
 """
 
 import json
@@ -16,63 +19,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipelines.engine import records
+from pipelines.engine.retry import PATIENCE, persistently
+from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_credentials
 from postdiff.terminal import one_line
 
 T = TypeVar("T")
+SHARD = re.compile(r".*/\d{5}-of-(\d{5})\.parquet")
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
-OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "az", "abfs", "abfss", "adl", "r2", "oss", "memory"}
-
-
-def local_path(where: str | Path) -> str | None:
-    """The absolute path of a store or folder that is named by a path or a file:/// URL; None for any other URL.
-
-    A leading ~ is the home folder. A path is taken as it stands: ? and # are parts of a name.
-
-    Raises: ValueError if it is empty, or looks like a URL and is none (s3:/x, file:x, file://host/x, file:///x?y).
-    """
-    text = str(where)
-    if not text:
-        raise ValueError("a store must be a folder or a URL, got ''")
-    if text.startswith("file://"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-            raise ValueError(f"a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got {text!r}")
-        return str(Path(unquote(parts.path)).absolute())
-    if "://" in text:
-        return None
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
-    if scheme and (scheme[1].lower() == "file" or scheme[1].lower() in schemes()):
-        raise ValueError(f"a URL must be {scheme[1]}://..., got {text!r} (a folder of that name is ./{text})")
-    return str(Path(os.path.expanduser(text)).absolute())  # a worker's own folder is another
-
-
-def schemes() -> set[str]:
-    """What URLs of stores begin with."""
-    import fsspec
-
-    return {*fsspec.available_protocols(), *OBJECT_STORES, "hdfs", "viewfs"}
-
-
-def below(url: str | Path, name: str) -> str:
-    """The URL of the folder `name` in the store `url`: in front of its query, where it has one."""
-    path, query, rest = (str(url), "", "") if local_path(url) else str(url).partition("?")
-    return f"{path.rstrip('/')}/{name}{query}{rest}"
-
-
-def clean(text: object) -> str:
-    """`text` on one line, without the credentials and the query of any URL in it."""
-    hidden = re.sub(r"//[^\s/@]*:[^\s@]*@|//[^\s/@]*@", "//", one_line(text))
-    return re.sub(r"([A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\"]*", r"\1", hidden)
 
 
 class Store:
@@ -85,6 +48,9 @@ class Store:
         path = local_path(url)
         self.is_local = path is not None
         self.url = str(url) if path is None else path
+        self.patience = PATIENCE  # seconds for which a call is made again when the store does not answer
+        if path is None:
+            refuse_credentials(self.url)
         self._open()
 
     def _open(self) -> None:
@@ -126,23 +92,26 @@ class Store:
             return not OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
         return self.fs.type_name in OBJECT_STORES
 
+    def _persist(self, work: Callable[[], T]) -> T:
+        return persistently(work, self.is_local, self.patience)
+
     def put(self, name: str, data: bytes) -> None:
         """Write `name` in one piece: readers see all of it or none. A second put of a name replaces the first."""
+        self._persist(partial(self._put, name, data, True))
+
+    def commit(self, name: str, data: bytes) -> bool:
+        """As `put`, but what is there already stays: the first writer wins. Returns whether this was the first.
+
+        An object store is asked a moment before: two that write in that moment both do, and the last one's stays.
+        """
+        return self._persist(partial(self._put, name, data, False))
+
+    def _put(self, name: str, data: bytes, replace: bool) -> bool:
         path = f"{self.root}/{name}"
         if self.is_local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            return
+            return _put_file(path, data, replace)
+        if not replace and self._has(name):
+            return False
         # Others than object stores write in place: there a finished file is moved.
         target = path if self.appears_whole else f"{path.rpartition('/')[0]}/.tmp-{uuid4().hex}"
         try:
@@ -152,8 +121,10 @@ class Store:
                 self.fs.delete_file(target)
                 raise OSError(f"{path}: wrote {len(data)} bytes, the store holds {size}")
             if target != path:
-                self.delete(name)
+                if self._has(name):
+                    self.fs.delete_file(path)
                 self.fs.move(target, path)
+            return True
         except BaseException:
             if target != path:
                 with suppress(OSError):  # the first error is the one to tell
@@ -172,28 +143,65 @@ class Store:
         stream.close()
 
     def get(self, name: str) -> bytes:
-        with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-            return stream.read()
+        def read() -> bytes:
+            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+                return stream.read()
+
+        return self._persist(read)
 
     def has(self, name: str) -> bool:
+        return self._persist(partial(self._has, name))
+
+    def _has(self, name: str) -> bool:
         return self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File
 
-    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The columns asked for of a Parquet file: only they are read, over a network too."""
-        with self.fs.open_input_file(f"{self.root}/{name}") as file:
-            return pq.read_table(file, columns=columns)
+    def table(self, name: str, columns: Sequence[str] | None = None, made_of: str | None = None) -> pa.Table:
+        """The columns asked for of a Parquet file, all of which is read and checked; see `records.from_parquet`."""
+        return records.from_parquet(self.get(name), name, made_of, columns)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The object of a sealed JSON file; see `records.from_json`."""
+        return records.from_json(self.get(name), name)
 
     def names(self, folder: str = "") -> set[str]:
         """Names of the complete files below `folder`: one listing, whatever their number."""
+        return {name for name in self.listing(folder) if not name.rpartition("/")[2].startswith(".tmp-")}
+
+    def listing(self, folder: str = "") -> list[str]:
+        """Names of all files below `folder`, those that are being written or were left half-written too."""
         base = f"{self.root}/{folder}".rstrip("/")
         selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        files = (info.path for info in self.fs.get_file_info(selector) if info.type == fs.FileType.File)
-        return {path[len(self.root) + 1 :] for path in files if not path.rsplit("/", 1)[-1].startswith(".tmp-")}
+        infos = self._persist(lambda: self.fs.get_file_info(selector))
+        return [info.path[len(self.root) + 1 :] for info in infos if info.type == fs.FileType.File]
+
+    def shards(self, folder: str) -> list[str]:
+        """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""
+        there = {match[0]: int(match[1]) for match in map(SHARD.fullmatch, self.names(folder)) if match}
+        for count in set(there.values()):
+            expected = [shard_name(folder, i, count) for i in range(count)]
+            if lacking := [name for name in expected if name not in there]:
+                raise ValueError(f"{self.shown}/{folder} has not all of its {count} shards: {lacking[0]} is missing")
+        return sorted(there)
 
     def delete(self, name: str) -> None:
         """Remove `name` if it is there."""
-        if self.has(name):
-            self.fs.delete_file(f"{self.root}/{name}")
+
+        def remove() -> None:
+            if self._has(name):
+                self.fs.delete_file(f"{self.root}/{name}")
+
+        self._persist(remove)
+
+    def set_aside(self, name: str) -> None:
+        """Move a file that is not what its name says out of the way: to `name`.bad, so that it is made again."""
+
+        def move() -> None:
+            if self._has(name):
+                if self._has(f"{name}.bad"):
+                    self.fs.delete_file(f"{self.root}/{name}.bad")
+                self.fs.move(f"{self.root}/{name}", f"{self.root}/{name}.bad")
+
+        self._persist(move)
 
     def json(self, name: str) -> dict:
         """The JSON object that `name` holds. Raises ValueError, naming the file, if it holds none."""
@@ -205,7 +213,9 @@ class Store:
             if self.is_local:
                 check_folder(Path(self.root))
             else:
-                in_time(self._write_and_delete)
+                hasty = Store(self.url)
+                hasty.patience = 0  # what is wrong now is to be told now
+                in_time(hasty._write_and_delete)
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             raise ValueError(f"store {self.shown!r} is not writable: {clean(error)}") from None
 
@@ -218,16 +228,41 @@ class Store:
         new = json.loads(json.dumps(spec))
         if not self.has("spec.json"):
             return
-        old = self.json("spec.json")
+        old = self.record("spec.json")
         differs = [f"{k}: the store has {old.get(k)!r}, this run {new.get(k)!r}" for k in new if old.get(k) != new[k]]
         if differs:
             raise ValueError(f"store {self.shown!r} is of another spec ({'; '.join(differs)}); choose another --out")
 
     def claim(self, spec: dict) -> None:
-        """Make this the store of `spec`. Raises ValueError if it is another's."""
+        """Make this the store of `spec`. Of several that claim it at once one does, and the others raise ValueError, as
+        they do if it is another's."""
+        self.commit("spec.json", records.to_json(spec, "spec.json"))
         self.check(spec)
-        if not self.has("spec.json"):
-            self.put("spec.json", json.dumps(spec, indent=2).encode())
+
+
+def _put_file(path: str, data: bytes, replace: bool) -> bool:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not replace and os.path.exists(path):
+        return False
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        if replace:
+            os.replace(temporary, path)
+            return True
+        try:
+            os.link(temporary, path)  # fails where a file is: the first writer wins
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+        return True
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def in_time(work: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pipelines import options
 from pipelines.command_line import flag, number
 from pipelines.command_line import rounds as at_least_3
-from pipelines.engine.store import below
+from pipelines.engine.urls import below
 from pipelines.options import Out
 from pipelines.paper.published import APPENDIX_J, GALLERY, PROMPTS_A_MODEL
 

@@ -213,7 +213,7 @@ def gallery_panels(
     for model in exhibit.models:
         rows, texts = [], {}
         for cell in (cell for cell in exhibit.cells if cell.model == model):
-            shards = sorted(store.names(f"images/{results[cell.key].row.configuration}"))
+            shards = store.shards(f"images/{results[cell.key].row.configuration}")
             parts = [store.table(shard, ["prompt_id", "prompt", "image"]).to_pylist() for shard in shards]
             found = {row["prompt_id"]: row for part in parts for row in part}
             own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())

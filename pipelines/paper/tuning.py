@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.data import pairs
 from pipelines.engine.identity import digest
-from pipelines.engine.store import clean, local_path
+from pipelines.engine.urls import clean, local_path
 from pipelines.paper import exhibits
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Exhibit, before

@@ -61,7 +61,7 @@ def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = N
     """The first images of every configuration: a column a prompt, the same noise down it."""
     lines, texts = [], []
     for row, label in zip(rows, labels or [row.label for row in rows], strict=True):
-        first = min(store.names(f"images/{row.configuration}"))
+        first = store.shards(f"images/{row.configuration}")[0]
         table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
         texts = table["prompt"].to_pylist()
         lines.append((label, [thumbnail(image["bytes"]) for image in table["image"].to_pylist()]))

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import postdiff
+from pipelines.data import prompts as prompting
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
-from pipelines.engine.store import shard_name
+from pipelines.engine.store import Store, shard_name
 from postdiff.plan import PIXELS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
     from postdiff.models.family import Text
@@ -52,11 +54,12 @@ def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequ
 def make(backbone: postdiff.Backbone, task: TextEncoding) -> bytes:
     """The embeddings of the task's prompts as a Parquet file (records.TEXT)."""
     made = postdiff.encode(backbone, [prompt.text for prompt in task.prompts], task.batch_size)
-    return to_bytes(made, [prompt.id for prompt in task.prompts])
+    return to_bytes(made, [prompt.id for prompt in task.prompts], task.name, prompting.fingerprint(task.prompts))
 
 
-def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:
-    """A Parquet file (records.TEXT), one row a tensor of a prompt. What a mask hides is left out."""
+def to_bytes(embeddings: Embeddings, ids: Sequence[str], name: str, made_of: str) -> bytes:
+    """A Parquet file (records.TEXT), one row a tensor of a prompt. What a mask hides is left out. name, made_of: as
+    `records.to_parquet` takes them."""
     import torch
 
     columns: dict[str, list] = {column: [] for column in records.TEXT.names}
@@ -74,25 +77,25 @@ def to_bytes(embeddings: Embeddings, ids: Sequence[str]) -> bytes:
                 columns["dtype"].append(str(flat.dtype).removeprefix("torch."))
                 columns["shape"].append(list(flat.shape))
                 columns["data"].append(flat.view(torch.uint8).numpy().tobytes())
-    return records.to_parquet(records.TEXT, columns)
+    return records.to_parquet(records.TEXT, columns, name, made_of)
 
 
-def from_bytes(data: bytes, ids: Sequence[str]) -> Embeddings:
-    """The embeddings as they were; zeros where a mask hides. Raises ValueError if they are not of the prompts `ids`."""
+def read(store: Store, name: str, prompts: Sequence[Prompt]) -> Embeddings:
+    """The embeddings of `prompts`, as `name` in the store. Raises DamagedError if it is not that."""
+    return from_table(store.table(name, made_of=prompting.fingerprint(prompts)))
+
+
+def from_table(table: pa.Table) -> Embeddings:
+    """The embeddings as they were; zeros where a mask hides."""
     import torch
 
     from postdiff.text import Embeddings
 
     found: dict[str, dict[str, list[torch.Tensor]]] = {"uncond": {}, "cond": {}}
-    of = []
-    for row in records.from_parquet(data).to_pylist():
-        if row["half"] == "cond" and row["tensor"] == "text":
-            of.append(row["prompt_id"])
+    for row in table.to_pylist():
         raw = torch.from_numpy(np.frombuffer(row["data"], np.uint8).copy())
         value = raw.view(getattr(torch, row["dtype"])).reshape(row["shape"])
         found[row["half"]].setdefault(row["tensor"], []).append(value)
-    if of != list(ids):
-        raise ValueError(f"embeddings must be of prompts {list(ids)[:3]} ..., got {of[:3]} ...")
     return Embeddings(*(_stack(found[half]) for half in ("cond", "uncond")))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines.data import images, shapes
 from pipelines.data.images import decode
+from pipelines.data.prompts import fingerprint as fingerprint_of
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
@@ -151,19 +152,19 @@ class Extractor:
             self.loaded = {task.encoder: make_encoder(task.encoder)}  # the other one is freed
         encoder = self.loaded[task.encoder]
         if isinstance(task.source, str):
-            table = records.from_parquet(self.store.get(task.source), ["prompt_id", "image"])
-            ids = table["prompt_id"].to_pylist()
+            table = self.store.table(task.source, ["prompt_id", "image"])
+            made_of, ids = records.made_of(table), table["prompt_id"].to_pylist()
             pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
             features = _batched(encoder.images, pictures)
         elif isinstance(task.source[0], Prompt):
             if not isinstance(encoder, ClipEncoder):
                 raise ValueError(f"{task.encoder} encodes images only, not prompts")
-            ids = [prompt.id for prompt in task.source]
+            made_of, ids = fingerprint_of(task.source), [prompt.id for prompt in task.source]
             features = _batched(encoder.texts, [prompt.text for prompt in task.source])
         else:
-            ids = list(task.source)
+            made_of, ids = digest(task.source), list(task.source)
             features = _batched(encoder.images, [reference_image(key) for key in task.source])
-        self.store.put(task.name, records.feature_rows(ids, features))
+        self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
 
 
 def _batched(encode: Callable, items: Sequence) -> np.ndarray:

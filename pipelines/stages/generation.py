@@ -122,12 +122,16 @@ class Generator:
 
     def __call__(self, task: Generation | embeddings.TextEncoding, riders: Sequence = ()) -> tuple[str, ...]:
         if isinstance(task, embeddings.TextEncoding):
-            self.store.put(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
+            self.store.commit(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
             return ()
         of = task.configuration
-        text = embeddings.from_bytes(self.store.get(task.text), [prompt.id for prompt in task.prompts])
+        text = embeddings.read(self.store, task.text, task.prompts)
         backbone = self._load(of.backbone, of.dtype, "denoiser")
-        self.store.put(task.name, generate(backbone, of, task.prompts, text))
+        made = generate(backbone, of, task.prompts, text, task.name)
+        # In this order: images that are there have their seconds.
+        timings = timings_name(task.name)
+        self.store.commit(timings, records.to_json({"seconds": made.seconds}, timings))
+        self.store.commit(task.name, made.images)
         return ()
 
     def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
@@ -138,13 +142,27 @@ class Generator:
         return self.loaded[1]
 
 
+def timings_name(images: str) -> str:
+    """Where the seconds of a shard of images are kept, by its name."""
+    return f"timings/{images.removeprefix('images/').removesuffix('.parquet')}.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """images: a Parquet file (records.IMAGES). seconds: of each, the wall time of its batch over the images in it."""
+
+    images: bytes
+    seconds: list[float]
+
+
 def generate(
     backbone: postdiff.Backbone,
     configuration: Configuration,
     prompts: Sequence[Prompt],
     text: Embeddings | None = None,
-) -> bytes:
-    """The images of `prompts` as a Parquet file (records.IMAGES). Without `text` the prompts are encoded here."""
+    name: str = "",
+) -> Made:
+    """The images of `prompts`. Without `text` the prompts are encoded here. name: the file's, in the store."""
     seeds = [prompting.seed(prompt) for prompt in prompts]
     images, seconds = [], []
     for start in range(0, len(prompts), configuration.batch_size):
@@ -168,6 +186,5 @@ def generate(
         "configuration": [configuration.id] * len(prompts),
         "plan": [configuration.plan.id] * len(prompts),
         "image": [{"bytes": data, "path": f"{i}.webp"} for i, data in enumerate(images)],
-        "seconds": seconds,
     }
-    return records.to_parquet(records.IMAGES, columns)
+    return Made(records.to_parquet(records.IMAGES, columns, name, prompting.fingerprint(prompts)), seconds)

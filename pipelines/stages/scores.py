@@ -4,18 +4,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from math import nan
 
 import numpy as np
 
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
+from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric
+from pipelines.stages.generation import timings_name
 from postdiff.terminal import one_line
 
-VERSION = 3  # counts changes of what is scored, or of how it is stored
+VERSION = 4  # counts changes of what is scored, or of how it is stored
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,15 @@ class Input:
 class Scoring:
     """Score `configuration` in `store`.
 
-    prompts: ids of all prompts, in order. shards: of images, in order. inputs: one a metric. features: all shards of
-    what they name, which are all that is read.
+    prompts: ids of all prompts, in order. shards: of images, in order, and made_of: the fingerprint of the prompts of
+    each. inputs: one a metric. features: all shards of what they name, which are all that is read.
     """
 
     store: Store
     configuration: str
     prompts: tuple[str, ...]
     shards: tuple[str, ...]
+    made_of: tuple[str, ...]
     inputs: tuple[Input, ...]
     features: tuple[str, ...]
 
@@ -62,7 +66,7 @@ def _as_json(ids: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """seconds: the median an image. intervals: {key of a metric: its interval}."""
+    """seconds: the median an image, NaN if all timings were lost. intervals: {key of a metric: its interval}."""
 
     seconds: float
     intervals: dict[str, Interval]
@@ -78,17 +82,20 @@ def score(task: Scoring) -> Scores:
     @cache  # most metrics are of the same features
     def read_once(folder: str, expected: tuple[str, ...] | None = None) -> tuple[list[str], np.ndarray]:
         names = sorted(name for name in task.features if name.startswith(f"{folder}/"))
-        return read_shards(store, folder, names, expected)
+        own = () if "/reference-" in folder else task.made_of
+        return read_shards(store, folder, names, expected, own)
 
     found = {}
     for one in task.inputs:
         metric = METRICS[one.metric]
         ids, images = read_once(one.images, task.prompts)
         found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(one.against)))
-    seconds = [store.table(name, ["seconds"])["seconds"].to_numpy() for name in task.shards]  # images are not read
-    result = Scores(float(np.median(np.concatenate(seconds))), found)
+    timings = store.names(f"timings/{task.configuration}")  # one that is lost is worth no image
+    kept = [name for name in map(timings_name, task.shards) if name in timings]
+    seconds = [s for name in kept for s in store.record(name)["seconds"]]
+    result = Scores(float(np.median(seconds)) if seconds else nan, found)
     written = {"seconds": result.seconds, **{key: asdict(interval) for key, interval in found.items()}}
-    store.put(task.name, json.dumps(written, indent=2).encode())
+    store.commit(task.name, records.to_json(written, task.name))
     return result
 
 
@@ -103,7 +110,7 @@ def held_against(metric: Metric, ids: Sequence[str], names: Sequence[str], featu
 
 def read(store: Store, name: str) -> Scores:
     """What `score` wrote. Raises ValueError, naming the file, if it is something else."""
-    found = store.json(name)
+    found = store.record(name)
     try:
         seconds = found.pop("seconds")
         intervals = {key: Interval(**{**value, "left_out": tuple(value["left_out"])}) for key, value in found.items()}
@@ -118,16 +125,33 @@ def read(store: Store, name: str) -> Scores:
     return Scores(seconds, intervals)
 
 
+def is_damaged(store: Store, name: str) -> bool:
+    try:
+        store.record(name)
+    except DamagedError:
+        return True
+    return False
+
+
 def read_features(store: Store, folder: str) -> tuple[list[str], np.ndarray]:
-    """Prompt ids and features [N, D] of one folder of features, in shard order. Raises ValueError if there are none."""
-    return read_shards(store, folder, sorted(store.names(folder)))
+    """Prompt ids and features [N, D] of one folder of features, in shard order. Raises ValueError if there are none, or
+    not all."""
+    return read_shards(store, folder, store.shards(folder))
 
 
 def read_shards(
-    store: Store, folder: str, names: Sequence[str], expected: Sequence[str] | None = None
+    store: Store,
+    folder: str,
+    names: Sequence[str],
+    expected: Sequence[str] | None = None,
+    made_of: Sequence[str] = (),
 ) -> tuple[list[str], np.ndarray]:
-    """As `read_features`, of the shards `names`. Raises ValueError if they are not of the `expected` prompts."""
-    tables = [store.table(name) for name in names]
+    """As `read_features`, of the shards `names`; made_of: of each, if it is known.
+
+    Raises: ValueError if they are not of the `expected` prompts; DamagedError if one is not what its name says.
+    """
+    of: Sequence[str | None] = made_of or [None] * len(names)
+    tables = [store.table(name, made_of=one) for name, one in zip(names, of, strict=True)]
     if not tables:
         raise ValueError(f"no features in {store.shown}/{folder}")
     ids = [id for table in tables for id in table["prompt_id"].to_pylist()]

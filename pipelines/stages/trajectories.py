@@ -59,7 +59,7 @@ class Watcher:
             self.loaded = None  # free the old one first
             self.loaded = (of.backbone, of.dtype), postdiff.load(of.backbone, dtype=of.dtype)
         make = _profile if task.kind == "profile" else _trajectory
-        self.store.put(task.name, make(self.loaded[1], task))
+        self.store.commit(task.name, make(self.loaded[1], task))
 
 
 def _batches(task: Recording) -> Iterator[tuple[slice, list[str], list[int]]]:
@@ -79,13 +79,13 @@ def _profile(backbone: postdiff.Backbone, task: Recording) -> bytes:
     )  # fmt: skip
     parts = {"blocks": found.blocks, "layers": found.layers}
     value = {part: {name: row.tolist() for name, row in rows.items()} for part, rows in parts.items()}
-    return json.dumps({**value, "n": found.n}, indent=1).encode()
+    return records.to_json({**value, "n": found.n}, task.name)
 
 
 def read_profile(store: Store, task: Recording) -> Profile:
     from pipelines.stages.analysis import Profile
 
-    value = store.json(task.name)
+    value = store.record(task.name)
     blocks, layers = ({name: np.array(row) for name, row in value[part].items()} for part in ("blocks", "layers"))
     return Profile(blocks, layers, value["n"])
 
@@ -106,7 +106,7 @@ def _trajectory(backbone: postdiff.Backbone, task: Recording) -> bytes:
                 row = task.prompts[at].id, i, of.plan.steps[i].scale, shown, score
                 for name, value in zip(columns, row, strict=True):
                     columns[name].append(value)
-    return records.to_parquet(records.TRAJECTORY, columns)
+    return records.to_parquet(records.TRAJECTORY, columns, task.name, prompting.fingerprint(task.prompts))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Trajectory:
 
 
 def read_trajectory(store: Store, task: Recording) -> Trajectory:
-    rows = store.table(task.name).to_pylist()
+    rows = store.table(task.name, made_of=prompting.fingerprint(task.prompts)).to_pylist()
     place = {prompt.id: at for at, prompt in enumerate(task.prompts)}
     scores = np.empty((len(task.configuration.plan), len(task.prompts)))
     images: list[list[np.ndarray]] = [[] for _ in scores]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.engine.cluster import Resources, Stopped, Unit, WorkersError
+from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
 from pipelines.stages.embeddings import TextEncoding
 from pipelines.stages.features import Encoding, Extractor
@@ -64,8 +65,10 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
-        with doing(f"making {what}"):
-            failed = workers.run(units, partial(Handler, store), store.has, resources, what, done=there)
+        with doing(f"making {what}"), lease(store):
+            failed = workers.run(
+                units, partial(Handler, store), store.has, resources, what, set_aside=store.set_aside, done=there
+            )
     except WorkersError as error:
         failed = error.failed
         raise

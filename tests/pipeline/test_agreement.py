@@ -53,9 +53,9 @@ def scored(tmp_path_factory):
             "configuration": [ID] * half,
             "plan": [""] * half,
             "image": [{"bytes": records.encode_image(image), "path": ""} for image in images[at]],
-            "seconds": [0.1] * half,
         }
-        store.put(f"images/{ID}/0000{part}-of-00002.parquet", records.to_parquet(records.IMAGES, columns))
+        name, own = f"images/{ID}/0000{part}-of-00002.parquet", prompts.fingerprint(listed[at])
+        store.put(name, records.to_parquet(records.IMAGES, columns, name, own))
     reference = [f"val/{i}" for i in range(N)]
     units = features.prompt_units("mini-clip", [tuple(listed[:half]), tuple(listed[half:])])
     units += features.reference_units(weights, reference)
@@ -70,7 +70,8 @@ def scored(tmp_path_factory):
         scores.Input("clip", where("mini-clip", ID), where("mini-clip", "prompts")),
     )
     there = tuple(sorted(store.names("features")))
-    task = scores.Scoring(store, ID, ids, tuple(names), inputs, there)
+    made_of = tuple(prompts.fingerprint(part) for part in (listed[:half], listed[half:]))
+    task = scores.Scoring(store, ID, ids, tuple(names), made_of, inputs, there)
     with pytest.raises(ValueError, match=rf"of {N} images, expected those of {N + 1} prompts in their order"):
         scores.score(replace(task, prompts=(*ids, "another")))
     for folder, pictures in (("images", images), ("reference", [features.reference_image(key) for key in reference])):

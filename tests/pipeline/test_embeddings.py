@@ -6,7 +6,9 @@ import torch
 from conftest import FAMILIES, PROMPTS, SEEDS
 
 import postdiff
+from pipelines.data import prompts as prompting
 from pipelines.data.prompts import Prompt
+from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.stages import embeddings, generation
 from postdiff import methods
@@ -19,7 +21,8 @@ LISTED = tuple(Prompt(str(i), text) for i, text in enumerate(PROMPTS))
 def test_stored_embeddings_give_the_same_bytes(backbones, kind):
     backbone = backbones(kind)
     made = postdiff.encode(backbone, PROMPTS, 2)
-    read = embeddings.from_bytes(embeddings.to_bytes(made, ["a", "b", "c"]), ["a", "b", "c"])
+    written = embeddings.to_bytes(made, ["a", "b", "c"], "text", "m")
+    read = embeddings.from_table(records.from_parquet(written, "text", "m"))
     assert len(read) == 3
     for plan in (methods.postdiff(**{**backbone.spec.settings, "steps": 4}), methods.no_cfg(2)):
         fresh = postdiff.sample(backbone, PROMPTS, SEEDS, plan, batch_size=2)
@@ -32,7 +35,8 @@ def test_what_pixarts_mask_hides_is_not_stored(backbones):
     made = postdiff.encode(backbone, PROMPTS, 3)
     hidden = Embeddings({**made.cond, "mask": torch.ones_like(made.cond["mask"])}, made.uncond)
     ids = ["a", "b", "c"]
-    assert len(embeddings.to_bytes(made, ids)) < 0.8 * len(embeddings.to_bytes(hidden, ids))
+    stored, whole = (len(embeddings.to_bytes(of, ids, "text", "m")) for of in (made, hidden))
+    assert stored < 0.8 * whole
 
 
 def test_a_denoiser_loads_without_its_text_encoder_and_the_other_way_round(backbones):
@@ -61,16 +65,21 @@ def test_a_sweep_encodes_a_prompt_once_and_commits_the_bytes_of_encoding_it_ever
     for configuration, unit in zip((first, second), images, strict=True):
         generator(unit.task)
         committed = store.table(unit.name, ["image"])["image"].to_pylist()
-        fresh = generation.records.from_parquet(generation.generate(backbone, configuration, LISTED), ["image"])
-        assert committed == fresh["image"].to_pylist()
+        fresh = generation.generate(backbone, configuration, LISTED, name=unit.name)
+        assert committed == records.from_parquet(fresh.images, unit.name)["image"].to_pylist()
+        assert store.get(unit.name) == fresh.images  # the same bytes, all of them
     assert generator.loaded[1].pipe.text_encoder is None
 
 
-def test_embeddings_of_other_prompts_or_batches_are_refused(backbones):
+def test_embeddings_of_other_prompts_or_batches_are_refused(backbones, tmp_path):
     backbone = backbones("tiny")
     made = postdiff.encode(backbone, PROMPTS, 3)
-    with pytest.raises(ValueError, match="embeddings must be of prompts"):
-        embeddings.from_bytes(embeddings.to_bytes(made, ["a", "b", "c"]), ["a", "c", "b"])
+    listed = [Prompt(id, text) for id, text in zip("abc", PROMPTS, strict=True)]
+    store = Store(tmp_path)
+    store.put("text/x.parquet", embeddings.to_bytes(made, list("abc"), "text/x.parquet", prompting.fingerprint(listed)))
+    assert len(embeddings.read(store, "text/x.parquet", listed)) == 3
+    with pytest.raises(records.DamagedError, match=r"text/x.parquet must be made of \w+, got one of"):
+        embeddings.read(store, "text/x.parquet", listed[::-1])
     with pytest.raises(ValueError, match="batches of 2, got ones for batches of 3"):
         postdiff.sample(backbone, PROMPTS, SEEDS, methods.dense(2), batch_size=2, embeddings=made)
     with pytest.raises(ValueError, match=r"one row of embeddings a prompt \(2\), got 3"):

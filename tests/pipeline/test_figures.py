@@ -69,9 +69,9 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
             "configuration": [id] * 24,
             "plan": [""] * 24,
             "image": [{"bytes": records.encode_image(p), "path": ""} for p in pictures],
-            "seconds": [0.0] * 24,
         }
-        store.put(f"images/{id}/00000-of-00001.parquet", records.to_parquet(records.IMAGES, columns))
+        name = f"images/{id}/00000-of-00001.parquet"
+        store.put(name, records.to_parquet(records.IMAGES, columns, name, "m"))
     (first, texts, rows), (_, others, there) = figures.gallery_panels(store, exhibit, results, exhibits.MINI)
     assert first == "sd15: mini-sd"
     assert texts == [p.text for p in listed[:6]]

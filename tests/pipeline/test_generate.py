@@ -24,5 +24,6 @@ def test_seconds_are_of_sampling_alone(backbone, monkeypatch):
     monkeypatch.setattr(records, "encode_image", slow)
     configuration = generation.configure("mini-sd", methods.dense(1), batch_size=2)
     listed = [Prompt(str(i), text) for i, text in enumerate(PROMPTS[:2])]
-    rows = records.from_parquet(generation.generate(backbone, configuration, listed)).to_pylist()
-    assert all(0 < row["seconds"] < longest for row in rows)
+    made = generation.generate(backbone, configuration, listed)
+    assert len(records.from_parquet(made.images, "")) == len(made.seconds) == 2
+    assert all(0 < seconds < longest for seconds in made.seconds)

@@ -95,15 +95,22 @@ def test_a_toy_is_scored_from_a_store_and_an_old_score_is_not_taken_for_it(toy, 
     ids = [f"p{i}" for i in range(8)]
     images = rng.normal(size=(8, 3)).astype(np.float32)
     for folder in ("features/e/c", "features/e/prompts"):
-        store.put(f"{folder}/00000-of-00001.parquet", records.feature_rows(ids, images))
-    columns = {"prompt_id": ids, "prompt": ids, "seed": range(8), "configuration": ["c"] * 8, "plan": [""] * 8,
-               "image": [{"bytes": b"", "path": ""}] * 8, "seconds": [0.25] * 8}  # fmt: skip
-    store.put("images/c/00000-of-00001.parquet", records.to_parquet(records.IMAGES, columns))
+        name = f"{folder}/00000-of-00001.parquet"
+        store.put(name, records.feature_rows(ids, images, name, "m"))
+    store.put(
+        "timings/c/00000-of-00001.json", records.to_json({"seconds": [0.25] * 8}, "timings/c/00000-of-00001.json")
+    )
 
     def task(*keys):
         inputs = tuple(scores.Input(key, "features/e/c", "features/e/prompts") for key in keys)
         return scores.Scoring(
-            store, "c", tuple(ids), ("images/c/00000-of-00001.parquet",), inputs, tuple(store.names("features"))
+            store,
+            "c",
+            tuple(ids),
+            ("images/c/00000-of-00001.parquet",),
+            ("m",),
+            inputs,
+            tuple(store.names("features")),
         )
 
     assert task("clip").name != task("clip", "toy").name
@@ -111,7 +118,7 @@ def test_a_toy_is_scored_from_a_store_and_an_old_score_is_not_taken_for_it(toy, 
     assert found.intervals["toy"].value == pytest.approx(images[:, 0].mean())
     assert found.intervals["clip"].value == pytest.approx(100)
     assert scores.read(store, task("clip", "toy").name) == found
-    assert set(json.loads(store.get(task("clip", "toy").name))) == {"seconds", "clip", "toy"}
+    assert set(json.loads(store.get(task("clip", "toy").name))) == {"seconds", "clip", "toy", "name", "seal"}
 
 
 def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):

@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipelines.data import images
 from pipelines.engine import records
 from pipelines.engine import store as stores
-from pipelines.engine.store import Store, below, local_path
+from pipelines.engine.store import Store
+from pipelines.engine.urls import below, clean, local_path
 from pipelines.metrics.intervals import Interval
 from pipelines.stages import latency, scores
 
@@ -79,7 +80,8 @@ def s3():
 
 def test_s3_holds_what_a_folder_holds(s3, tmp_path):
     features = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
-    data = records.feature_rows([str(i) for i in range(300)], features)
+    name = "features/e/c/00000-of-00001.parquet"
+    data = records.feature_rows([str(i) for i in range(300)], features, name, "m")
     local, remote = Store(tmp_path), pickle.loads(pickle.dumps(Store(s3("sweep"))))
     for store in (local, remote):
         store.check_writable()
@@ -120,6 +122,7 @@ class Faulty(LocalFileSystem):
 def test_a_write_that_breaks_leaves_nothing_where_files_are_written_in_place(tmp_path, monkeypatch):
     fsspec.register_implementation("faulty", Faulty, clobber=True)
     store = Store(f"faulty://{tmp_path}/store")
+    store.patience = 0
     os.makedirs(tmp_path / "store" / "a")
     assert not store.appears_whole
     with pytest.raises(OSError, match="connection reset"):
@@ -135,6 +138,7 @@ def test_a_write_that_breaks_leaves_nothing_where_files_are_written_in_place(tmp
 
 def test_an_object_shorter_than_what_was_sent_does_not_stay(monkeypatch):
     store = Store("memory://bucket/short")
+    store.patience = 0
     assert store.appears_whole
     pipe = MemoryFileSystem.pipe_file
     with monkeypatch.context() as patch:
@@ -172,8 +176,11 @@ def test_a_folder_below_a_url_is_before_its_query():
         ("file:///x?y", "a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got 'file:///x?y'"),
         ("nosuch://bucket/x", "cannot open store 'nosuch://bucket/x': Protocol not known: nosuch"),
         ("s3://", "cannot open store 's3://': expected a bucket or a folder after ://"),
-        ("s3://KEY:SEC/RET@bucket/x", "cannot open store 's3://bucket/x': Cannot parse URI: 's3://bucket/x' due to"),
-        ("ftp://USER:SECRET@127.0.0.1:9/x", "cannot open store 'ftp://127.0.0.1:9/x': [Errno 111] Connection refused"),
+        (
+            "s3://KEY:SEC/RET@bucket/x",
+            "a store's URL must not hold credentials, got a s3:// URL with some: give them by",
+        ),
+        ("ftp://USER@127.0.0.1:9/x", "cannot open store 'ftp://127.0.0.1:9/x': [Errno 111] Connection refused"),
     ],
 )
 def test_what_cannot_be_opened_says_why_without_credentials(url, message):
@@ -189,7 +196,7 @@ def test_the_cause_of_pyarrow_is_told_where_it_knows_the_scheme(monkeypatch):
 
     monkeypatch.setattr(stores, "fs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=no_region)))
     with pytest.raises(ValueError, match=r"^cannot open store 's3://bucket/x': When resolving region for bucket"):
-        Store("s3://KEY:SECRET@bucket/x")
+        Store("s3://bucket/x")
 
 
 def test_a_store_that_does_not_answer_is_told(monkeypatch):
@@ -211,11 +218,13 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
 def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
     store = Store(tmp_path)
     store.put("spec.json", data)
-    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+    with pytest.raises(records.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
         store.claim({"prompts": "abc"})
-    assert str(refused.value).startswith(f"{tmp_path}/spec.json {message}")
     assert store.get("spec.json") == data
     store.put("latency/x.json", data)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        store.json("latency/x.json")
+    assert str(refused.value).startswith(f"{tmp_path}/latency/x.json {message}")
     with pytest.raises(ValueError, match=r"latency/x.json must hold"):
         latency.measured(store)
 
@@ -232,14 +241,14 @@ def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
 )
 def test_scores_and_latencies_of_another_shape_are_told(tmp_path, told):
     store = Store(tmp_path)
-    store.put("scores/x.json", json.dumps(told).encode())
+    store.put("scores/x.json", records.to_json(told, "scores/x.json"))
     with pytest.raises(ValueError, match=r"scores/x.json must hold scores that a job wrote, got .*; deleted, it is"):
         scores.read(store, "scores/x.json")
     store.put("latency/x.json", json.dumps({"plans": ["a"], "backbone": "b", "machine": "c", **told}).encode())
     with pytest.raises(ValueError, match=r"latency/x.json must hold latencies that a job wrote, got "):
         latency.measured(store)
     good = {"seconds": 1.0, "clip": {"value": 1, "low": 0, "high": 2, "n": 8, "left_out": [1, 2]}}
-    store.put("scores/y.json", json.dumps(good).encode())
+    store.put("scores/y.json", records.to_json(good, "scores/y.json"))
     assert scores.read(store, "scores/y.json") == scores.Scores(1.0, {"clip": Interval(1, 0, 2, 8, (1, 2))})
 
 
@@ -273,7 +282,7 @@ def test_images_survive_bit_for_bit_and_features_too():
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     np.testing.assert_array_equal(images.decode(records.encode_image(image)), image)
     features = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    table = records.from_parquet(records.feature_rows(list("abcde"), features))
+    table = records.from_parquet(records.feature_rows(list("abcde"), features, "f", "m"), "f", "m")
     np.testing.assert_array_equal(records.feature_matrix(table), features)
 
 
@@ -287,9 +296,9 @@ def test_hugging_face_datasets_shows_images(tmp_path):
         "configuration": ["c"],
         "plan": ["d"],
         "image": [{"bytes": records.encode_image(image), "path": "0.webp"}],
-        "seconds": [0.5],
     }
-    Store(tmp_path).put("images/c/00000-of-00001.parquet", records.to_parquet(records.IMAGES, columns))
+    name = "images/c/00000-of-00001.parquet"
+    Store(tmp_path).put(name, records.to_parquet(records.IMAGES, columns, name, "m"))
     loaded = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "images/c/*.parquet"), cache_dir=str(tmp_path / "cache")
     )["train"]
@@ -305,5 +314,6 @@ def test_a_folder_is_the_same_from_wherever_it_is_opened(tmp_path, monkeypatch):
 
 
 def test_credentials_of_a_url_are_not_shown():
-    shown = Store("s3://KEY:SECRET@bucket/path?endpoint_override=localhost:1").shown
+    shown = Store("s3://bucket/path?endpoint_override=localhost:1").shown
     assert shown == "s3://bucket/path"
+    assert clean("no answer of s3://KEY:SEC/RET@bucket/path?token=X") == "no answer of s3://bucket/path"

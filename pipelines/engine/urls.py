@@ -1,0 +1,65 @@
+"""Where a store can be: paths and URLs, what may be printed of them, and what may not stand in them."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from postdiff.terminal import one_line
+
+OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "az", "abfs", "abfss", "adl", "r2", "oss", "memory"}
+SECRETS = re.compile(r"[?&](access_key|secret_key|session_token|token|password|secret|sig|account_key)=", re.IGNORECASE)
+
+
+def local_path(where: str | Path) -> str | None:
+    """The absolute path of a store or folder that is named by a path or a file:/// URL; None for any other URL.
+
+    A leading ~ is the home folder. A path is taken as it stands: ? and # are parts of a name.
+
+    Raises: ValueError if it is empty, or looks like a URL and is none (s3:/x, file:x, file://host/x, file:///x?y).
+    """
+    text = str(where)
+    if not text:
+        raise ValueError("a store must be a folder or a URL, got ''")
+    if text.startswith("file://"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+            raise ValueError(f"a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got {text!r}")
+        return str(Path(unquote(parts.path)).absolute())
+    if "://" in text:
+        return None
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
+    if scheme and (scheme[1].lower() == "file" or scheme[1].lower() in schemes()):
+        raise ValueError(f"a URL must be {scheme[1]}://..., got {text!r} (a folder of that name is ./{text})")
+    return str(Path(os.path.expanduser(text)).absolute())  # a worker's own folder is another
+
+
+def schemes() -> set[str]:
+    """What URLs of stores begin with."""
+    import fsspec
+
+    return {*fsspec.available_protocols(), *OBJECT_STORES, "hdfs", "viewfs"}
+
+
+def below(url: str | Path, name: str) -> str:
+    """The URL of the folder `name` in the store `url`: in front of its query, where it has one."""
+    path, query, rest = (str(url), "", "") if local_path(url) else str(url).partition("?")
+    return f"{path.rstrip('/')}/{name}{query}{rest}"
+
+
+def clean(text: object) -> str:
+    """`text` on one line, without the credentials and the query of any URL in it."""
+    hidden = re.sub(r"//[^\s/@]*:[^\s@]*@|//[^\s/@]*@", "//", one_line(text))
+    return re.sub(r"([A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\"]*", r"\1", hidden)
+
+
+def refuse_credentials(url: str) -> None:
+    """Raise ValueError, without them, if a URL holds credentials: URLs reach logs, reports and dashboards."""
+    before_at = re.match(r"[A-Za-z][\w+.-]*://([^@]*)@", url)
+    in_front = before_at and ":" in before_at[1] and not re.fullmatch(r"[^/:]*:\d+/.*", before_at[1])
+    if in_front or SECRETS.search(url):
+        scheme = url.partition(":")[0]
+        raise ValueError(
+            f"a store's URL must not hold credentials, got a {scheme}:// URL with some: give them by environment "
+            "variables (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...), a profile, or the machine's role"
+        )

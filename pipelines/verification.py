@@ -1,0 +1,109 @@
+"""What is in a store, read whole: what is there, what is damaged, foreign, missing or left over."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from pipelines.engine import records
+from pipelines.engine.records import DamagedError
+from pipelines.engine.store import Store, shard_name
+
+KINDS = ("images", "timings", "features", "text", "scores", "dynamics")  # folders, whose files are sealed
+_SHARD = re.compile(r"(.*)/(\d{5})-of-(\d{5})\.(parquet|json)")
+
+
+@dataclass
+class Verification:
+    """there: {kind: files that are what their names say}. damaged: {file: why it is not}. missing: files that others
+    say must be there. foreign: files that no job of ours writes there. left: temporary files, and those set aside."""
+
+    there: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        return not (self.damaged or self.missing)
+
+    def __str__(self) -> str:
+        lines = [f"{count:>8} {kind}" for kind, count in self.there.items()]
+        lines += [f"damaged: {name}: {why}" for name, why in self.damaged.items()]
+        lines += [f"missing: {name}" for name in self.missing]
+        lines += [f"foreign: {name} (no job reads it)" for name in self.foreign]
+        lines += [f"left over: {name} (no job reads it)" for name in self.left]
+        whole = "all that is there is what its name says"
+        wrong = f"{len(self.damaged)} files are damaged, {len(self.missing)} are missing"
+        return "\n".join([*lines, whole if self.is_whole else wrong])
+
+
+def verify(store: Store) -> Verification:
+    """Read every file that a job would read. Raises ValueError if there is no store, with nothing in it."""
+    found = Verification()
+    listed = sorted(store.listing())
+    if not listed:
+        raise ValueError(f"no store at {store.shown!r}: nothing is there")
+    made_of: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # {(shard, shards): {file: what it is made of}}
+    for name in tqdm(listed, desc="reading", unit="file", delay=1):
+        kind = name.partition("/")[0]
+        if name.rpartition("/")[2].startswith(".tmp-") or name.endswith(".bad"):
+            found.left.append(name)
+        elif name in ("spec.json", "lease.json") or (kind in KINDS and name.endswith((".json", ".parquet"))):
+            try:
+                of = _read(store, name)
+            except DamagedError as error:
+                found.damaged[name] = error.why
+                continue
+            except FileNotFoundError:  # a lease that was given back since
+                continue
+            found.there[kind] += 1
+            if (shard := _SHARD.fullmatch(name)) and of and "/reference-" not in name:
+                made_of[shard[2], shard[3]][name] = of
+        elif kind in KINDS:
+            found.foreign.append(name)
+    for files in made_of.values():
+        found.damaged |= _of_others(files)
+    found.missing = sorted(_missing(name for name in listed if name not in found.left))
+    return found
+
+
+def _read(store: Store, name: str) -> str:
+    """What the file was made of, "" if that is not kept. Raises DamagedError."""
+    if name.endswith(".json"):
+        store.record(name)
+        return ""
+    return records.made_of(store.table(name))
+
+
+def _of_others(files: dict[str, str]) -> dict[str, str]:
+    """Of files of one shard, which are all of the same prompts: those that are of other prompts than most."""
+    usual = Counter(files.values()).most_common(1)[0][0]
+    return {name: f"is made of {of}, its shard's others of {usual}" for name, of in files.items() if of != usual}
+
+
+def _missing(names: Iterable[str]) -> set[str]:
+    """What the names in a store say must be there too: the other shards of each folder, and the spec."""
+    there = set(names)
+    expected = {"spec.json"}
+    for name in there:
+        shard = _SHARD.fullmatch(name)
+        if not shard or name.partition("/")[0] not in KINDS:
+            continue
+        folder, _, count, suffix = shard.groups()
+        every = [shard_name(folder, i, int(count)) for i in range(int(count))]
+        expected |= set(every) if suffix == "parquet" else {one.replace(".parquet", ".json") for one in every}
+    return expected - there
+
+
+def repair(store: Store, found: Verification) -> None:
+    """Set aside what is damaged: the next run of the same job makes it again, and what is missing. What was left
+    half-written is removed."""
+    for name in found.damaged:
+        store.set_aside(name)
+    for name in found.left:
+        if not name.endswith(".bad"):
+            store.delete(name)
