@@ -279,7 +279,7 @@ while os.path.exists(f"/proc/{{of[2]}}"):  # it ends, and its memory with it
     assert time.time() < until
     time.sleep(0.1)
 assert workers.default_resources(gpus=0) == Resources(4)
-assert workers.default_resources(workers=8, gpus=1) == Resources(8, gpus=1)  # what an autoscaler is asked for
+assert workers.default_resources(workers=8, gpus=1) == Resources(8, threads=2, gpus=1)  # asked of an autoscaler
 try:
     workers.default_resources(gpus=4)
 except ValueError as error:
@@ -287,8 +287,9 @@ except ValueError as error:
 else:
     raise AssertionError("4 GPUs of 2")
 workers._nodes = lambda: [{{"CPU": 8.0, "GPU": 1.0}}] * 8
-assert workers.default_resources().workers == 8
-assert workers.default_resources(gpus=0.5).workers == 16
+assert workers.default_resources() == Resources(8, threads=8, gpus=1)
+assert workers.default_resources(gpus=0.5) == Resources(16, threads=4, gpus=0.5)
+assert workers.default_resources(gpus=0) == Resources(64, threads=1)
 try:
     workers.default_resources(gpus=4)  # 8 GPUs, but not 4 of them on one node
 except ValueError:
