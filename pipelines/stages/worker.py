@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,9 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
     """
     from pipelines.engine import workers
 
+    # TODO: name both directly as soon as the store has them.
+    lease: Callable[[], AbstractContextManager] = getattr(store, "lease", nullcontext)
+    set_aside: Callable[[str], object] | None = getattr(store, "set_aside", None)
     there = store.names()
     if all(unit.on_demand or unit.name in there for unit in units):
         return {}
@@ -64,8 +68,9 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
-        with doing(f"making {what}"):
-            failed = workers.run(units, partial(Handler, store), store.has, resources, what, done=there)
+        with lease(), doing(f"making {what}"):
+            make = partial(Handler, store)
+            failed = workers.run(units, make, store.has, resources, what, done=there, set_aside=set_aside)
     except WorkersError as error:
         failed = error.failed
         raise
