@@ -1,5 +1,6 @@
 """The workers and what they answer: who is started, given work, replaced. Without Ray, which is behind a `Crew`."""
 
+import errno
 import sys
 import time
 from collections import Counter
@@ -15,6 +16,10 @@ from postdiff.terminal import one_line
 
 LOOK, PAUSE = 10.0, 5.0  # seconds: between looks at what nodes there are; of a unit whose store did not answer
 PLACE = 60.0  # seconds that another node has to take a worker, where what is left failed on some
+
+
+NETWORK = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
+           errno.ENETUNREACH, errno.ESTALE)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,13 @@ class Crew(Protocol):
 
     def nodes(self) -> dict[str, tuple[str, bool]]:
         """{node that is up: its address, and whether it has what one worker needs}."""
+
+
+def is_away(cause: Exception | None) -> bool:
+    """Is it an error of a network or of what is behind it? Those of object stores have no number; a full or broken
+    disk has, and is its machine's own fault."""
+    own = FileNotFoundError | PermissionError
+    return isinstance(cause, OSError) and not isinstance(cause, own) and cause.errno in (None, *NETWORK)
 
 
 @dataclass(eq=False)
@@ -206,34 +218,40 @@ class Loop:
 
     def _not_done(self, actor: Actor, unit: Unit, failed: Failed) -> list[str]:
         """Settle a unit that was not answered; returns names of units that are done for all that."""
-        file = getattr(failed.cause, "name", None) if isinstance(failed.cause, ValueError) else None
-        if file and self.set_aside and self.queue.damaged[file] < DAMAGES:
+        file = getattr(failed.cause, "name", "") if isinstance(failed.cause, ValueError) else ""
+        damaged = file != "" and self.set_aside is not None and self.queue.damaged[file] < DAMAGES
+        if damaged or is_away(failed.cause):
             self.idle.append(actor)  # there is nothing wrong with it
-            is_new = self.queue.is_new(unit.name, file)
-            try:
-                if is_new:
-                    self.set_aside(file)
-            except OSError as error:
-                self._rest(unit, error)
-            else:
-                self.queue.damage(unit.name, file, is_new)
-            return []
-        self._dismiss(actor)
+        else:
+            self._dismiss(actor)
         try:
-            if self.is_committed(unit.name):  # it died, or was cut off, between its commit and its answer
+            if damaged:
+                self._remake(unit, file)
+            elif self.is_committed(unit.name):  # it died, or was cut off, between its commit and its answer
                 return self._done(actor, unit, 0.0, self.is_committed)
+            elif is_away(failed.cause):
+                self._rest(unit, failed.cause)
+            else:
+                self._blame(actor, unit, failed)
         except OSError as error:
             self._rest(unit, error)
-            return []
+        return []
+
+    def _remake(self, unit: Unit, file: str) -> None:
+        is_new = self.queue.is_new(unit.name, file)
+        if is_new and self.set_aside:
+            self.set_aside(file)
+        self.queue.damage(unit.name, file, is_new)
+
+    def _blame(self, actor: Actor, unit: Unit, failed: Failed) -> None:
         if failed.died:
             self._look()
         if failed.lost or actor.node not in self.addresses:
             self.queue.lost(unit.name, failed.reason)
         else:
             self.queue.failure(unit.name, failed.reason, actor.node, failed.died)
-        return []
 
-    def _rest(self, unit: Unit, error: OSError) -> None:
+    def _rest(self, unit: Unit, error: Exception | None) -> None:
         """The store is away: that is no failure of the unit, which waits."""
         self.rested = time.monotonic()
         self.away_since = self.away_since or self.rested

@@ -71,7 +71,7 @@ def connect() -> None:
 
 
 def default_resources(workers: int | None = None, gpus: float | None = None) -> Resources:
-    """One worker a GPU where there are GPUs, else one single-threaded worker a core.
+    """One worker a GPU where there are GPUs, with its share of its node's cores, else a single-threaded one a core.
 
     Args:
         workers: their number, or None for as many as the cluster has room for now. A cluster that starts its nodes
@@ -88,7 +88,8 @@ def default_resources(workers: int | None = None, gpus: float | None = None) -> 
         raise ValueError(f"no node with {gpus:g} GPUs is up: --workers says how many workers to ask the cluster for")
     if gpus and room < 1 and not in_a_cluster():
         raise ValueError(f"this machine has no {gpus:g} GPUs, and RAY_ADDRESS names no cluster that could bring them")
-    return Resources(room if workers is None else workers, gpus=gpus)
+    shares = [int(node.get("CPU", 0) // (node["GPU"] // gpus)) for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+    return Resources(room if workers is None else workers, max(1, min(shares, default=1)), gpus)
 
 
 def _nodes() -> list[dict[str, float]]:

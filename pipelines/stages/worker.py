@@ -65,10 +65,9 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
-        with doing(f"making {what}"), lease(store):
-            failed = workers.run(
-                units, partial(Handler, store), store.has, resources, what, set_aside=store.set_aside, done=there
-            )
+        with lease(store), doing(f"making {what}"):
+            make = partial(Handler, store)
+            failed = workers.run(units, make, store.has, resources, what, done=there, set_aside=store.set_aside)
     except WorkersError as error:
         failed = error.failed
         raise

@@ -19,11 +19,13 @@ import pytest
 import torch
 from conftest import refusal
 
+from pipelines import evaluation, sweeps
 from pipelines.data import prompts
 from pipelines.engine import records, workers
+from pipelines.engine.cluster import Limits, Resources
 from pipelines.engine.store import Store
-from pipelines.engine.workers import Resources
-from pipelines.stages import features, generation
+from pipelines.evaluation import Entry
+from pipelines.stages import features, generation, worker
 from postdiff import methods, save_plan
 from postdiff.models.checkpoints import MINI
 
@@ -148,6 +150,77 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     other = sweep(*SMALL[:2], "--limit", "9", "--shard", "4", "--out", str(out), check=False)
     assert other.returncode == 1
     assert "is of another spec" in other.stderr
+
+
+@pytest.fixture
+def small_evaluation(tmp_path):
+    """Three configurations of two shards each: an open store, their entries, and the protocol."""
+    given = coco_sweep.parse(
+        ["--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30", "--out", str(tmp_path / "out")]
+    )
+    of = evaluation.protocol(given)
+    plans = [methods.dense(2), methods.dense(3), methods.dense(4)]
+    entries = [Entry("dense", "", evaluation.configure(given, "mini-sd", plan), 1, 1) for plan in plans]
+    return evaluation.open_store(given.out, of), entries, of, given
+
+
+def faulty(monkeypatch, folder, faults):
+    """Workers whose first tasks fail: {part of a task's name: (how, times)}; each leaves a mark. Returns the counts."""
+    folder.mkdir()
+
+    class Faulty(worker.Handler):
+        def __call__(self, task, riders=()):
+            for part, (how, times) in faults.items():
+                fired = [name for name in os.listdir(folder) if name.startswith(f"{how} ")]
+                if part in task.name and len(fired) < times:
+                    (folder / f"{how} {len(fired)}").touch()
+                    if how == "dies":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if how == "hangs":
+                        time.sleep(600)
+                    raise ValueError(f"poison in {part}")
+            return super().__call__(task, riders)
+
+    monkeypatch.setattr(worker, "Handler", Faulty)
+    return lambda: {how: len(list(folder.glob(f"{how} *"))) for how, _ in faults.values()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_complete_is_reported_when_other_units_fail(tmp_path, monkeypatch, small_evaluation, capsys):
+    """One configuration's images fail; the score of one dies once, that of another hangs once."""
+    store, entries, of, given = small_evaluation
+    a, b, c = (entry.configuration.id for entry in entries)
+    faults = {f"images/{a}/00001": ("raises", 3), f"scores/{b}": ("dies", 1), f"scores/{c}": ("hangs", 1)}
+    fired = faulty(monkeypatch, tmp_path / "faults", faults)
+    resources = Resources(2, limits=Limits(longest=40.0, shortest=10.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "entries", lambda given: entries)
+        patch.setattr(evaluation, "connect", lambda *_: resources)
+        with pytest.raises(SystemExit) as stopped:
+            coco_sweep.main(given_args(given))
+    assert fired() == {"raises": 3, "dies": 1, "hangs": 1}
+    name = f"images/{a}/00001-of-00002.parquet"
+    why = f"needs {name}, which failed: ValueError: poison in images/{a}/00001"
+    assert str(stopped.value) == (
+        f"error: 1 configurations are missing: 1 units failed, and 2 that need them; they are set aside in "
+        f"{store.shown}/failed; the first, {name}: ValueError: poison in images/{a}/00001; all others are committed: "
+        "run again to retry"
+    )
+    printed = capsys.readouterr().out
+    assert f"missing: 1 configurations: mini-sd dense T=2 ({why})" in printed
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 1 + 2
+    assert why in (tmp_path / "out" / "report.html").read_text()
+    assert len(store.names("failed")) == 3
+    assert len(store.names("images")) == 5
+    again = evaluation.evaluate(store, entries, of, resources)  # as a resume: what was set aside is tried again
+    assert [row.configuration for row in again.rows] == [a, b, c]
+    assert again.missing == {}
+    assert store.names("failed") == set()
+
+
+def given_args(given):
+    options = {"limit": given.limit, "shard": given.shard, "batch-size": given.batch_size, "out": given.out}
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))] + ["--n-reference", "30"]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_node_on_which_every_unit_fails_is_left_out(capsys):
     def do(node, task, riders):
         if node == "bad":
             fired.append(task)
-            return 0.1, Failed("OSError: no space left on device", OSError("no space left on device"))
+            return 0.1, Failed("OSError: no space left on device", OSError(28, "no space left on device"))
         return 25.0, ()
 
     queue, order = work(units_of(40), Crew(["good", "bad"], do))
@@ -307,6 +307,29 @@ def test_a_store_that_is_away_is_no_failed_unit(monkeypatch):
     asked.clear()
     with pytest.raises(WorkersError, match=r"^the store has not answered for 0 s: 503 slow down$"):
         work(units_of(6), Crew(["a"], do), committed=committed, limits=Limits(away=0.0))
+
+
+def test_a_store_that_was_away_from_workers_alone_is_no_failed_unit(monkeypatch):
+    """As when it is back by the time that it is asked: 8 units failed in a row, and none has an attempt."""
+    monkeypatch.setattr(looping, "PAUSE", 0.0)
+    fired = []
+
+    def do(node, task, riders):
+        if len(fired) < 8:
+            fired.append(task)
+            return 1.0, Failed("OSError: SLOW_DOWN", OSError("AWS Error SLOW_DOWN"))
+        return 1.0, ()
+
+    starts = []
+    crew = Crew(["a"], do, lambda node: (starts.append(node) or 0.0, False))
+    queue, order = work(units_of(6), crew, workers=2)
+    assert len(fired) == 8
+    assert len(order) == 6
+    assert queue.attempts == {}
+    assert len(starts) == 2  # and no worker was replaced
+    assert not looping.is_away(OSError(28, "no space left on device"))
+    assert looping.is_away(ConnectionResetError(104, "reset"))
+    assert not looping.is_away(FileNotFoundError("bucket/name"))
 
 
 def test_the_store_is_asked_before_a_unit_is_given_again():

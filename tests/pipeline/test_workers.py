@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import ray
@@ -279,7 +280,7 @@ while os.path.exists(f"/proc/{{of[2]}}"):  # it ends, and its memory with it
     assert time.time() < until
     time.sleep(0.1)
 assert workers.default_resources(gpus=0) == Resources(4)
-assert workers.default_resources(workers=8, gpus=1) == Resources(8, gpus=1)  # what an autoscaler is asked for
+assert workers.default_resources(workers=8, gpus=1) == Resources(8, threads=2, gpus=1)  # asked of an autoscaler
 try:
     workers.default_resources(gpus=4)
 except ValueError as error:
@@ -287,8 +288,9 @@ except ValueError as error:
 else:
     raise AssertionError("4 GPUs of 2")
 workers._nodes = lambda: [{{"CPU": 8.0, "GPU": 1.0}}] * 8
-assert workers.default_resources().workers == 8
-assert workers.default_resources(gpus=0.5).workers == 16
+assert workers.default_resources() == Resources(8, threads=8, gpus=1)
+assert workers.default_resources(gpus=0.5) == Resources(16, threads=4, gpus=0.5)
+assert workers.default_resources(gpus=0) == Resources(64, threads=1)
 try:
     workers.default_resources(gpus=4)  # 8 GPUs, but not 4 of them on one node
 except ValueError:
@@ -318,3 +320,70 @@ def test_a_worker_that_does_not_see_the_store_is_told(tmp_path):
         worker.Handler(store)
     store.claim({"prompts": "x"})
     worker.Handler(store)
+
+
+def test_a_damaged_file_of_an_earlier_run_is_made_again(tmp_path, capsys):
+    """And then what could not read it: neither has failed."""
+
+    class DamagedError(ValueError):
+        def __init__(self, name):
+            super().__init__(name)
+            self.name = name
+
+    def make():
+        store = Store(tmp_path)
+
+        def handle(task):
+            if task == "feature" and store.get("image") == b"damaged":
+                raise DamagedError("image")
+            store.put(task, f"content of {task}".encode())
+
+        return handle
+
+    store, aside = Store(tmp_path), []
+    store.put("image", b"damaged")
+    store.put("other", b"as it was")
+
+    def set_aside(name):
+        aside.append(name)
+        os.rename(tmp_path / name, tmp_path / f"{name}.bad")
+
+    units = [
+        Unit("text", "t", 1, "text", on_demand=True),
+        Unit("image", "g", 1, "image", ("text",)),
+        Unit("other", "g", 1, "other", ("image",)),
+        Unit("feature", "e", 1, "feature", ("image",)),
+    ]
+    failed = workers.run(units, make, store.has, Resources(2), done=store.names(), set_aside=set_aside)
+    assert failed == {}
+    assert aside == ["image"]
+    contents = {name: store.get(name) for name in ("text", "image", "feature", "image.bad", "other")}
+    assert contents == {
+        **{name: f"content of {name}".encode() for name in ("text", "image", "feature")},
+        "image.bad": b"damaged",
+        "other": b"as it was",
+    }
+    assert "\nimage was damaged: set aside as .bad, and made again\n" in capsys.readouterr().err
+
+
+def test_a_run_holds_the_lease_of_its_store_while_it_works(tmp_path, monkeypatch):
+    log = []
+
+    @contextmanager
+    def lease(self):
+        log.append("held")
+        yield
+        log.append("given back")
+
+    def run(*args, **more):
+        log.append("works")
+        return {}
+
+    monkeypatch.setattr(Store, "lease", lease, raising=False)
+    monkeypatch.setattr(workers, "run", run)
+    store = Store(tmp_path)
+    assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
+    assert log == ["held", "works", "given back"]
+    store.put("a", b"")
+    assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
+    assert len(log) == 3  # there is nothing to do
