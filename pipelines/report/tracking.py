@@ -75,6 +75,7 @@ def log(
         done = store.names("wandb")
         _remove_unfinished(store, done)
         with _folder(store) as folder:
+            os.environ["WANDB_DATA_DIR"] = str(folder)  # else it is the home folder, and its name is kept
             for id, name, config in [*runs, (whole, "summary", protocol)]:
                 marker = f"wandb/{mode}/{group}/{id}.json"  # what is logged offline only may go online later
                 if marker in done:
