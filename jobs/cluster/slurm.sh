@@ -29,10 +29,11 @@ ulimit -n 65536 2> /dev/null || true         # what the site allows, if that is 
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*}
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --all-ip-addresses) # none is a loopback
 address=${address%% *}:$((20000 + SLURM_JOB_ID % 10000)) # a port of the job's own
 
-# The job alone is told where the cluster is: `ray start --head` must not look for one.
-srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
+# The job alone is told where the cluster is: `ray start --head` must not look for one. At its end `ray stop` stops every
+# Ray of yours on a node: nodes are taken whole.
+srun --kill-on-bad-exit=0 --cpu-bind=none ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus "$SLURM_CPUS_ON_NODE" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" \
     -- env RAY_ADDRESS="$address" "$@"

@@ -2,13 +2,17 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
-from jobs import status as job
 from pipelines import status
 from pipelines.engine.store import Store, shard_name
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import status as job  # a job is a script, not a package
 
 NOW = 1_800_000_000.0
 
