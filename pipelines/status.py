@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -95,9 +96,12 @@ def read(store: Store, now: float | None = None) -> State:
     runs = [name for name in files if re.fullmatch(r"runs/[^/]+\.json", name)]
     progress: dict[str, Progress] = {}
     for name in runs:
-        run = store.json(name)
-        for id, of in run["configurations"].items():
-            progress[id] = Progress(of["label"], run["shards"], of["cost"], len(run["encoders"]))
+        try:
+            run = store.json(name)
+            for id, of in run["configurations"].items():
+                progress[id] = Progress(of["label"], run["shards"], of["cost"], len(run["encoders"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{store.shown}/{name} must hold what a run makes, got {one_line(repr(error))}") from None
     _count(files, progress)
     failed = sorted(name for name in files if name.startswith("failed/"))
     started = [time for name in runs if (time := files[name].time) is not None]
@@ -108,10 +112,19 @@ def read(store: Store, now: float | None = None) -> State:
         sum(file.size for file in files.values()),
         progress,
         len(failed),
-        {name: one_line(store.json(name).get("reason", "")) for name in failed[:MOST_REASONS]},
+        _why(store, failed[:MOST_REASONS]),
         max(started, default=None),
         files["lease.json"].time if "lease.json" in files else None,
     )
+
+
+def _why(store: Store, names: Sequence[str]) -> dict[str, str]:
+    """The reasons of the units set aside under `names`; those that a driver has taken up again since have none."""
+    reasons = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            reasons[name] = one_line(store.json(name).get("reason", ""))
+    return reasons
 
 
 def _files(store: Store) -> dict[str, File]:
@@ -139,7 +152,7 @@ def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:
         elif (scored := re.match(r"scores/([^/]+)-[^-/]+\.json", name)) and scored[1] in progress:
             progress[scored[1]].scored = True
         elif name.startswith("failed/"):
-            for id in progress.keys() & set(name.split("/")):
+            for id in (id for id in progress if id in name):  # of images, features or the score
                 progress[id].failed += 1
 
 
@@ -177,14 +190,15 @@ def describe(state: State) -> str:
     done, units = (sum(getattr(one, key) for one in state.progress.values()) for key in ("images", "shards"))
     scored = sum(one.scored for one in state.progress.values())
     share = f" ({done / units:.0%})" if units else ""
-    aside = f", {state.failed} set aside" if state.failed else ""
     lines = [
         f"store    {state.where}: {_bytes(state.size)} in {state.files:,} files",
         f"driver   {_driver(state)}",
-        f"images   {done:,} of {units:,} units{share}{aside}",
+        f"images   {done:,} of {units:,} units{share}",
         f"scores   {scored:,} of {len(state.progress):,} configurations",
         f"pace     {_pace(state)}",
     ]
+    if state.failed:
+        lines.insert(-1, f"failed   {state.failed:,} set aside")
     return "\n".join([*lines, *_table(state), *_reasons(state)])
 
 

@@ -106,7 +106,8 @@ def test_the_lease_says_whether_a_driver_lives(store, ago, told):
 def test_what_is_printed_fits_a_terminal_and_says_it(store):
     text = status.describe(status.read(store, NOW))
     assert max(map(len, text.splitlines()[1:])) <= 80
-    assert "images   7 of 8 units (88%), 1 set aside" in text
+    assert "images   7 of 8 units (88%)\n" in text
+    assert "failed   1 set aside\n" in text
     assert "0.25 units of images a minute, over the last 20 min; 2.22 min to go" in text
     (line,) = (line for line in text.splitlines() if line.startswith("mini-sd dense"))
     assert line.split() == ["mini-sd", "dense", "T=20", "3/4", "0/8", "1", "failed"]
@@ -171,3 +172,16 @@ def test_a_half_written_file_is_not_counted(store):
     store.fs.open_output_stream(f"{store.root}/images/aaa/.tmp-123").close()
     assert store.fs.get_file_info(f"{store.root}/images/aaa/.tmp-123").type == fs.FileType.File
     assert status.read(store, NOW).files == len(store.names())
+
+
+def test_a_score_that_is_set_aside_is_of_its_configuration(store):
+    store.put("failed/scores/aaa-12345678.json.json", b'{"reason": "no memory"}')
+    state = status.read(store, NOW)
+    assert (state.progress["aaa"].failed, state.progress["bbb"].failed, state.failed) == (2, 0, 2)
+
+
+def test_a_plan_that_is_none_is_named_and_a_unit_taken_up_again_has_no_reason(store):
+    assert status._why(store, ["failed/images/aaa/00000-of-00004.parquet.json"]) == {}
+    store.put("runs/x.json", b'{"configurations": {"aaa": 3}}')
+    with pytest.raises(ValueError, match=r"/runs/x\.json must hold what a run makes, got TypeError"):
+        status.read(store)
