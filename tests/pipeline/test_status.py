@@ -65,6 +65,8 @@ def test_the_pace_is_of_the_units_since_the_driver_started(store):
     later = status.pace(status.read(store, NOW + 1200))  # nothing more came: half as fast
     assert (later.units, later.seconds) == (5, 2400)
     assert later.left == pytest.approx(2 * found.left)
+    store.delete(shard_name("images/bbb", 3, 4))  # a dear unit is left too
+    assert status.pace(status.read(store, NOW)).left == pytest.approx((1 + 3) / (3 + 1 + 1 + 1) * 1200)
 
 
 def test_long_units_are_timed_over_more_than_the_window(store):
