@@ -3,6 +3,9 @@
 One run a configuration, one group a sweep, and a run with the summary table. A configuration is logged once: its
 marker in the store is written after its run is finished. Offline runs are kept in the store: `wandb sync
 STORE/wandb-offline/wandb/offline-run-*` uploads them.
+
+W&B is told what is logged here and nothing else: left to itself it keeps the command line, the host, the folder and the
+commit of the program, and a command line may hold a secret.
 """
 
 import io
@@ -10,17 +13,32 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
 from pipelines.engine.identity import digest
-from pipelines.engine.store import Store
+from pipelines.engine.store import Store, clean
 from pipelines.report import tables
 from pipelines.report.tables import Row
+
+NOTHING_OF_THE_HOST = {
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,  # the command line, the program, the machine
+    "x_disable_machine_info": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+    "host": "",
+    "username": "",
+    "email": "",
+    "symlink": False,  # to the newest run: stores have no links
+}
 
 
 def log(
@@ -54,37 +72,61 @@ def log(
     try:
         import wandb
 
-        folder = Path(store.root) / "wandb-offline" if store.is_local else Path(mkdtemp(prefix="wandb-"))
-        folder.mkdir(parents=True, exist_ok=True)
         done = store.names("wandb")
-        for id, name, config in [*runs, (whole, "summary", protocol)]:
-            marker = f"wandb/{mode}/{group}/{id}.json"  # what is logged offline only may go online later
-            if marker in done:
-                continue
-            kind = "configuration" if id in by_id else "summary"
-            run = wandb.init(
-                project=project,
-                group=group,
-                id=f"{group}-{id}",
-                name=name,
-                job_type=kind,
-                config=config,
-                dir=str(folder),
-            )
-            if id in by_id:
-                run.summary.update(_numbers(by_id[id]))
-            else:
-                _log_summary(run, rows, pictures)
-            run.finish()
-            if mode == "offline" and not store.is_local:  # a job's own disk goes away with the job
-                for file in (file for file in folder.rglob("*") if file.is_file()):
-                    store.put(f"wandb-offline/{file.relative_to(folder)}", file.read_bytes())
-                rmtree(folder / "wandb")
-            store.put(marker, json.dumps({"run": run.id}).encode())
-            made += 1
+        _remove_unfinished(store, done)
+        with _folder(store) as folder:
+            os.environ["WANDB_DATA_DIR"] = str(folder)  # else it is the home folder, and its name is kept
+            for id, name, config in [*runs, (whole, "summary", protocol)]:
+                marker = f"wandb/{mode}/{group}/{id}.json"  # what is logged offline only may go online later
+                if marker in done:
+                    continue
+                run = wandb.init(
+                    project=project,
+                    group=group,
+                    id=f"{group}-{id}",
+                    name=name,
+                    job_type="configuration" if id in by_id else "summary",
+                    config=config,
+                    dir=str(folder),
+                    settings=wandb.Settings(**NOTHING_OF_THE_HOST),
+                )
+                if id in by_id:
+                    run.summary.update(_numbers(by_id[id]))
+                else:
+                    _log_summary(run, rows, pictures)
+                run.finish()
+                if mode == "offline" and not store.is_local:  # a job's own disk goes away with the job
+                    for file in (file for file in folder.rglob("*") if file.is_file()):
+                        store.put(f"wandb-offline/{file.relative_to(folder)}", file.read_bytes())
+                    rmtree(folder / "wandb")
+                store.put(marker, json.dumps({"run": run.id}).encode())
+                made += 1
     except Exception as error:  # wandb raises what it likes: no login, no network, a full disk
-        print(f"warning: not all is logged to W&B: {error!r}", file=sys.stderr)
+        print(f"warning: not all is logged to W&B: {clean(repr(error))}", file=sys.stderr)
     return made
+
+
+@contextmanager
+def _folder(store: Store) -> Iterator[Path]:
+    """Where W&B keeps its runs: in the store, or on this machine until they are copied to a store that is no folder."""
+    if store.is_local:
+        folder = Path(store.root) / "wandb-offline"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    else:
+        with TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as scratch:
+            yield Path(scratch)
+
+
+def _remove_unfinished(store: Store, done: set[str]) -> None:
+    """Remove what is kept of runs without a marker among the names `done`: a driver died before they were finished."""
+    finished = {f"{group}-{id.removesuffix('.json')}" for _, _, group, id in (name.split("/") for name in done)}
+    for name in store.names("wandb-offline"):
+        folder = re.match(r"wandb-offline/wandb/(?:offline-)?run-\d{8}_\d{6}-([^/]+)/", name)
+        if folder and folder[1] not in finished:
+            store.delete(name)
+            if store.is_local:
+                rmtree(Path(store.root) / folder[0], ignore_errors=True)
 
 
 def _log_summary(run, rows: Sequence[Row], pictures: dict[str, bytes]) -> None:
