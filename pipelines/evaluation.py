@@ -110,7 +110,6 @@ def protocol(options: Options) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
     listed = read_prompts(options)
     check_batch(options, min(options.shard, len(listed)))
-    reference = _reference(options, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
     if options.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
@@ -118,8 +117,9 @@ def protocol(options: Options) -> Protocol:
     if options.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
     features.check_encoder(options.clip)
-    if reference:
+    if options.reference or options.prompts in prompts.SHAPES:
         features.check_encoder(options.fid)
+    reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
     return Protocol(options.prompts, tuple(listed), options.shard, tuple(reference), options.clip, options.fid, name)
 
@@ -135,6 +135,8 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
 
     Every file is read before anything is generated, and what is used of the folder is printed.
     """
+    if options.matched and not options.reference and "matched" not in options.given:
+        return []  # of a protocol, where no FID is asked for
     if options.matched and (not options.reference or not options.prompts.lower().endswith(".json")):
         raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
     if options.n_reference < 2:
