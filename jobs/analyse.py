@@ -10,11 +10,13 @@ Of the paper's own models `jobs/reproduce.py fig3 fig7 fig12` shows the same.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
 from pipelines import command_line, evaluation, options
-from pipelines.options import Backbone, Limit, Out
+from pipelines.command_line import flag
+from pipelines.options import A_NUMBER, Backbone, Out
 from pipelines.paper import exhibits, figures
 from pipelines.report import plots
 from pipelines.stages import trajectories, worker
@@ -26,7 +28,9 @@ from postdiff.models.checkpoints import resolve
 @dataclass(frozen=True, kw_only=True)
 class Options(options.Options):
     backbone: Backbone = "mini-sd"
-    limit: Limit = figures.WATCHED
+    limit: Annotated[int | None, flag(f"use the first N prompts (default: {figures.WATCHED})", A_NUMBER)] = (
+        figures.WATCHED
+    )
     out: Out = "out/analysis"
 
 

@@ -25,8 +25,8 @@ from postdiff.terminal import doing
 
 def run(given: Options) -> None:
     began = time.time()
-    protocol = evaluation.protocol(given)
     entries = sweeps.entries(given)
+    protocol = evaluation.protocol(given)
     if local_path(given.out) or not given.dry_run:
         evaluation.check_store(given.out, protocol)
     if given.dry_run:

@@ -18,9 +18,9 @@ from pipelines.comparison import Options
 
 
 def run(given: Options) -> None:
-    protocol = evaluation.protocol(given)
     among = comparison.variants(given.backbones, given.size_conditions)
     groups = comparison.plan_entries(given, among)
+    protocol = evaluation.protocol(given)
     evaluation.check_store(given.out, protocol)
     resources = evaluation.connect(given, given.backbones)
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before

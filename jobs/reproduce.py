@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import options, protocols
 from pipelines.command_line import Parser, job, read, refuse
+from pipelines.data.prompts import SHAPES
 from pipelines.paper import exhibits, run
 from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Exhibit
@@ -39,13 +40,15 @@ def parse(argv: list[str] | None = None) -> Options:
 
 def refuse_unused(given: Options) -> None:
     """Raise ValueError for an option that was given, and that has no effect beside the others."""
+    chosen = exhibits.gather(list(given.exhibits), {})
+    shapes = any(DATASETS[exhibit.dataset].play(given).prompts in SHAPES for exhibit in chosen)
     if given.mini or given.prompts != "shapes":
-        options.refuse_unused(given, other=given.recaption_reference)
+        used = {"n_reference", "fid"} if shapes else set()  # by another data set than the one that --prompts names
+        options.refuse_unused(replace(given, given=given.given - used), other=given.recaption_reference)
     if given.mini:
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
     if not given.dry_run:
         refuse(given, "without --dry-run", "price")
-    chosen = {exhibit.key for exhibit in exhibits.gather(list(given.exhibits), {})}
     recaption = DATASETS["imagenet21k_recaption"]
     only: dict[tuple[str, ...], Callable[[Exhibit], object]] = {
         ("calibration",): lambda exhibit: exhibit.searches,
@@ -54,7 +57,7 @@ def refuse_unused(given: Options) -> None:
     }
     for names, uses in only.items():
         keys = [exhibit.key for exhibit in exhibits.gather(["all"], {}) if uses(exhibit)]
-        if chosen.isdisjoint(keys):
+        if {exhibit.key for exhibit in chosen}.isdisjoint(keys):
             refuse(given, f"on {', '.join(given.exhibits)}: it is of {' and '.join(keys)}", *names)
 
 

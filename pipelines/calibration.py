@@ -155,8 +155,9 @@ def first_places(values: Sequence[Interval], metric: Metric) -> list[float]:
     pseudo = groups * np.array([[value.value] for value in values]) - (groups - 1) * left_out
     draws = np.random.default_rng(0).integers(groups, size=(RESAMPLINGS, groups))
     means = pseudo[:, draws].mean(2)
-    best = np.argmax(metric.sign * means, 0)
-    return [float((best == i).mean()) for i in range(len(values))]
+    quality = metric.sign * means
+    best = quality == quality.max(0)  # plans that draw the same images share a place
+    return [float(share) for share in (best / best.sum(0)).mean(1)]
 
 
 def drawn(halving: list[Round], plans: int) -> int:
@@ -177,7 +178,7 @@ def time_told(options: Options, flops: float) -> str:
 def compare(
     candidates: list[Candidate], chosen: Candidate, curves: dict[str, list[Interval]], by: Metric
 ) -> list[Scored]:
-    """All candidates, the longest in the race first, then by score."""
+    """The chosen one, then the others: the longest in the race first, then by score without its bias, as `ranked`."""
     own = curves[chosen.plan.id]
     last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
     shares = first_places([curves[c.plan.id][-1] for c in last], by)
@@ -188,12 +189,14 @@ def compare(
         parts = [(1.0, own[len(curve) - 1])]
         change = by.difference(curve[-1], parts, len(candidates) - 1) if c != chosen else None
         found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
-    return sorted(found, key=lambda of: (-of.rounds, -by.sign * of.score.value))
+    return sorted(found, key=lambda of: (of.candidate != chosen, -of.rounds, -by.sign * by.unbiased(of.score).value))
 
 
 def sure(scored: list[Scored], chosen: Candidate, by: Metric) -> str:
     """The answer in words: what was chosen, and which plans it could not be told from."""
     others = [of for of in scored if of.change is not None]
+    if not others:
+        return f"{chosen.label}: the only plan that the budget pays for."
     better, worse = tables.clear([of.change for of in others if of.change], by)
     first = next(of.first for of in scored if of.candidate == chosen)
     doubt = f"{len(others) - worse - better} cannot be told from it"
@@ -236,10 +239,11 @@ def write(
         metric.title: protocol.definition(metric),
         "commit": document.commit(),
     }
+    unbiased = f"; they, and the order, are of {metric.title} without its bias at few images" if metric.biased else ""
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
-        "95 %, and hold for all plans at once (Bonferroni). The chosen plan's own score flatters it, since it was "
-        "chosen by it: score it on other prompts before you quote it."
+        f"95 %, and hold for all plans at once (Bonferroni){unbiased}. The chosen plan's own score flatters it, since "
+        "it was chosen by it: score it on other prompts before you quote it."
     )
     picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'
     body = f"<p>{escape(note)}</p>{picture}{document.table(header, lines)}"

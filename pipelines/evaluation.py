@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipelines import protocols
+from pipelines import protocols, status
 from pipelines.data import coco, prompts
 from pipelines.engine.cluster import Limits, Resources, Stopped, Unit, in_a_cluster
 from pipelines.engine.identity import digest
@@ -106,7 +106,6 @@ def protocol(options: Options) -> Protocol:
     """Raises ValueError or OSError for what only the later stages would meet, hours from now."""
     listed = read_prompts(options)
     check_batch(options, min(options.shard, len(listed)))
-    reference = _reference(options, listed)
     if len(listed) < 4:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
     if options.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
@@ -114,8 +113,9 @@ def protocol(options: Options) -> Protocol:
     if options.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
     features.check_encoder(options.clip)
-    if reference:
+    if options.reference or options.prompts in prompts.SHAPES:
         features.check_encoder(options.fid)
+    reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
     return Protocol(options.prompts, tuple(listed), options.shard, tuple(reference), options.clip, options.fid, name)
 
@@ -131,6 +131,8 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
 
     Every file is read before anything is generated, and what is used of the folder is printed.
     """
+    if options.matched and not options.reference and "matched" not in options.given:
+        return []  # of a protocol, where no FID is asked for
     if options.matched and (not options.reference or not options.prompts.lower().endswith(".json")):
         raise ValueError("--matched needs --prompts, COCO's annotations (.json), and --reference, their images")
     if options.n_reference < 2:
@@ -223,6 +225,7 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
     """
     units, tasks = graph(store, entries, of)
+    _announce(store, entries, of)
     scored = store.names("scores")
     for task in tasks.values():
         if task.name in scored and scores.is_damaged(store, task.name):
@@ -240,6 +243,17 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     if not found.complete:
         found.check()
     return found
+
+
+def _announce(store: Store, entries: Sequence[Entry], of: Protocol) -> None:
+    """Say in the store what is going to be made, for jobs/status.py."""
+    different = {entry.configuration.id: entry for entry in entries}
+    labels = {
+        id: f"{one.configuration.backbone} {tables.name(one.method, len(one.configuration.plan), one.settings)}"
+        for id, one in different.items()
+    }
+    used = [of.encoder(metric) for metric in METRICS.values() if not of.lacks(metric)]
+    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), used)
 
 
 def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Unit], dict[str, scores.Scoring]]:

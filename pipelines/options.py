@@ -26,9 +26,7 @@ from pipelines.engine.records import Prompt
 from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
 from postdiff.models.checkpoints import HUB
 
-Limit = Annotated[
-    int | None, flag("use the first N prompts (default: 256 of Shapes, all of a file)", whole(1, *MOST_PROMPTS))
-]
+A_NUMBER = whole(1, *MOST_PROMPTS)  # of prompts
 Out = Annotated[str, flag("the store: a folder or any pyarrow.fs or fsspec URL")]
 Backbone = Annotated[str, flag("a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")]
 
@@ -45,7 +43,9 @@ class Options:
         str,
         flag("'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, jsonl, COCO annotation json"),
     ] = "shapes"
-    limit: Limit = None
+    limit: Annotated[int | None, flag("use the first N prompts (default: 256 of Shapes, all of a file)", A_NUMBER)] = (
+        None
+    )
     reference: Annotated[
         str | None, flag("folder of reference images for FID (default: Shapes' val split for Shapes)")
     ] = None

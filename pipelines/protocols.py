@@ -63,9 +63,11 @@ def apply(options: Own) -> Own:
     if options.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {options.protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     fixed = asdict(PROTOCOLS[options.protocol])
-    for name, value in fixed.items():
+    for name, value in list(fixed.items()):
         given = getattr(options, name)
-        if given and given != value:
+        if given and name not in options.given:  # a job's own default, as of one that looks at a few prompts
+            fixed = {**fixed, name: given}
+        elif given and given != value:
             raise ValueError(f"--protocol {options.protocol} fixes --{name} at {value}, got {given}")
     if not options.prompts.endswith(".json"):
         raise ValueError(f"--protocol {options.protocol} needs --prompts captions_val2014.json ({coco.SOURCE})")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Annotated
 
 import postdiff
@@ -79,6 +80,13 @@ def grid(name: str, settings: dict) -> list[tuple[str, str, Plan]]:
     ]
 
 
+def named(plan: Plan, file: str) -> tuple[str, str]:
+    """Method and settings of the plan of a `file`, as tables print them. Only what runs every step whole is `dense`:
+    those rows are what all others are held against, and a plan keeps its name when its first steps are made smaller."""
+    dense = plan.name == "dense" and plan.id != methods.dense(len(plan)).id
+    return "changed dense" if dense else plan.name, Path(file).stem
+
+
 def entries(options: Options) -> list[Entry]:
     """The grid as configurations with their costs; two names of one computation become one."""
     found: dict[str, Entry] = {}
@@ -88,7 +96,7 @@ def entries(options: Options) -> list[Entry]:
     for file in options.plans:
         with doing(f"reading the plan {file!r}"):
             plan = postdiff.load_plan(file)
-        entries.append((plan.name, "", plan))
+        entries.append((*named(plan, file), plan))
     prices = postdiff.costs([plan for _, _, plan in entries], spec)
     for (method, settings, plan), price in zip(entries, prices, strict=True):
         configuration = evaluation.configure(options, options.backbone, plan)

@@ -67,8 +67,8 @@ def images(path: Path, folder: Path, prompts: Sequence[Prompt]) -> list[Path]:
     files = {image["id"]: image["file_name"] for image in _list(path, value, "images")}
     of = {str(row["id"]): row["image_id"] for row in _list(path, value, "annotations")}
     images = [of[prompt.id] for prompt in prompts]
-    if unknown := next((image for image in images if image not in files), None):
-        raise ValueError(f"{str(path)!r} has captions of image {unknown!r}, which its images lack")
+    if unknown := [image for image in images if image not in files]:  # ids may be 0
+        raise ValueError(f"{str(path)!r} has captions of image {unknown[0]!r}, which its images lack")
     found = [rows.inside(folder, files[image], path, f"image {image!r}") for image in images]
     missing = [file for file in found if not file.is_file()]
     if missing:

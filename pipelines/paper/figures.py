@@ -192,14 +192,15 @@ def subset_scores(
 
 
 def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
-    """A sentence: how alike the order of the settings is on a part of the prompts and on all (Kendall's tau)."""
+    """A sentence: how alike the order of the settings is on a part of the prompts and on all (Kendall's tau); "" where
+    there is no smaller part."""
     from scipy.stats import kendalltau
 
     *parts, (everything, full) = curves.items()
-    told = [
-        f"{kendalltau([i.value for _, i in points], [i.value for _, i in full]).statistic:+.2f} on {name}"
-        for name, points in parts
-    ]
+    taus = {name: kendalltau([i.value for _, i in some], [i.value for _, i in full]).statistic for name, some in parts}
+    told = [f"{tau:+.2f} on {name}" if np.isfinite(tau) else f"none (ties) on {name}" for name, tau in taus.items()]
+    if not told:
+        return ""
     return f"Rank agreement with {everything} over the {len(full)} settings (Kendall's tau): {', '.join(told)}."
 
 

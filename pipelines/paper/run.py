@@ -38,14 +38,15 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
     """Raises ValueError or OSError for whatever only later stages would meet."""
     tuned = {model: tuning.folder(given, before(model)) for model in names if model != before(model)}
     settled = {dataset: datasets.of_dataset(given, dataset) for dataset in dict.fromkeys(e.dataset for e in chosen)}
+    for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
+        for model, plan in {cell.model: cell.plan for cell in exhibit.cells}.items():
+            evaluation.configure(settled[exhibit.dataset], names[model], plan)
     protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
     if published.GALLERY in protocols:  # a few images: to be seen
         protocols[published.GALLERY] = replace(protocols[published.GALLERY], reference=())
     searched = any(exhibit.searches for exhibit in chosen)
     captions = searched_plans.calibration_prompts(given.prompts, given.calibration) if searched else []
-    for exhibit in chosen:  # raises for a solver or a guidance that a model cannot have
-        for model, plan in {cell.model: cell.plan for cell in exhibit.cells}.items():
-            evaluation.configure(settled[exhibit.dataset], names[model], plan)
+    Store(given.out).check_writable()  # of the report: a data set of its own may be below
     for dataset, own in settled.items():
         evaluation.check_store(own.out, protocols[dataset])
     gpu = workers.cluster_has_gpus(given.gpus_per_worker)
@@ -63,15 +64,15 @@ def run(given: Options) -> None:
         return print_dry_run(given, chosen, names)
     job = prepare(given, chosen, names)
     stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
-    first = next(iter(stores.values()))
+    main = Store(given.out)  # of what is of no data set alone
     with doing("fine-tuning the models of Table 7"):
         names = job.names | tuning.make(given, job.names, job.tuned)
     with doing("searching the plans of Tables 3 and 4"):
-        found = search(job, names, chosen, first)
+        found = search(job, names, chosen, main)
     chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found)]
     with doing("measuring latencies"):
         own = next(iter(job.options.values()))
-        times = reproduction.time_plans(first, chosen, names, own, job.gpu) if given.rounds else {}
+        times = reproduction.time_plans(main, chosen, names, own, job.gpu) if given.rounds else {}
     sections, answers = [], []
     facts: dict[str, str] = {}
     for dataset, store in stores.items():
@@ -81,7 +82,7 @@ def run(given: Options) -> None:
         )
         sections += made
         answers += answered
-        facts |= told if store is first else {f"{dataset}: {key}": value for key, value in told.items()}
+        facts |= told if store.url == main.url else {f"{dataset}: {key}": value for key, value in told.items()}
     counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in job.protocols.items())
     where = ", ".join({took.machine for took in times.values()}) or "nothing: none of these exhibits has seconds"
     facts = {"run": f"{len(chosen)} exhibits, {counts}"} | facts
@@ -91,7 +92,7 @@ def run(given: Options) -> None:
             f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}"
         )
     facts |= {"machine": workers.machine(), "commit": document.commit()}
-    reproduction.publish(first, given, sections, answers, facts)
+    reproduction.publish(main, given, sections, answers, facts)
     if lacking := [told for key, told in facts.items() if key.endswith("missing")]:
         left_out = ", ".join(
             exhibit.key for exhibit in chosen if exhibit.key not in {made.key for made, *_ in sections}

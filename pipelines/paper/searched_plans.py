@@ -1,14 +1,13 @@
 """Plans that a method must learn from the model (DiTFastAttn's schedule, CA-ToMe's share of merged tokens): searched on
 a few calibration prompts that no table is made of, and kept in the store."""
 
-import json
 from collections.abc import Sequence
-from hashlib import sha256
 
 from tqdm import tqdm
 
 import postdiff
 from pipelines.data import prompts, shapes
+from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
 from pipelines.paper import presets
 from pipelines.stages.generation import Configuration
@@ -16,6 +15,7 @@ from postdiff import planfile
 from postdiff.plan import Plan
 
 CALIBRATION = 8  # prompts
+FORMAT = 2  # of what is kept: a search of another one is made anew
 
 
 def calibration_prompts(source: str, calibration: str | None) -> list[str]:
@@ -33,11 +33,12 @@ def find(
 ) -> dict[str, Plan]:
     """{preset: plan} of the presets `names`, which need the model, under `of`'s model, guidance, solver, size and
     dtype."""
-    key = sha256(json.dumps([of.weights, of.dtype, of.settings, *captions]).encode()).hexdigest()[:12]
     found: dict[str, Plan] = {}
     backbone = None
     for name in names:
-        file = f"plans/{name}-T{steps}-{key}.json"
+        preset = presets.PRESETS[name]
+        asked = [FORMAT, preset.method, preset.settings, of.weights, of.dtype, of.settings, *captions]
+        file = f"plans/{name}-T{steps}-{digest(asked)}.json"
         if not store.has(file):
             backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
             with tqdm(total=steps, desc=name, unit="step") as bar:

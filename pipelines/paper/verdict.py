@@ -11,7 +11,8 @@ LEGEND = (
     "Plans that the paper lists for Figures 1, 4, 5 and Table 2 (of Figure 5, whose m and s it does not list, those "
     "that a table has too), each held against fewer steps of the same model at equal FLOPs, paired; the intervals of a "
     "model and metric hold together at 95 %, with our own plans of Figure 5. Here: the direction that a quarter of the "
-    "plans or more take clearly, if that is more than take the other. The paper: of mixed resolution sec. 2.4, which "
+    "plans or more take clearly, if that is more than take the other; plans that cost less than the fewest steps, or "
+    "more than the most, cannot be compared (1 of 2: one could). The paper: of mixed resolution sec. 2.4, which "
     "is of SD1.5 and FID; of PostDiff sec. 3.2 and 3.3."
 )
 HEADER = (
@@ -21,6 +22,7 @@ HEADER = (
 FEW_FLOPS = 0.4  # "e.g., reducing >60% FLOPs" is where fewer steps become "increasingly beneficial" (sec. 2.4)
 ORDER = list(tables.FAMILIES)
 SILENT = "says nothing"
+NOT_COMPARED = "not compared"  # all cost less than the fewest steps that were run, or more than the most
 CLAIMS = {  # (cheaper by, key of the metric, is more than that saved): what the paper finds
     ("mixed resolution", "fid", False): "cheaper steps",  # sec. 2.4 (3)
     ("mixed resolution", "fid", True): "fewer steps, increasingly",
@@ -53,25 +55,28 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
             continue
         for metric in tables.comparable(rows):
             gains = tables.gains(rows, metric)
-            groups: dict[tuple[str, bool], list[Interval]] = {}
+            groups: dict[tuple[str, bool], list[Interval | None]] = {}
             for row in rows:
-                if row.configuration in gains and row.configuration in counted:
+                if row.configuration in counted and row not in dense:
                     few = row.flops < FEW_FLOPS * dense[-1].flops
-                    groups.setdefault((row.family, few), []).append(gains[row.configuration])
-            for (by, few), own in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
+                    groups.setdefault((row.family, few), []).append(gains.get(row.configuration))
+            for (by, few), all_of in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
+                own = [gain for gain in all_of if gain]
                 better, worse = tables.clear(own, metric)
-                here, there = tables.verdict(better, worse, len(own)), claim(model, by, metric.key, few)
+                here = tables.verdict(better, worse, len(own)) if own else NOT_COMPARED
+                there = claim(model, by, metric.key, few)
                 saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
-                counts = [str(count) for count in (len(own), better, worse)]
+                compared = str(len(own)) if len(own) == len(all_of) else f"{len(own)} of {len(all_of)}"
+                counts = [compared, str(better), str(worse)]
                 told.append([f"{name} ({model})", by, metric.title, saved, *counts, here, there,
                               agrees(here, there)])  # fmt: skip
     return told
 
 
 def agrees(here: str, there: str) -> str:
-    """Of verdicts: yes, no, or open; – where the paper says nothing. Plans that cannot be told apart may be comparable,
-    or too few were drawn."""
-    if there == SILENT:
+    """Of verdicts: yes, no, or open; – where one says nothing. Plans that cannot be told apart may be comparable, or
+    too few were drawn."""
+    if there == SILENT or here == NOT_COMPARED:
         return "–"
     if there == "comparable":
         return {tables.OPEN: "not contradicted", tables.CHEAPER: "better"}.get(here, "no")

@@ -183,7 +183,7 @@ def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
         row.configuration: (row, low, high)
         for low, high in pairwise(dense)
         for row in rows
-        if row.method != "dense" and low.flops <= row.flops <= high.flops
+        if row.method != "dense" and low.flops <= row.flops <= high.flops and low.flops < high.flops
     }
     found = {}
     for name, (row, low, high) in between.items():

@@ -17,6 +17,7 @@ from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
+from pipelines.metrics import encoders
 from pipelines.metrics.clip import clip_scores
 from pipelines.metrics.encoders import ClipEncoder
 from pipelines.stages.generation import Configuration
@@ -24,6 +25,7 @@ from pipelines.stages.generation import Configuration
 if TYPE_CHECKING:
     from pipelines.stages.analysis import Profile
 
+VERSION = 1  # counts changes of what is recorded, or of how
 SHOWN = 4  # prompts of a trajectory whose images are kept
 
 
@@ -36,7 +38,8 @@ class Recording:
 
     @property
     def name(self) -> str:
-        of = [self.configuration.id, prompting.fingerprint(self.prompts), self.clip]
+        scored_by = "" if self.kind == "profile" else encoders.fingerprint(self.clip)
+        of = [VERSION, self.configuration.id, prompting.fingerprint(self.prompts), scored_by]
         kind = "json" if self.kind == "profile" else "parquet"
         return f"dynamics/{self.kind}-{sha256(json.dumps(of).encode()).hexdigest()[:12]}.{kind}"
 

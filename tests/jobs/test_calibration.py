@@ -13,7 +13,7 @@ from pipelines import calibration, candidates
 from pipelines.candidates import Candidate
 from pipelines.engine.records import Prompt
 from pipelines.metrics.fid import frechet_interval, moments
-from pipelines.metrics.intervals import mean_interval
+from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS
 from pipelines.stages.latency import Latency
 from postdiff import costs, load_plan, methods
@@ -92,6 +92,30 @@ def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
     assert [round(of.change.value, 6) for of in scored[1:]] == [-0.1, -3]
     assert (scored[2].change.n, scored[2].first, scored[0].first) == (32, None, 1)
     assert calibration.sure(scored, listed[0], CLIP_SCORE).startswith("T=20. Clearly worse are 2 of the 2 other plans")
+
+
+def test_plans_of_the_same_images_share_a_place_and_one_alone_is_told_as_that():
+    alike = [mean_interval(np.arange(40.0))] * 4
+    assert calibration.first_places(alike, CLIP_SCORE) == [0.25] * 4
+    only = Candidate("T=20", methods.dense(20), 1.0)
+    scored = calibration.compare([only], only, {only.plan.id: [alike[0]]}, CLIP_SCORE)
+    assert calibration.sure(scored, only, CLIP_SCORE) == "T=20: the only plan that the budget pays for."
+
+
+def test_the_chosen_stands_first_and_the_rest_in_the_order_that_it_was_chosen_by():
+    """FID is ranked without its bias: the least diverse plan has the lowest FID as it is, and is not the best."""
+    plans = [methods.dense(t) for t in (20, 18, 16)]
+    listed = [Candidate(f"T={len(plan)}", plan, 1.0) for plan in plans]
+    values = [  # FID as it is, and how much of it is bias
+        Interval(5.0, 4.0, 6.0, 160, tuple(5.0 + 0.2 + 0.01 * (-1) ** i for i in range(20))),
+        Interval(4.0, 3.0, 5.0, 160, tuple(4.0 + 0.01 * (-1) ** i for i in range(20))),
+        Interval(6.0, 5.0, 7.0, 160, tuple(6.0 + 0.2 + 0.01 * (-1) ** i for i in range(20))),
+    ]
+    order = calibration.ranked(values, FID)
+    assert order == [0, 2, 1]
+    curves = {plan.id: [value] for plan, value in zip(plans, values, strict=True)}
+    assert [of.candidate for of in calibration.compare(listed, listed[0], curves, FID)] == [listed[i] for i in order]
+    assert calibration.compare(listed, listed[1], curves, FID)[0].candidate == listed[1]
 
 
 @pytest.mark.usefixtures("ray_session")

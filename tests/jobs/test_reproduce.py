@@ -148,6 +148,22 @@ def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypat
     assert "--rounds 0" in page
 
 
+def test_what_is_of_all_data_sets_is_in_the_store_that_was_named(tmp_path, monkeypatch):
+    """Also where every exhibit is of another data set, which has a folder below."""
+    monkeypatch.setattr(reproduction, "make", lambda *_: ([], {}, []))
+    monkeypatch.setattr(run.workers, "machine", lambda: "none")
+    reproduce.main(["fig6", "table6", "--rounds", "0", "--limit", "8", "--out", str(tmp_path)])
+    assert (tmp_path / "report.html").exists()
+
+
+def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\na dog\na bird\na fish\na fox\n")
+    prompts = ["table6", "--prompts", str(tmp_path / "p.txt")]
+    assert reproduce.parse([*prompts, "--n-reference", "500"]).n_reference == 500  # Table 6's references are Shapes'
+    with pytest.raises(ValueError, match="--n-reference has no effect"):
+        reproduce.parse(["table2", *prompts[1:], "--n-reference", "500"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -26,7 +26,7 @@ from pipelines.engine.cluster import Limits, Resources
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry
 from pipelines.stages import features, generation, worker
-from postdiff import methods, save_plan
+from postdiff import low_first, methods, save_plan
 from postdiff.models.checkpoints import MINI
 
 ROOT = Path(__file__).parents[2]
@@ -326,6 +326,9 @@ def test_a_plan_of_your_own_is_swept_beside_the_grid(tmp_path, capsys):
     own = methods.tome(12, ratio=0.3)
     save_plan(own, tmp_path / "own.json")
     coco_sweep.main(["--dry-run", "--grid", "steps", "--plans", str(tmp_path / "own.json")])
+    small = low_first(methods.dense(20), 0.5, 0.25)  # keeps the name that it was made of
+    assert sweeps.named(small, "small.json") == ("changed dense", "small")  # and is not what others are held against
+    assert sweeps.named(methods.dense(7), "x/seven.json") == ("dense", "seven")
     listed = capsys.readouterr().out
     assert listed.startswith("read 256 prompts, the first: 'a ")
     assert "3 configurations x 256 prompts" in listed

@@ -8,7 +8,8 @@ import torch
 from conftest import FAMILIES, PROMPTS, SEEDS
 
 import postdiff
-from pipelines.stages import analysis
+from pipelines.engine.records import Prompt
+from pipelines.stages import analysis, generation, trajectories
 from postdiff import methods
 
 
@@ -73,3 +74,13 @@ def test_watching_leaves_weights_that_can_be_trained(backbones):
     backbone = backbones("sdxl")
     analysis.trajectory(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(2))
     assert not any(p.is_inference() for p in backbone.pipe.vae.parameters())
+
+
+def test_a_trajectory_is_named_by_the_weights_that_score_it(monkeypatch):
+    of = generation.configure("mini-sd", methods.dense(4))
+    prompts = (Prompt("0", "a big red star on snow"),)
+    named = {kind: trajectories.Recording(kind, of, prompts, "mini-clip").name for kind in ("profile", "trajectory")}
+    monkeypatch.setattr(trajectories.encoders, "fingerprint", lambda encoder: f"{encoder}-of-other-weights")
+    changed = {kind: trajectories.Recording(kind, of, prompts, "mini-clip").name for kind in named}
+    assert changed["profile"] == named["profile"]  # nothing scores it
+    assert changed["trajectory"] != named["trajectory"]

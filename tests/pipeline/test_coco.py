@@ -62,6 +62,15 @@ def test_the_matched_references_are_the_images_of_the_prompts(tiny):
         coco.images(tiny / "captions.json", tiny / "images", listed)
 
 
+def test_an_image_whose_id_is_0_is_missed_as_any_other(tiny):
+    listed = prompts.load_prompts(str(tiny / "captions.json"))
+    value = json.loads((tiny / "captions.json").read_text())
+    value["images"] = [image for image in value["images"] if image["id"] != 0]
+    (tiny / "captions.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="has captions of image 0, which its images lack"):
+        coco.images(tiny / "captions.json", tiny / "images", listed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,6 +131,9 @@ def test_a_named_protocol_fixes_what_it_names(tiny, monkeypatch):
     args = settle("coco-30k-matched")
     assert (args.limit, args.clip, args.matched) == (30_000, "ViT-g-14/laion2b_s34b_b88k", True)
     assert not settle("coco-10k").matched
+    assert evaluation._reference(args, []) == []  # of a job that measures no FID
+    of_few = replace(Options(limit=32, protocol="coco-30k-matched", prompts=file), given=frozenset({"protocol"}))
+    assert protocols.apply(of_few).limit == 32  # a job's own default
     for given, message in (
         (["coco-1"], "unknown protocol 'coco-1': expected one of coco-30k"),
         (["coco-5k", "--limit", "100"], "--protocol coco-5k fixes --limit at 5000, got 100"),

@@ -90,6 +90,9 @@ def test_rank_agreement_is_that_of_the_settings_order():
         {"8 prompts": curve(4, 3, 2, 1), "16 prompts": curve(1, 2, 3, 4), "all": curve(8, 7, 6, 5)}
     )
     assert told.endswith("(Kendall's tau): +1.00 on 8 prompts, -1.00 on 16 prompts.")
+    ties = figures.agreement({"8 prompts": curve(1, 1, 1, 1), "all": curve(8, 7, 6, 5)})
+    assert ties.endswith("(Kendall's tau): none (ties) on 8 prompts.")
+    assert figures.agreement({"all": curve(8, 7, 6, 5)}) == ""  # so few that there is no smaller part
 
 
 def test_a_prompt_with_dollars_is_text():

@@ -1,12 +1,15 @@
 """Tables 3 and 4 as settings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import PROMPTS, SEEDS
 
 import postdiff
-from pipelines.paper import presets
-from pipelines.stages import latency
+from pipelines.engine.store import Store
+from pipelines.paper import presets, searched_plans
+from pipelines.stages import generation, latency
 from postdiff import methods
 from postdiff.mechanisms import TokenMerging
 
@@ -49,3 +52,27 @@ def test_speedups_are_medians_of_rounds():
 def test_steps_of_the_tables_scale_with_t_as_everywhere_else():
     assert presets.plan("table3.tgate", 10).id == methods.tgate(10, 0.25).id
     assert presets.plan("table4.postdiff", 10).id == methods.postdiff(10, 0.75, 0.5, 1, 0.75).id
+
+
+def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypatch):
+    of = generation.configure("mini-pixart", methods.dense(4))
+    searches = []
+
+    def found(name, *_, **settings):
+        searches.append(name)
+        return methods.dense(4)
+
+    monkeypatch.setattr(searched_plans.presets, "find", found)
+    monkeypatch.setattr(searched_plans.postdiff, "load", lambda *_, **__: None)
+
+    def find(captions=("a red star",)):
+        searched_plans.find(["table4.ditfastattn"], of, Store(tmp_path), captions, steps=4)
+        return len(searches)
+
+    assert (find(), find(), find(("another",))) == (1, 1, 2)
+    preset = presets.PRESETS["table4.ditfastattn"]
+    changed = replace(preset, settings={**preset.settings, "threshold": 0.5})
+    monkeypatch.setitem(presets.PRESETS, "table4.ditfastattn", changed)
+    assert find() == 3
+    monkeypatch.setattr(searched_plans, "FORMAT", searched_plans.FORMAT + 1)
+    assert find() == 4

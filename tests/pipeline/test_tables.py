@@ -115,3 +115,9 @@ def test_code_without_git_is_named_by_its_sources(monkeypatch):
     assert first.startswith("sources ")
     monkeypatch.setattr(provenance.Path, "read_bytes", lambda self: b"other")
     assert provenance.commit() != first
+
+
+def test_rows_of_equal_flops_are_no_span_to_interpolate_in():
+    twins = [row("dense", 10, 30.0, 25.0, 8), row("dense", 10, 31.0, 24.0, 9), row("dense", 20, 20.0, 30.0, 16)]
+    found = tables.gains([*twins, row("postdiff", 10, 20.0, 30.0), row("postdiff", 15, 20.0, 30.0)], FID)
+    assert set(found) == {"postdiff10", "postdiff15"}

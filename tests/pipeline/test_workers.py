@@ -370,7 +370,7 @@ def test_a_run_holds_the_lease_of_its_store_while_it_works(tmp_path, monkeypatch
     log = []
 
     @contextmanager
-    def lease(self):
+    def lease(store):
         log.append("held")
         yield
         log.append("given back")
@@ -379,7 +379,7 @@ def test_a_run_holds_the_lease_of_its_store_while_it_works(tmp_path, monkeypatch
         log.append("works")
         return {}
 
-    monkeypatch.setattr(Store, "lease", lease, raising=False)
+    monkeypatch.setattr(worker, "lease", lease)
     monkeypatch.setattr(workers, "run", run)
     store = Store(tmp_path)
     assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
