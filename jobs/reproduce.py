@@ -43,8 +43,9 @@ def refuse_unused(given: Options) -> None:
     chosen = exhibits.gather(list(given.exhibits), {})
     shapes = any(DATASETS[exhibit.dataset].play(given).prompts in SHAPES for exhibit in chosen)
     if given.mini or given.prompts != "shapes":
-        used = {"n_reference", "fid"} if shapes else set()  # by another data set than the one that --prompts names
-        options.refuse_unused(replace(given, given=given.given - used), other=given.recaption_reference)
+        used = {"n_reference"} if shapes else set()  # by another data set than the one that --prompts names
+        other = given.recaption_reference or ("shapes" if shapes else None)
+        options.refuse_unused(replace(given, given=given.given - used), other=other)
     if given.mini:
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
     if not given.dry_run:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipelines.metrics.intervals import Interval
+from pipelines.metrics.metric import Metric
 from pipelines.paper.exhibit import Exhibit
 from pipelines.paper.exhibit_text import Results
 from pipelines.report import tables
@@ -60,17 +61,19 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
                 if row.configuration in counted and row not in dense:
                     few = row.flops < FEW_FLOPS * dense[-1].flops
                     groups.setdefault((row.family, few), []).append(gains.get(row.configuration))
-            for (by, few), all_of in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
-                own = [gain for gain in all_of if gain]
-                better, worse = tables.clear(own, metric)
-                here = tables.verdict(better, worse, len(own)) if own else NOT_COMPARED
-                there = claim(model, by, metric.key, few)
-                saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
-                compared = str(len(own)) if len(own) == len(all_of) else f"{len(own)} of {len(all_of)}"
-                counts = [compared, str(better), str(worse)]
-                told.append([f"{name} ({model})", by, metric.title, saved, *counts, here, there,
-                              agrees(here, there)])  # fmt: skip
+            for (by, few), own in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
+                told.append(_line(f"{name} ({model})", by, few, metric, own, claim(model, by, metric.key, few)))
     return told
+
+
+def _line(name: str, by: str, few: bool, metric: Metric, gains: Sequence[Interval | None], there: str) -> list[str]:
+    """Under HEADER, of one kind of plans; None is a gain that could not be had."""
+    own = [gain for gain in gains if gain]
+    better, worse = tables.clear(own, metric)
+    here = tables.verdict(better, worse, len(own)) if own else NOT_COMPARED
+    compared = str(len(own)) if len(own) == len(gains) else f"{len(own)} of {len(gains)}"
+    saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
+    return [name, by, metric.title, saved, compared, str(better), str(worse), here, there, agrees(here, there)]
 
 
 def agrees(here: str, there: str) -> str:
