@@ -57,7 +57,7 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
     """
     from pipelines.engine import workers
 
-    # TODO: name both directly as soon as the store has them.
+    # Both are of the store that is being built beside this: call them directly once it is merged.
     lease: Callable[[], AbstractContextManager] = getattr(store, "lease", nullcontext)
     set_aside: Callable[[str], object] | None = getattr(store, "set_aside", None)
     there = store.names()
