@@ -47,12 +47,15 @@ def run(given: Options) -> None:
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
-    worker.run_all(units, store, resources, "steps")
 
-    found = trajectories.read_profile(store, profile)
+    def watch_and_draw():
+        worker.run_all(units, store, resources, "steps")
+        found = trajectories.read_profile(store, profile)
+        return found, figures.draw_trajectories(store, paths, (0,), given.backbone)
+
+    found, drawn = worker.mending(store, watch_and_draw)
     store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{given.backbone}, {steps} steps")))
     store.put("profile.csv", figures.profile_csv(found).encode())
-    drawn = figures.draw_trajectories(store, paths, (0,), given.backbone)
     store.put("trajectory.png", plots.as_png(drawn.figure))
     store.put("trajectory.csv", drawn.numbers.encode())
     print(f"{store.shown}: profile.png, profile.csv, trajectory.png, trajectory.csv")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import command_line, evaluation, options, sweeps
 from pipelines.engine.urls import local_path
+from pipelines.stages import worker
 from pipelines.sweeps import Options
 from postdiff.terminal import doing
 
@@ -33,10 +34,14 @@ def run(given: Options) -> None:
         return print(sweeps.dry_run(given, entries, protocol))
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    evaluated = evaluation.evaluate(store, entries, protocol, resources)
-    with doing("writing the report"):
-        print(sweeps.write_report(given, store, entries, evaluated, protocol, time.time() - began))
-    evaluated.check()
+
+    def evaluate_and_report() -> evaluation.Evaluated:
+        evaluated = evaluation.evaluate(store, entries, protocol, resources)
+        with doing("writing the report"):
+            print(sweeps.write_report(given, store, entries, evaluated, protocol, time.time() - began))
+        return evaluated
+
+    worker.mending(store, evaluate_and_report).check()
 
 
 def parse(argv: list[str] | None = None) -> Options:

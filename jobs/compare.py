@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import command_line, comparison, evaluation, options
 from pipelines.comparison import Options
+from pipelines.stages import worker
 
 
 def run(given: Options) -> None:
@@ -24,9 +25,14 @@ def run(given: Options) -> None:
     evaluation.check_store(given.out, protocol)
     resources = evaluation.connect(given, given.backbones)
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    evaluated = evaluation.evaluate(store, [entry for group in groups for entry in group], protocol, resources)
-    print(comparison.write(store, among, groups, evaluated, protocol))
-    evaluated.check()
+    entries = [entry for group in groups for entry in group]
+
+    def evaluate_and_report() -> evaluation.Evaluated:
+        evaluated = evaluation.evaluate(store, entries, protocol, resources)
+        print(comparison.write(store, among, groups, evaluated, protocol))
+        return evaluated
+
+    worker.mending(store, evaluate_and_report).check()
 
 
 def parse(argv: list[str] | None = None) -> Options:

@@ -1,6 +1,7 @@
 """The whole reproduction: what is prepared before anything is drawn, and the order in which all is made."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipelines import evaluation
@@ -12,7 +13,7 @@ from pipelines.paper import datasets, dry_run, exhibits, published, reproduction
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Exhibit, before
 from pipelines.report import document
-from pipelines.stages import latency
+from pipelines.stages import latency, worker
 from postdiff import methods
 from postdiff.models.checkpoints import resolve
 from postdiff.plan import Plan
@@ -77,9 +78,8 @@ def run(given: Options) -> None:
     facts: dict[str, str] = {}
     for dataset, store in stores.items():
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
-        made, told, answered = reproduction.make(
-            job.options[dataset], group, names, store, job.protocols[dataset], times
-        )
+        make = partial(reproduction.make, job.options[dataset], group, names, store, job.protocols[dataset], times)
+        made, told, answered = worker.mending(store, make)
         sections += made
         answers += answered
         facts |= told if store.url == main.url else {f"{dataset}: {key}": value for key, value in told.items()}

@@ -2,20 +2,26 @@
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from pipelines.engine.cluster import Resources, Stopped, Unit, WorkersError
 from pipelines.engine.lease import lease
+from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.stages.embeddings import TextEncoding
 from pipelines.stages.features import Encoding, Extractor
 from pipelines.stages.generation import Generation, Generator
 from pipelines.stages.scores import Scoring, score
 from pipelines.stages.trajectories import Recording, Watcher
-from postdiff.terminal import doing
+from postdiff.terminal import doing, one_line
 
+MENDS = 50  # of one report
+T = TypeVar("T")
 HANDLERS: dict[type, Callable[[Store], Callable[..., Any]]] = {
     TextEncoding: Generator,
     Generation: Generator,
@@ -81,6 +87,18 @@ def run_all(units: Sequence[Unit], store: Store, resources: Resources, what: str
     """As `run`. Raises Stopped if a unit was set aside."""
     if failed := run(units, store, resources, what):
         raise Stopped(told(failed, store))
+
+
+def mending(store: Store, work: Callable[[], T]) -> T:
+    """What `work` returns, which makes what the store lacks and then reads it: a damaged file that it meets is set
+    aside, and `work` is done again. Raises DamagedError after MENDS of them: such a disk is nothing to work on."""
+    for _ in range(MENDS):
+        try:
+            return work()
+        except DamagedError as error:
+            store.set_aside(error.name)
+            tqdm.write(one_line(f"{error.name} was damaged: set aside as .bad, and made again"), file=sys.stderr)
+    return work()
 
 
 def told(failed: dict[str, str], store: Store) -> str:

@@ -24,7 +24,7 @@ from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.engine.urls import refuse_credentials
 from pipelines.metrics.intervals import mean_interval
-from pipelines.stages import scores
+from pipelines.stages import scores, worker
 from pipelines.stages.generation import timings_name
 
 ROOT = Path(__file__).parents[2]
@@ -363,3 +363,35 @@ def test_interrupted_scores_are_those_of_the_metric(tmp_path):
     shutil.rmtree(tmp_path / "timings")
     assert np.isnan(scores.score(task).seconds)  # lost seconds are worth no images
     assert json.loads(store.get(task.name))["name"] == task.name
+
+
+def test_a_report_that_meets_a_damaged_file_has_it_made_again(tmp_path, capsys):
+    """As of images, which nothing reads once they have features, but for the pictures of the page."""
+    store = Store(tmp_path)
+    fill(store)
+    good = {name: store.get(name) for name in IMAGES}
+
+    def work():
+        for name in IMAGES:
+            if not store.has(name):
+                store.put(name, good[name])
+        return [len(store.table(name)) for name in IMAGES]
+
+    for name in IMAGES:
+        damage(tmp_path, name, "bit")
+    assert worker.mending(store, work) == [4, 4]
+    assert capsys.readouterr().err.count("was damaged: set aside as .bad, and made again") == 2
+    assert {name: store.get(name) for name in IMAGES} == good
+
+
+def test_a_disk_that_damages_everything_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "MENDS", 3)
+    calls = []
+
+    def work():
+        calls.append(1)
+        raise DamagedError("a", "is torn")
+
+    with pytest.raises(DamagedError):
+        worker.mending(Store(tmp_path), work)
+    assert len(calls) == 4
