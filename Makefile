@@ -1,13 +1,14 @@
 # make sweep     environment, installation, and the main job: prompts to out/sweep/report.html
 # make reproduce the paper's tables and figures on the mini models: out/paper/report.html
 # make test      the tests that run everywhere; make test-all adds the slow ones; make check adds ruff and mypy
+# make chaos     a sweep under 200 random kills, an S3 that fails and flipped bits: 20 minutes or more
 # The first that runs and is new enough.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
 
-.PHONY: sweep reproduce test test-all check install
+.PHONY: sweep reproduce test test-all check chaos install
 
 sweep: install
 	$(RUN) jobs/coco_sweep.py $(ARGS)
@@ -26,6 +27,9 @@ check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(MAKE) test
+
+chaos: install
+	$(RUN) tests/chaos/chaos.py $(ARGS)
 
 install: $(VENV)/installed
 

@@ -11,12 +11,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 import postdiff
-from pipelines.data import prompts
+from pipelines.data import prompts, shapes
 from pipelines.engine import records, workers
 from pipelines.engine.cluster import Resources, Unit
 from pipelines.engine.queue import Queue
@@ -78,6 +80,38 @@ def _bare(images: int, processes: int) -> float:
     ]
     assert all(process.wait() == 0 for process in running)
     return time.perf_counter() - began
+
+
+def compression(pairs: int, images: int = 96, batch: int = 8, pause: float = 0.05) -> dict:
+    """A unit of images of 512 pixels from a stand-in denoiser that sleeps `pause` seconds an image, over that sleep:
+    with the threads that a worker of six CPU threads has, and compressed in line, as a worker of one does."""
+    rng = np.random.default_rng(0)
+    scenes: list[np.ndarray] = [shapes.render(shapes.scene("val", i), 512).astype(np.int16) for i in range(batch)]
+    drawn = np.stack([scene + rng.integers(-3, 4, scene.shape) for scene in scenes]).clip(0, 255).astype(np.uint8)
+    listed = prompts.load_prompts("shapes", images)
+    of = generation.configure("mini-sd", methods.dense(20), batch_size=batch)
+
+    def sample(backbone, texts, *_, **__):
+        time.sleep(pause * len(texts))
+        return drawn[: len(texts)]
+
+    seconds: dict[str, list[float]] = {"threads": [], "in line": []}
+    for _ in range(pairs):
+        for side, threads in (("threads", "6"), ("in line", "1")):
+            with patch.object(postdiff, "sample", sample), patch.dict(os.environ, OMP_NUM_THREADS=threads):
+                began = time.perf_counter()
+                generation.generate(cast(postdiff.Backbone, None), of, listed)
+                seconds[side].append(time.perf_counter() - began)
+    slept = images * pause
+    began = time.perf_counter()
+    records.encode_image(drawn[0])
+    return {
+        **{f"{side}, over the sleep": round(median(took) / slept, 4) for side, took in seconds.items()},
+        "seconds": {side: [round(s, 3) for s in took] for side, took in seconds.items()},
+        "slept_s": slept,
+        "one_image_s": round(time.perf_counter() - began, 4),
+        "images": images,
+    }
 
 
 def planning(configurations: int = 5000, prompts_each: int = 30_000, per_shard: int = 1000) -> dict:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -140,23 +141,25 @@ def reference_image(key: str) -> np.ndarray:
     return np.asarray(images.open_file(Path(key)).rgb)
 
 
+@cache
+def loaded_encoder(name: str) -> ClipEncoder | InceptionEncoder:
+    """`make_encoder(name)`, once a process: a run has one to three, and all of a worker's tasks share them."""
+    return make_encoder(name)
+
+
 class Extractor:
-    """A worker's handler: keeps one encoder loaded, commits one file a task."""
+    """A worker's handler: commits one file a task."""
 
     def __init__(self, store: Store):
         self.store = store
-        self.loaded: dict[str, ClipEncoder | InceptionEncoder] = {}
 
     def __call__(self, task: Encoding) -> None:
-        if task.encoder not in self.loaded:
-            self.loaded = {task.encoder: make_encoder(task.encoder)}  # the other one is freed
-        encoder = self.loaded[task.encoder]
+        encoder = loaded_encoder(task.encoder)
         if isinstance(task.source, str):
             table = self.store.table(task.source, ["prompt_id", "image"])
-            made_of, ids = records.made_of(table), table["prompt_id"].to_pylist()
             pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
-            features = _batched(encoder.images, pictures)
-        elif isinstance(task.source[0], Prompt):
+            return self.extract(task, pictures, table["prompt_id"].to_pylist(), records.made_of(table))
+        if isinstance(task.source[0], Prompt):
             if not isinstance(encoder, ClipEncoder):
                 raise ValueError(f"{task.encoder} encodes images only, not prompts")
             made_of, ids = fingerprint_of(task.source), [prompt.id for prompt in task.source]
@@ -164,6 +167,12 @@ class Extractor:
         else:
             made_of, ids = digest(task.source), list(task.source)
             features = _batched(encoder.images, [reference_image(key) for key in task.source])
+        self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
+        return None
+
+    def extract(self, task: Encoding, pictures: Sequence[np.ndarray], ids: Sequence[str], made_of: str) -> None:
+        """Commit `task`, of images whose pixels are here: uint8 [H, W, 3] each."""
+        features = _batched(loaded_encoder(task.encoder).images, pictures)
         self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 import postdiff
 from pipelines.data import prompts as prompting
 from pipelines.engine import records
@@ -18,6 +21,8 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.stages import embeddings
+from pipelines.stages.compression import Compressor
+from pipelines.stages.features import Encoding, Extractor
 from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
 from postdiff.models.checkpoints import fingerprint, resolve
@@ -28,6 +33,9 @@ from postdiff.plan import PIXELS, Plan
 
 if TYPE_CHECKING:
     from postdiff.text import Embeddings
+
+
+MOST_THREADS = 6  # that compress: a GPU makes an image of 512 pixels in about the time that two of them take for it
 
 
 @dataclass(frozen=True)
@@ -114,13 +122,17 @@ def units(
 
 
 class Generator:
-    """A worker's handler: keeps a text encoder or a denoiser loaded, never both; commits one file a task."""
+    """A worker's handler: keeps a text encoder or a denoiser loaded, never both; commits one file a task.
+
+    Features of the new images are computed from the pixels in memory, where they ride along.
+    """
 
     def __init__(self, store: Store):
-        self.store = store
+        self.store, self.extractor = store, Extractor(store)
         self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Generation | embeddings.TextEncoding, riders: Sequence = ()) -> tuple[str, ...]:
+    def __call__(self, task: Generation | embeddings.TextEncoding, riders: Sequence[Encoding] = ()) -> tuple[str, ...]:
+        """Names of the riders, all of which are committed too."""
         if isinstance(task, embeddings.TextEncoding):
             self.store.commit(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
             return ()
@@ -132,7 +144,10 @@ class Generator:
         timings = timings_name(task.name)
         self.store.commit(timings, records.to_json({"seconds": made.seconds}, timings))
         self.store.commit(task.name, made.images)
-        return ()
+        ids, made_of = [prompt.id for prompt in task.prompts], prompting.fingerprint(task.prompts)
+        for rider in riders:
+            self.extractor.extract(rider, made.pixels, ids, made_of)
+        return tuple(rider.name for rider in riders)
 
     def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
         wanted = backbone, dtype, parts
@@ -149,10 +164,18 @@ def timings_name(images: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """images: a Parquet file (records.IMAGES). seconds: of each, the wall time of its batch over the images in it."""
+    """images: a Parquet file (records.IMAGES), and pixels: what is in it, uint8 [H, W, 3] each. seconds: of each, the
+    wall time of its batch over the images in it."""
 
     images: bytes
+    pixels: list[np.ndarray]
     seconds: list[float]
+
+
+def encoding_threads() -> int:
+    """Threads that compress images beside the one that samples: of a worker's CPU threads, which Ray tells it. 0 where
+    there is only one, as on a laptop's workers: there, sampling itself would wait for them."""
+    return min(MOST_THREADS, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1)
 
 
 def generate(
@@ -162,23 +185,30 @@ def generate(
     text: Embeddings | None = None,
     name: str = "",
 ) -> Made:
-    """The images of `prompts`. Without `text` the prompts are encoded here. name: the file's, in the store."""
+    """The images of `prompts`, compressed while the next ones are sampled.
+
+    Without `text` the prompts are encoded here. name: the file's, in the store.
+    """
     seeds = [prompting.seed(prompt) for prompt in prompts]
-    images, seconds = [], []
-    for start in range(0, len(prompts), configuration.batch_size):
-        batch = slice(start, start + configuration.batch_size)
-        began = time.perf_counter()
-        made = postdiff.sample(
-            backbone,
-            [prompt.text for prompt in prompts[batch]],
-            seeds[batch],
-            configuration.plan,
-            **configuration.settings,
-            batch_size=configuration.batch_size,
-            embeddings=None if text is None else text.rows(batch),
-        )
-        seconds += [(time.perf_counter() - began) / len(made)] * len(made)
-        images += [records.encode_image(image) for image in made]
+    pixels: list[np.ndarray] = []
+    seconds: list[float] = []
+    with Compressor(encoding_threads()) as compressor:
+        for start in range(0, len(prompts), configuration.batch_size):
+            batch = slice(start, start + configuration.batch_size)
+            began = time.perf_counter()
+            made = postdiff.sample(
+                backbone,
+                [prompt.text for prompt in prompts[batch]],
+                seeds[batch],
+                configuration.plan,
+                **configuration.settings,
+                batch_size=configuration.batch_size,
+                embeddings=None if text is None else text.rows(batch),
+            )
+            seconds += [(time.perf_counter() - began) / len(made)] * len(made)
+            pixels += list(made)
+            compressor.add(made)
+        images = compressor.result()
     columns: dict[str, Sequence] = {
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.text for prompt in prompts],
@@ -187,4 +217,5 @@ def generate(
         "plan": [configuration.plan.id] * len(prompts),
         "image": [{"bytes": data, "path": f"{i}.webp"} for i, data in enumerate(images)],
     }
-    return Made(records.to_parquet(records.IMAGES, columns, name, prompting.fingerprint(prompts)), seconds)
+    made_of = prompting.fingerprint(prompts)
+    return Made(records.to_parquet(records.IMAGES, columns, name, made_of), pixels, seconds)
