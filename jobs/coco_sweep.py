@@ -26,6 +26,7 @@ from postdiff.terminal import doing
 
 def run(given: Options) -> None:
     began = time.time()
+    options.read_prompts(given)  # what costs least to find wrong comes first, references last
     entries = sweeps.entries(given)
     protocol = evaluation.protocol(given)
     if local_path(given.out) or not given.dry_run:

@@ -19,6 +19,7 @@ from pipelines.stages import worker
 
 
 def run(given: Options) -> None:
+    options.read_prompts(given)  # what costs least to find wrong comes first, references last
     among = comparison.variants(given.backbones, given.size_conditions)
     groups = comparison.plan_entries(given, among)
     protocol = evaluation.protocol(given)

@@ -41,7 +41,8 @@ def parse(argv: list[str] | None = None) -> Options:
 def refuse_unused(given: Options) -> None:
     """Raise ValueError for an option that was given, and that has no effect beside the others."""
     chosen = exhibits.gather(list(given.exhibits), {})
-    shapes = any(DATASETS[exhibit.dataset].play(given).prompts in SHAPES for exhibit in chosen)
+    plays = [DATASETS[exhibit.dataset].play(given) for exhibit in chosen]
+    shapes = any(own.prompts in SHAPES and not own.reference for own in plays)
     if given.mini or given.prompts != "shapes":
         used = {"n_reference"} if shapes else set()  # by another data set than the one that --prompts names
         other = given.recaption_reference or ("shapes" if shapes else None)

@@ -9,8 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pipelines.engine.cluster import Stopped
-from pipelines.engine.records import DamagedError
+from pipelines.engine.cluster import DamagedError, Stopped
 from postdiff.terminal import one_line, warnings_as_lines
 
 ROOT = Path(__file__).parents[1]

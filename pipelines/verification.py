@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from pipelines.engine import records
-from pipelines.engine.records import DamagedError
+from pipelines.engine.cluster import DamagedError
 from pipelines.engine.store import Store, shard_name
 
 KINDS = ("images", "timings", "features", "text", "scores", "dynamics")  # folders, whose files are sealed

@@ -20,6 +20,17 @@ class WorkersError(Stopped):
         self.failed = failed or {}
 
 
+class DamagedError(ValueError):
+    """The file `name` of the store is not what its name says: its bytes changed, or it is another one's."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name} {why} (jobs/verify.py STORE --repair sets it aside, to be made again)")
+        self.name, self.why = name, why
+
+    def __reduce__(self):
+        return DamagedError, (self.name, self.why)
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work that commits one file.

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from pipelines.engine import records
-from pipelines.engine.cluster import Stopped
-from pipelines.engine.records import DamagedError
+from pipelines.engine.cluster import DamagedError, Stopped
 from pipelines.engine.store import Store
 
 NAME = "lease.json"

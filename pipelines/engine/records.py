@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.engine.cluster import DamagedError
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -68,17 +70,6 @@ FEATURES = pa.schema([("prompt_id", pa.string()), ("feature", pa.list_(pa.float3
 
 
 MARK, ZEROS = b"sha256:", b"0" * 64
-
-
-class DamagedError(ValueError):
-    """The file `name` of the store is not what its name says: its bytes changed, or it is another one's."""
-
-    def __init__(self, name: str, why: str):
-        super().__init__(f"{name} {why} (jobs/verify.py STORE --repair sets it aside, to be made again)")
-        self.name, self.why = name, why
-
-    def __reduce__(self):
-        return DamagedError, (self.name, self.why)
 
 
 def to_parquet(schema: pa.Schema, columns: Mapping[str, Sequence], name: str, made_of: str) -> bytes:

@@ -9,9 +9,8 @@ from math import nan
 import numpy as np
 
 from pipelines.engine import records
-from pipelines.engine.cluster import Unit
+from pipelines.engine.cluster import DamagedError, Unit
 from pipelines.engine.identity import digest
-from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric

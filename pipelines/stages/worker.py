@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from pipelines.engine.cluster import Resources, Stopped, Unit, WorkersError
+from pipelines.engine.cluster import DamagedError, Resources, Stopped, Unit, WorkersError
 from pipelines.engine.lease import lease
-from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.stages.embeddings import TextEncoding
 from pipelines.stages.features import Encoding, Extractor

@@ -8,7 +8,7 @@ from conftest import FAMILIES, PROMPTS, SEEDS
 import postdiff
 from pipelines.data import prompts as prompting
 from pipelines.data.prompts import Prompt
-from pipelines.engine import records
+from pipelines.engine import cluster, records
 from pipelines.engine.store import Store
 from pipelines.stages import embeddings, generation
 from postdiff import methods
@@ -78,7 +78,7 @@ def test_embeddings_of_other_prompts_or_batches_are_refused(backbones, tmp_path)
     store = Store(tmp_path)
     store.put("text/x.parquet", embeddings.to_bytes(made, list("abc"), "text/x.parquet", prompting.fingerprint(listed)))
     assert len(embeddings.read(store, "text/x.parquet", listed)) == 3
-    with pytest.raises(records.DamagedError, match=r"text/x.parquet must be made of \w+, got one of"):
+    with pytest.raises(cluster.DamagedError, match=r"text/x.parquet must be made of \w+, got one of"):
         embeddings.read(store, "text/x.parquet", listed[::-1])
     with pytest.raises(ValueError, match="batches of 2, got ones for batches of 3"):
         postdiff.sample(backbone, PROMPTS, SEEDS, methods.dense(2), batch_size=2, embeddings=made)

@@ -18,9 +18,8 @@ from pipelines import verification
 from pipelines.data import prompts
 from pipelines.engine import lease as leases
 from pipelines.engine import records, retry
-from pipelines.engine.cluster import Stopped
+from pipelines.engine.cluster import DamagedError, Stopped
 from pipelines.engine.lease import lease
-from pipelines.engine.records import DamagedError
 from pipelines.engine.store import Store
 from pipelines.engine.urls import refuse_credentials
 from pipelines.metrics.intervals import mean_interval

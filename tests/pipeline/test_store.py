@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.data import images
-from pipelines.engine import records
+from pipelines.engine import cluster, records
 from pipelines.engine import store as stores
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below, clean, local_path
@@ -218,7 +218,7 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
 def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
     store = Store(tmp_path)
     store.put("spec.json", data)
-    with pytest.raises(records.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
+    with pytest.raises(cluster.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
         store.claim({"prompts": "abc"})
     assert store.get("spec.json") == data
     store.put("latency/x.json", data)
