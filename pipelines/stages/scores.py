@@ -93,7 +93,7 @@ def score(task: Scoring) -> Scores:
     kept = [name for name in map(timings_name, task.shards) if name in timings]
     seconds = [s for name in kept for s in store.record(name)["seconds"]]
     result = Scores(float(np.median(seconds)) if seconds else nan, found)
-    written = {"seconds": result.seconds, **{key: asdict(interval) for key, interval in found.items()}}
+    written = {"seconds": result.seconds if seconds else None, **{key: asdict(interval) for key, interval in found.items()}}
     store.commit(task.name, records.to_json(written, task.name))
     return result
 
@@ -112,6 +112,7 @@ def read(store: Store, name: str) -> Scores:
     found = store.record(name)
     try:
         seconds = found.pop("seconds")
+        seconds = nan if seconds is None else seconds
         intervals = {key: Interval(**{**value, "left_out": tuple(value["left_out"])}) for key, value in found.items()}
         numbers = [x for of in intervals.values() for x in (of.value, of.low, of.high, of.n, *of.left_out)]
         if not intervals or not all(isinstance(x, int | float) for x in (*numbers, seconds)):

@@ -11,7 +11,7 @@ from pipelines.data import prompts, shapes
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.metrics.encoders import ClipEncoder
-from pipelines.stages import features, scores
+from pipelines.stages import features, generation, scores
 
 N = 48
 ID = "0123456789ab"
@@ -56,6 +56,8 @@ def scored(tmp_path_factory):
         }
         name, own = f"images/{ID}/0000{part}-of-00002.parquet", prompts.fingerprint(listed[at])
         store.put(name, records.to_parquet(records.IMAGES, columns, name, own))
+        timings = generation.timings_name(name)
+        store.put(timings, records.to_json({"seconds": [0.1] * half}, timings))
     reference = [f"val/{i}" for i in range(N)]
     units = features.prompt_units("mini-clip", [tuple(listed[:half]), tuple(listed[half:])])
     units += features.reference_units(weights, reference)
