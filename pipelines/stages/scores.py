@@ -93,8 +93,8 @@ def score(task: Scoring) -> Scores:
     kept = [name for name in map(timings_name, task.shards) if name in timings]
     seconds = [s for name in kept for s in store.record(name)["seconds"]]
     result = Scores(float(np.median(seconds)) if seconds else nan, found)
-    written = {"seconds": result.seconds if seconds else None, **{key: asdict(interval) for key, interval in found.items()}}
-    store.commit(task.name, records.to_json(written, task.name))
+    written = {key: asdict(interval) for key, interval in found.items()}
+    store.commit(task.name, records.to_json({"seconds": result.seconds if seconds else None, **written}, task.name))
     return result
 
 
