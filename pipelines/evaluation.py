@@ -168,6 +168,11 @@ def check_store(url: str, of: Protocol) -> Store:
 def open_store(url: str, of: Protocol) -> Store:
     """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind."""
     store = check_store(url, of)
+    if not store.has("spec.json"):  # of a store whose spec was damaged: only its own prompts may claim it
+        for name in store.names("text"):
+            if not name.endswith(f"-of-{len(of.shards):05d}.parquet"):
+                raise ValueError(f"store {store.shown!r} has no spec.json, and shards of other prompts; another --out")
+            store.table(name, ["prompt_id"], prompts.fingerprint(of.shards[int(name[-22:-17])]))
     store.claim(_spec(of))
     return store
 

@@ -11,7 +11,7 @@ from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
 from pipelines.engine.store import Store, shard_name
 
-KINDS = ("images", "timings", "features", "text", "scores", "dynamics")  # folders, whose files are sealed
+KINDS = ("images", "timings", "features", "text", "scores", "dynamics", "latency")  # folders, whose files are sealed
 _SHARD = re.compile(r"(.*)/(\d{5})-of-(\d{5})\.(parquet|json)")
 
 

@@ -16,6 +16,7 @@ from pipelines.engine.store import Store
 
 NAME = "lease.json"
 RENEWED, STALE = 20.0, 90.0  # seconds
+SETTLED = 1.0  # seconds, in which another driver that found the same gone one has written what it writes
 
 
 @contextmanager
@@ -52,8 +53,13 @@ def _take(store: Store, own: dict) -> None:
                 "two drivers would do everything twice"
             )
         print(f"taking over from process {there['process']} on {there['host']}, which is gone", file=sys.stderr)
-    store.delete(NAME)  # also one that cannot be read
-    if not store.commit(NAME, _as_record(own)) or _read(store).get("id") != own["id"]:
+    contested = bool(there) or store.has(NAME) or not store.is_local
+    if contested and _read(store).get("id") == there.get("id"):  # not what another has put there since; "" of none
+        store.delete(NAME)
+    store.commit(NAME, _as_record(own))
+    if contested:
+        time.sleep(SETTLED)
+    if _read(store).get("id") != own["id"]:
         raise Stopped(f"store {store.shown!r} was taken by another driver at the same moment: run again")
 
 

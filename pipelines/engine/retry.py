@@ -14,10 +14,10 @@ PATIENCE = 300.0  # seconds from the first failure
 FIRST, LONGEST = 0.5, 30.0  # seconds between calls: doubled each time, times a random number from 0.5 to 1
 # Errors of a local disk that another call may not meet, as of a network share; a full disk or no permission stay.
 PASSING = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EINTR}
-# Of an object store: what is wrong with the request, the bucket or who asks.
+# Of an object store: what is wrong with the request, the bucket or who asks. By its code: paths stand in messages too.
 FINAL = re.compile(
-    r"ACCESS_DENIED|AccessDenied|NO_SUCH_BUCKET|NoSuchBucket|INVALID_ACCESS_KEY|InvalidAccessKeyId|SIGNATURE_DOES_NOT|"
-    r"SignatureDoesNotMatch|VALIDATION|Forbidden|HTTP status 40[0134]|\b40[134]\b"
+    r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|VALIDATION)\b|"
+    r"HTTP status 40[134]\b"
 )
 
 
@@ -29,7 +29,7 @@ def is_passing(error: Exception, local: bool) -> bool:
         return isinstance(error, OSError) and error.errno in PASSING
     if not isinstance(error, OSError | pa.ArrowException):  # a library's own: of a network, or a fault of ours
         return type(error).__module__.partition(".")[0] not in ("builtins", "pipelines")
-    return not FINAL.search(str(error))
+    return not FINAL.search(str(error)) and getattr(error, "code", None) not in (401, 403, 404)
 
 
 def persistently(work: Callable[[], T], local: bool, patience: float = PATIENCE) -> T:

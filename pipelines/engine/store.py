@@ -12,6 +12,7 @@ What is listed is done: there is no other state. A file is complete from the mom
 that is committed under a name stays. `NAME.bad` is a file that was not what its name says, kept to be looked at.
 """
 
+import errno
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from postdiff.terminal import one_line
 
 T = TypeVar("T")
 SHARD = re.compile(r".*/\d{5}-of-(\d{5})\.parquet")
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # such file systems there are
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
 
 
@@ -258,7 +260,9 @@ def _put_file(path: str, data: bytes, replace: bool) -> bool:
             os.link(temporary, path)  # fails where a file is: the first writer wins
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
             os.replace(temporary, path)
         return True
     finally:

@@ -8,7 +8,11 @@ from urllib.parse import unquote, urlsplit
 from postdiff.terminal import one_line
 
 OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "az", "abfs", "abfss", "adl", "r2", "oss", "memory"}
-SECRETS = re.compile(r"[?&](access_key|secret_key|session_token|token|password|secret|sig|account_key)=", re.IGNORECASE)
+SECRETS = re.compile(
+    r"[?&](access_key|secret_key|session_token|sas_token|token|password|secret|sig|account_key|api_key|x-amz-signature|"
+    r"x-amz-credential|x-amz-security-token)=",
+    re.IGNORECASE,
+)
 
 
 def local_path(where: str | Path) -> str | None:
@@ -56,9 +60,10 @@ def clean(text: object) -> str:
 def refuse_credentials(url: str) -> None:
     """Raise ValueError, without them, if a URL holds credentials: URLs reach logs, reports and dashboards."""
     before_at = re.match(r"[A-Za-z][\w+.-]*://([^@]*)@", url)
-    in_front = before_at and ":" in before_at[1] and not re.fullmatch(r"[^/:]*:\d+/.*", before_at[1])
+    scheme = url.partition(":")[0].lower()
+    port = scheme not in OBJECT_STORES and before_at and re.fullmatch(r"[^/:]*:\d+/.*", before_at[1])
+    in_front = before_at and ":" in before_at[1] and not port
     if in_front or SECRETS.search(url):
-        scheme = url.partition(":")[0]
         raise ValueError(
             f"a store's URL must not hold credentials, got a {scheme}:// URL with some: give them by environment "
             "variables (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...), a profile, or the machine's role"

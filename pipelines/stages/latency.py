@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 import postdiff
+from pipelines.engine import records
+from pipelines.engine.identity import digest
 from pipelines.engine.provenance import machine
 from pipelines.engine.store import Store
 from pipelines.stages.generation import Configuration
@@ -23,7 +23,8 @@ from postdiff.terminal import one_line
 if TYPE_CHECKING:
     from postdiff.text import Embeddings
 
-FORMAT = 3  # of what is kept
+FORMAT = 4  # of what is kept
+KEPT = f"latency/{FORMAT}-"  # what files of this format begin with
 WARM_UP = 3  # rounds that do not count, of a GPU; of a CPU one
 
 
@@ -62,18 +63,18 @@ def kept(store: Store, of: Sequence[Configuration], rounds: int, gpu: bool = Fal
     """As `measure`, but once a machine, torch and list of configurations: what the store holds is read."""
     here = _alone(gpu, machine) if gpu else machine()
     key = [FORMAT, of[0].backbone, here, rounds, *(one.id for one in of)]
-    file = f"latency/{sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
+    file = f"{KEPT}{digest(key)}.json"
     if not store.has(file):
         times = [asdict(took) for took in measure(of, rounds, gpu)]
         plans = [one.plan.id for one in of]
         told = {"backbone": of[0].backbone, "machine": here, "rounds": rounds, "plans": plans, "times": times}
-        store.put(file, json.dumps(told, indent=2).encode())
+        store.commit(file, records.to_json(told, file))
     return read(store, file)[1]
 
 
 def read(store: Store, file: str) -> tuple[dict, list[Latency]]:
     """What `kept` wrote, and the latencies in it. Raises ValueError, naming the file, if it is something else."""
-    told = store.json(file)
+    told = store.record(file)
     try:
         times = [Latency(**took) for took in told["times"]]
         seconds = [x for took in times for x in (took.p50, took.p90, took.speedup, took.denoise, took.decode)]
@@ -91,11 +92,10 @@ def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
     """{backbone: (machine, {plan id: seconds an image, p50})} of all that the store keeps: where several machines were
     timed, the one with most plans."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for file in sorted(store.names("latency")):
-        if "plans" in store.json(file):  # not of an older format
-            told, times = read(store, file)
-            seconds = {plan: took.p50 for plan, took in zip(told["plans"], times, strict=True)}
-            found.setdefault((told["backbone"], told["machine"]), {}).update(seconds)
+    for file in sorted(name for name in store.names("latency") if name.startswith(KEPT)):
+        told, times = read(store, file)
+        seconds = {plan: took.p50 for plan, took in zip(told["plans"], times, strict=True)}
+        found.setdefault((told["backbone"], told["machine"]), {}).update(seconds)
     best = sorted(found.items(), key=lambda item: len(item[1]))
     return {backbone: (where, seconds) for (backbone, where), seconds in best}
 

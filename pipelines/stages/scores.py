@@ -49,7 +49,8 @@ class Scoring:
     @cached_property
     def name(self) -> str:
         inputs = json.dumps([asdict(one) for one in self.inputs])
-        parts = f"[{VERSION}, {_as_json(self.prompts)}, {inputs}]"  # as JSON has it, without writing all ids each time
+        # As JSON has it, without writing all ids each time.
+        parts = f"[{VERSION}, {_as_json(self.prompts)}, {_as_json(self.made_of)}, {inputs}]"
         return f"scores/{self.configuration}-{digest(parts.encode(), 8)}.json"
 
     @property

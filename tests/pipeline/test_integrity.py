@@ -151,7 +151,7 @@ def test_every_kind_of_damage_is_named(tmp_path, kind, how, capsys):
     fill(store)
     assert verification.verify(store).is_whole
     if (kind, how) in [("scores", "foreign"), ("spec.json", "foreign"), ("scores", "deleted")]:
-        pytest.skip("what is right of another store under this name is right here, and a score may be wanting")
+        pytest.skip("a spec and a score are named by what they are of; a score may be wanting")
     name = min(store.names(kind)) if kind != "spec.json" else kind
     named = damage(root, name, how)
     found = verification.verify(store)
@@ -254,6 +254,7 @@ def test_a_store_that_is_away_for_a_while_gets_the_bytes(monkeypatch):
         (OSError("AWS Error NETWORK_CONNECTION during HeadObject: curlCode: 7, Couldn't connect"), False, True),
         (OSError("AWS Error ACCESS_DENIED during PutObject operation"), False, False),
         (OSError("AWS Error NO_SUCH_BUCKET during PutObject operation: HTTP status 404"), False, False),
+        (OSError("When writing bucket/run-403/ACCESS_DENIED: AWS Error SLOW_DOWN during PutObject"), False, True),
         (FileNotFoundError("x"), False, False),
         (OSError(5, "Input/output error"), True, True),
         (OSError(28, "No space left on device"), True, False),
@@ -321,6 +322,44 @@ def test_what_a_dead_driver_left_is_taken_over(tmp_path, capsys, gone):
     assert ("taking over from process" in capsys.readouterr().err) == (gone != "damaged")
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_of_two_drivers_at_the_same_moment_one_runs(tmp_path, monkeypatch, left):
+    """Both read that there is no lease, or the same one that is stale, before either writes."""
+    store, both = Store(tmp_path), threading.Barrier(2)
+    if left:
+        held = {"id": "x", "host": "elsewhere", "process": 1, "since": 0.0, "renewed": 0.0}
+        store.put("lease.json", records.to_json(held, "lease.json"))
+    read, first, lock = leases._read, [], threading.Lock()
+
+    def read_together(of):
+        there = read(of)
+        with lock:
+            first.append(threading.get_ident())
+            wait = first.count(threading.get_ident()) == 1
+        if wait:
+            both.wait(20)
+        return there
+
+    monkeypatch.setattr(leases, "_read", read_together)
+    ran, refused, ended = [], [], threading.Barrier(2)
+
+    def drive():
+        try:
+            with lease(Store(tmp_path)):
+                ran.append(1)
+                ended.wait(20)
+        except Stopped as error:
+            refused.append(str(error))
+            ended.wait(20)
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(ran), len(refused)) == (1, 1)
+
+
 def test_a_lease_is_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "RENEWED", 0.05)
     store = Store(tmp_path)
@@ -336,9 +375,11 @@ def test_a_lease_is_renewed(tmp_path, monkeypatch):
     "url",
     [
         "s3://KEY:SEC/RET@bucket/x",
+        "s3://KEY:12/SECRET@bucket/x",
         "s3://KEY:SECRET@bucket/x",
         "s3://bucket/x?secret_key=SECRET",
         "gs://b/x?token=SECRET",
+        "s3://b/x?X-Amz-Signature=SECRET",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_told(url):

@@ -1,6 +1,5 @@
 """The store: whole files or none, refused when it is another sweep's, images that Hugging Face datasets shows."""
 
-import json
 import os
 import pickle
 import time
@@ -221,11 +220,12 @@ def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
     with pytest.raises(cluster.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
         store.claim({"prompts": "abc"})
     assert store.get("spec.json") == data
-    store.put("latency/x.json", data)
+    store.put("runs/x.json", data)
     with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
-        store.json("latency/x.json")
-    assert str(refused.value).startswith(f"{tmp_path}/latency/x.json {message}")
-    with pytest.raises(ValueError, match=r"latency/x.json must hold"):
+        store.json("runs/x.json")
+    assert str(refused.value).startswith(f"{tmp_path}/runs/x.json {message}")
+    store.put(f"{latency.KEPT}x.json", data)
+    with pytest.raises(cluster.DamagedError, match=r"latency/\d+-x.json must be sealed"):
         latency.measured(store)
 
 
@@ -244,8 +244,9 @@ def test_scores_and_latencies_of_another_shape_are_told(tmp_path, told):
     store.put("scores/x.json", records.to_json(told, "scores/x.json"))
     with pytest.raises(ValueError, match=r"scores/x.json must hold scores that a job wrote, got .*; deleted, it is"):
         scores.read(store, "scores/x.json")
-    store.put("latency/x.json", json.dumps({"plans": ["a"], "backbone": "b", "machine": "c", **told}).encode())
-    with pytest.raises(ValueError, match=r"latency/x.json must hold latencies that a job wrote, got "):
+    name, of = f"{latency.KEPT}x.json", {"plans": ["a"], "backbone": "b", "machine": "c"}
+    store.put(name, records.to_json({**of, **told}, name))
+    with pytest.raises(ValueError, match=r"latency/\d+-x.json must hold latencies that a job wrote, got "):
         latency.measured(store)
     good = {"seconds": 1.0, "clip": {"value": 1, "low": 0, "high": 2, "n": 8, "left_out": [1, 2]}}
     store.put("scores/y.json", records.to_json(good, "scores/y.json"))
