@@ -185,6 +185,7 @@ def faulty(monkeypatch, folder, faults):
     return lambda: {how: len(list(folder.glob(f"{how} *"))) for how, _ in faults.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_complete_is_reported_when_other_units_fail(tmp_path, monkeypatch, small_evaluation, capsys):
     """One configuration's images fail; the score of one dies once, that of another hangs once."""

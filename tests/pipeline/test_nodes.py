@@ -123,11 +123,13 @@ def test_a_bad_node_is_left_out_and_all_is_done_elsewhere(tmp_path):
     assert of("ahead", marks)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_preempted_three_times_under_a_unit_does_not_set_it_aside(tmp_path):
     _, _, marks = run(tmp_path, "preempted")
     assert len(of("fault", marks)) == 3
 
 
+@pytest.mark.slow
 def test_workers_that_hang_while_they_start_are_left_out_with_their_node(tmp_path):
     bad, log, marks = run(tmp_path, "hangs at start")
     assert 3 <= len(of("fault", marks)) <= 5

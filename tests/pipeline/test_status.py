@@ -141,7 +141,7 @@ def test_a_bucket_is_read_by_one_listing(store, tmp_path, monkeypatch):
 
         host, port = moto.get_host_and_port()
         boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-        remote = Store(f"s3://bucket/sweep?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
+        remote = Store(f"s3://bucket/status?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
         for name in store.names():
             remote.put(name, store.get(name))
         local, found = status.read(store, NOW), status.read(remote)
