@@ -6,13 +6,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = '''
 import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
-import pytest
-
 from pipelines.engine import workers
 from pipelines.engine.cluster import Limits, Resources, Unit
 
