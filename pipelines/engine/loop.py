@@ -97,7 +97,7 @@ class Loop:
         self.told: set[str] = set()  # nodes that are left out
         self.elsewhere = True  # other nodes have had room, as far as is known
         self.made = 0
-        self.in_vain = 0  # workers that were lost before they had a node, since one had
+        self.in_vain = 0  # workers that were lost before they had a node, since one had or nodes came or went
         self.looked = self.rested = -LOOK
         self.away_since: float | None = None
 
@@ -141,6 +141,8 @@ class Loop:
         """Which nodes are there?"""
         self.looked = time.monotonic()
         found = self.crew.nodes()
+        if found.keys() != self.addresses.keys():  # who was to run on a node that is gone says nothing of the others
+            self.in_vain = 0
         self.queue.gone(self.addresses.keys() - found.keys())
         self.addresses = {node: address for node, (address, _) in found.items()}
         self.queue.nodes.up = {node for node, (_, fits) in found.items() if fits}

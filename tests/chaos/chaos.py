@@ -139,7 +139,11 @@ class Sweep:
 
 def new_cluster() -> Cluster:
     """A head that runs nothing, and three nodes of one worker; deaths are noticed in seconds."""
-    fast = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 8}
+    fast = {
+        "health_check_initial_delay_ms": 10000,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 12,
+    }
     head = {"num_cpus": 0, "_system_config": fast, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES):

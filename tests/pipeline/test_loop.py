@@ -178,6 +178,37 @@ def test_workers_that_hang_while_they_start_are_their_nodes_fault(capsys):
     assert "(bad) is left out: workers do not start (3 tries): hung: no answer after 0 s" in told
 
 
+class Losing(Crew):
+    """The first `times` workers are lost before they have a node, and where `nodes_go` that node with them."""
+
+    def __init__(self, times, nodes_go):
+        super().__init__(["node 0"], lambda node, task, riders: (1.0, ()))
+        self.times, self.nodes_go, self.lost = times, nodes_go, 0
+
+    def call(self, worker, method, *args):
+        if method != "where" or self.lost == self.times:
+            return super().call(worker, method, *args)
+        self.lost += 1
+        if self.nodes_go:
+            self.up = {f"node {self.lost}": "10.0.0.0"}
+        self.where[worker] = next(iter(self.up))
+        self.count += 1
+        self.answers[self.count] = (
+            self.now,
+            Failed("worker died: it was cancelled before it started", died=True),
+            worker,
+        )
+        return self.count
+
+
+def test_workers_that_are_lost_with_their_nodes_are_replaced_for_as_long_as_nodes_come():
+    crew = Losing(40, nodes_go=True)
+    _, order = work(units_of(5), crew, workers=2)
+    assert (len(order), crew.lost) == (5, 40)
+    with pytest.raises(WorkersError, match=r"workers do not start \(6 tries\): worker died: it was cancelled"):
+        work(units_of(5), Losing(40, nodes_go=False), workers=2)
+
+
 def test_a_retry_does_not_wait_for_ever_for_another_node(monkeypatch):
     """It is up, but has no room."""
     monkeypatch.setattr(looping, "PLACE", -1.0)
