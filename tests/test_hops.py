@@ -35,7 +35,7 @@ def test_from_generate_to_eq_4(chains, tmp_path):
 
 
 def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):
-    """What an actor calls, without Ray: its handler, with a task of text and one of images."""
+    """Seven hops from the actor's method `_Worker.run`, which calls this handler; here it is called without Ray."""
     store = Store(str(tmp_path))
     store.claim({})
     configuration = generation.configure("mini-sd", methods.postdiff(3, s=0.5, m=3), batch_size=1)
