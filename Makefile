@@ -1,5 +1,6 @@
 # make sweep     environment, installation, and the main job: prompts to out/sweep/report.html
 # make reproduce the paper's tables and figures on the mini models: out/paper/report.html
+# make quick     the fast core of the tests, under a minute: no trained weights, no Ray, no other process
 # make test      the tests that run everywhere; make test-all adds the slow ones; make check adds ruff and mypy
 # make chaos     a sweep under 200 random kills, an S3 that fails and flipped bits: 20 minutes or more
 # The first that runs and is new enough.
@@ -8,13 +9,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV ?= .venv
 RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
 
-.PHONY: sweep reproduce test test-all check chaos install
+QUICK = $(addprefix tests/method/test_, arguments.py backbones.py cost.py loading.py plan.py planfile.py sampling.py) \
+	$(addprefix tests/pipeline/test_, coco.py fidelity.py kernel.py metric_table.py metrics.py prompts.py shapes.py status.py tables.py)
+
+.PHONY: sweep reproduce quick test test-all check chaos install
 
 sweep: install
 	$(RUN) jobs/coco_sweep.py $(ARGS)
 
 reproduce: install
 	$(RUN) jobs/reproduce.py all $(ARGS)
+
+quick: install
+	$(RUN) -m pytest -q --quick $(QUICK)
 
 test: install
 	$(RUN) -m pytest -q tests

@@ -1,7 +1,8 @@
-"""Fixtures: the mini backbones, loaded once; Ray, started once."""
+"""Fixtures: the mini backbones, loaded once; Ray, started once. And `--quick`, which has neither."""
 
 import os
 import struct
+import sys
 import zlib
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import postdiff
 from pipelines.training import mini
 from postdiff import sampling, solvers
+from postdiff.models import loading
 from postdiff.models.checkpoints import MINI
 from postdiff.models.families import adapt
 from postdiff.models.spec import settle
@@ -29,6 +31,40 @@ PROMPTS = [
     "a big white circle on night",
 ]
 SEEDS = [11, 12, 13]
+
+
+NOT_QUICK = {"backbone", "backbones", "ray_session"}  # fixtures
+
+
+def pytest_addoption(parser):
+    told = "only tests without trained weights, Ray or another process: what needs one must say so, or it fails"
+    parser.addoption("--quick", action="store_true", help=told)
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        sys.modules["ray"] = None
+        sys.addaudithook(_no_process)
+        load = loading._component
+
+        def untrained(folder, *args):
+            if folder.is_relative_to(MINI):
+                raise AssertionError(f"--quick loads no trained weights, got {folder}: mark the test `trained`")
+            return load(folder, *args)
+
+        loading._component = untrained
+
+
+def _no_process(event, args):
+    if event == "subprocess.Popen":
+        raise AssertionError(f"--quick starts no process, got {args[1]}: mark the test `trained`")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        left = [item for item in items if NOT_QUICK & {*item.fixturenames} or item.get_closest_marker("trained")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ def scheduler(kind, **settings):
     }
 
 
+@pytest.mark.trained
 def test_names_and_configs_are_read_without_torch():
     script = (
         "import sys\n"

@@ -1,4 +1,7 @@
-"""CA-ToMe: what is alike enough is merged, as much as an image has of it, and matchings are reused."""
+"""CA-ToMe: equal to its authors' package; what is alike enough is merged, as much as an image has of it, and matchings
+are reused."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
-from postdiff import Plan, Step, methods, search
+from postdiff import Plan, Step, methods, sampling, search
 from postdiff.mechanisms import TokenMerging, matching
 from postdiff.plan import strip
 
@@ -16,6 +19,57 @@ ALIKE = 0.9  # a cosine that some of mini-SD's tokens reach
 def test_the_schedule_of_matching():
     text = strip(methods.ca_tome(10, match_steps=(0, 4, 5)))
     assert text.splitlines()[2].split() == ["matching", "S...#S...."]
+
+
+def authors_latents(backbone, plan, match_steps, monkeypatch, skip_none=False):
+    """Latents by ca_tome, whose random partitions are drawn from the image's own streams: its own come from torch's
+    global state. skip_none: where it would merge none, it does nothing."""
+    from ca_tome import apply_CA_ToMe, merge
+
+    pipe, tokens, theirs = copy.deepcopy(backbone.pipe), plan.get(TokenMerging), merge.bipartite_soft_matching_random2d
+    apply_CA_ToMe(pipe, [step + 1 for step in match_steps], tokens.threshold)  # it counts steps from 1
+    pipe.unet._ca_tome_info["args"]["use_rand"] = tokens.random
+    blocks = {id(m._cache_info): name for name, m in pipe.unet.named_modules() if hasattr(m, "_cache_info")}
+
+    def match(x, w, h, sx, sy, threshold, cache, step, no_rand, generator):
+        own = sampling._generator(SEEDS[0], f"tokens-{blocks[id(cache)]}-{step - 1}")
+        both = theirs(x, w, h, sx, sy, threshold, cache, step, no_rand, own)
+        if skip_none and both[0](x).shape == x.shape:
+            cache["merge"] = cache["unmerge"] = merge.do_nothing
+        return cache["merge"], cache["unmerge"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "bipartite_soft_matching_random2d", match)
+        return pipe.call(  # it patches `call`, not `__call__`
+            PROMPTS[:1], num_inference_steps=len(plan), guidance_scale=backbone.spec.guidance,
+            latents=sampling.draw(SEEDS[:1], "initial", 8, (16, 16)), output_type="latent",
+        ).images  # fmt: skip
+
+
+@pytest.fixture
+def ca_tome():
+    """`pip install --no-deps ca-tome==0.1.3`: it asks for numpy < 2 and torch < 2.2.2, so no extra can have it."""
+    pytest.importorskip("ca_tome", reason="its pins are old: pip install --no-deps ca-tome==0.1.3")
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["deterministic", "seeded"])
+@pytest.mark.parametrize("match_steps", [(0, 3, 4), (0,), tuple(range(6))], ids=str)
+def test_ca_tome_equals_the_authors_package(ca_tome, backbone, monkeypatch, match_steps, random):
+    """At its own threshold."""
+    plan = methods.ca_tome(6, match_steps=match_steps, random=random)
+    ours = latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    assert torch.equal(ours, authors_latents(backbone, plan, match_steps, monkeypatch))
+    assert (ours - latents(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(6))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["deterministic", "seeded"])
+def test_where_no_token_is_alike_the_authors_package_reorders_them(ca_tome, backbone, monkeypatch, random):
+    """It merges none of them, and so attends to the same tokens in another order (merge.py, lines 140 to 165): the last
+    bits are others. Here nothing is done, as in its own branch for a threshold of 1."""
+    plan = methods.ca_tome(6, ALIKE, (0, 3), random)
+    ours = latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    assert torch.equal(ours, authors_latents(backbone, plan, (0, 3), monkeypatch, skip_none=True))
+    torch.testing.assert_close(ours, authors_latents(backbone, plan, (0, 3), monkeypatch), rtol=0, atol=1e-4)
 
 
 def test_nothing_alike_is_dense(backbone):

@@ -64,6 +64,7 @@ def test_weights_that_are_not_the_configs_are_refused(folder, capfd, part, damag
     assert not (folder / "out").exists()
 
 
+@pytest.mark.trained
 def test_weights_that_are_there_in_half_precision_alone_are_loaded(folder):
     for file in WEIGHTS.values():
         (folder / file).rename((folder / file).with_suffix(".fp16.safetensors"))
@@ -128,6 +129,7 @@ def test_an_adapter_that_is_loaded_by_hand_is_told(backbone):
     check_denoiser(FAMILIES["sd"], backbone.denoiser.config, "mini-sd")
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("only_half", [False, True])
 def test_of_the_hub_what_is_wanted_is_fetched_as_safetensors(monkeypatch, only_half):
     """The hub cannot be reached here: what diffusers is asked for, and what it would answer."""

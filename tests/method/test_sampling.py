@@ -244,6 +244,7 @@ def test_those_who_take_the_steps_themselves_are_told_the_same(backbone, prompts
         sampling.begin_batch(backbone, prompts, SEEDS[:2], methods.no_cfg(2))
 
 
+@pytest.mark.trained
 def test_parts_that_were_not_loaded_are_told():
     text, denoiser = (postdiff.load("mini-sd", device="cpu", parts=parts) for parts in ("text", "denoiser"))
     with pytest.raises(ValueError, match="loaded without its denoiser"):
