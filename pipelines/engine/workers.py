@@ -141,6 +141,8 @@ class _Crew:
 
     def nodes(self) -> dict[str, tuple[str, bool]]:
         of, up = self.resources, [node for node in ray.nodes() if node["Alive"]]
+        if ray.get_runtime_context().get_node_id() not in {node["NodeID"] for node in up}:  # nothing is answered now
+            raise WorkersError("the node of this job's driver is lost to its cluster: run the job again")
         return {
             node["NodeID"]: (
                 node["NodeManagerAddress"],

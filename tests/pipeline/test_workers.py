@@ -387,3 +387,11 @@ def test_a_run_holds_the_lease_of_its_store_while_it_works(tmp_path, monkeypatch
     store.put("a", b"")
     assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
     assert len(log) == 3  # there is nothing to do
+
+
+def test_a_driver_whose_own_node_is_lost_does_not_wait_for_ever(monkeypatch, ray_session):
+    """Its workers would never be placed, and nobody would say so."""
+    others = [{**node, "NodeID": f"not {node['NodeID']}"} for node in ray.nodes()]
+    monkeypatch.setattr(workers.ray, "nodes", lambda: others)
+    with pytest.raises(workers.WorkersError, match="the node of this job's driver is lost to its cluster"):
+        workers.run(make_units(1), lambda: print, lambda name: False, Resources(1))
