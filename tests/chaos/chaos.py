@@ -122,8 +122,12 @@ class Sweep:
             )
 
     def ended(self) -> bool:
-        """Whether the sweep is done. Raises RuntimeError if it failed by itself."""
+        """Whether the sweep is done. One that set units aside, whose workers were killed too often, is run again, as its
+        line says. Raises RuntimeError if it failed otherwise."""
         status = self.process.poll()
+        if status == 1 and "run again to retry" in self.log.read_text()[-5000:]:
+            self.start()
+            return False
         if status not in (None, 0, -signal.SIGKILL):
             raise RuntimeError(f"the sweep failed with {status}:\n{self.log.read_text()[-3000:]}")
         return status == 0
