@@ -122,8 +122,8 @@ class Sweep:
             )
 
     def ended(self) -> bool:
-        """Whether the sweep is done. One that set units aside, whose workers were killed too often, is run again, as its
-        line says. Raises RuntimeError if it failed otherwise."""
+        """Whether the sweep is done. One that set units aside, whose workers were killed too often, is run again, as it
+        says. Raises RuntimeError if it failed otherwise."""
         status = self.process.poll()
         if status == 1 and "run again to retry" in self.log.read_text()[-5000:]:
             self.start()
