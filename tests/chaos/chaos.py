@@ -96,7 +96,8 @@ class Bucket:
         """Of files that must be equal; aside: of those that were set aside."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix="sweep/")
         keys = (one["Key"].removeprefix("sweep/") for page in pages for one in page.get("Contents", ()))
-        return sorted(key for key in keys if key.startswith(MADE) and key.endswith(".bad") == aside)
+        files = (key for key in keys if key.startswith(MADE) and not key.endswith("/"))  # pyarrow leaves folders
+        return sorted(key for key in files if key.endswith(".bad") == aside)
 
     def get(self, name: str) -> bytes:
         return self.client.get_object(Bucket="bucket", Key=f"sweep/{name}")["Body"].read()
