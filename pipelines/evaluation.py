@@ -11,10 +11,11 @@ from pathlib import Path
 
 from pipelines import protocols, status
 from pipelines.data import coco, prompts
+from pipelines.engine import records
 from pipelines.engine.cluster import Limits, Resources, Stopped, Unit, in_a_cluster
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
-from pipelines.engine.store import Store, shard_name
+from pipelines.engine.store import SHARD, Store, shard_name
 from pipelines.metrics import encoders
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.options import Options, read_prompts
@@ -168,13 +169,20 @@ def check_store(url: str, of: Protocol) -> Store:
 def open_store(url: str, of: Protocol) -> Store:
     """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind."""
     store = check_store(url, of)
-    if not store.has("spec.json"):  # of a store whose spec was damaged: only its own prompts may claim it
-        for name in store.names("text"):
-            if not name.endswith(f"-of-{len(of.shards):05d}.parquet"):
-                raise ValueError(f"store {store.shown!r} has no spec.json, and shards of other prompts; another --out")
-            store.table(name, ["prompt_id"], prompts.fingerprint(of.shards[int(name[-22:-17])]))
+    if not store.has("spec.json"):
+        _check_shards(store, of)
     store.claim(_spec(of))
     return store
+
+
+def _check_shards(store: Store, of: Protocol) -> None:
+    """Raise ValueError if there are shards of other prompts: a store whose spec was damaged is still theirs."""
+    made_of = [prompts.fingerprint(shard) for shard in of.shards]
+    for shard in filter(None, map(SHARD.fullmatch, store.names("text"))):
+        if int(shard[3]) != len(made_of) or records.made_of(store.table(shard[0])) != made_of[int(shard[2])]:
+            raise ValueError(
+                f"store {store.shown!r} has no spec.json, and shards of other prompts: choose another --out"
+            )
 
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:

@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 from pyarrow import fs
 
 from pipelines.engine.identity import digest
-from pipelines.engine.store import Store
+from pipelines.engine.lease import STALE
+from pipelines.engine.store import SHARD, Store
 from postdiff.terminal import one_line
 
 WINDOW, FEWEST = 1800.0, 10  # seconds and units that a pace is of: the longer stretch of the two
-LEASE = 120.0  # seconds without a sign after which a driver is gone
 MOST_ROWS, MOST_REASONS, WIDTH = 20, 3, 80
-SHARD = re.compile(r"(images|features/[^/]+)/([^/]+)/\d{5}-of-(\d{5})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,16 @@ def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:
     """Count what is there into `progress`; configurations of images that no run announced come under their ids."""
     for name, file in sorted(files.items(), key=lambda item: item[0]):
         shard = SHARD.fullmatch(name)
-        if shard and shard[1] == "images":
-            one = progress.setdefault(shard[2], Progress(shard[2], int(shard[3])))
+        if shard and name.startswith("images/"):
+            id = shard[1].removeprefix("images/")
+            one = progress.setdefault(id, Progress(id, int(shard[3])))
             one.images += 1
             if file.time is not None:
                 one.times.append(file.time)
     for name in files:
-        if (shard := SHARD.fullmatch(name)) and shard[1] != "images" and shard[2] in progress:
-            progress[shard[2]].features += 1
+        shard = SHARD.fullmatch(name)
+        if shard and name.startswith("features/") and (id := shard[1].rpartition("/")[2]) in progress:
+            progress[id].features += 1
         elif (scored := re.match(r"scores/([^/]+)-[^-/]+\.json", name)) and scored[1] in progress:
             progress[scored[1]].scored = True
         elif name.startswith("failed/"):
@@ -206,7 +207,7 @@ def _driver(state: State) -> str:
     if state.lease is None:
         return "none (no lease.json)"
     ago = max(state.now - state.lease, 0)
-    if ago <= LEASE:
+    if ago <= STALE:
         return f"alive, its last sign {_time(ago)} ago"
     return f"gone, its last sign {_time(ago)} ago; run the job again to go on"
 

@@ -1,6 +1,5 @@
 """What is in a store, read whole: what is there, what is damaged, foreign, missing or left over."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,10 +8,9 @@ from tqdm import tqdm
 
 from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
-from pipelines.engine.store import Store, shard_name
+from pipelines.engine.store import SHARD, Store, shard_name
 
 KINDS = ("images", "timings", "features", "text", "scores", "dynamics", "latency")  # folders, whose files are sealed
-_SHARD = re.compile(r"(.*)/(\d{5})-of-(\d{5})\.(parquet|json)")
 
 
 @dataclass
@@ -61,7 +59,7 @@ def verify(store: Store) -> Verification:
             except FileNotFoundError:  # a lease that was given back since
                 continue
             found.there[kind] += 1
-            if (shard := _SHARD.fullmatch(name)) and of and "/reference-" not in name:
+            if (shard := SHARD.fullmatch(name)) and of and "/reference-" not in name:
                 made_of[shard[2], shard[3]][name] = of
         elif kind in KINDS:
             found.foreign.append(name)
@@ -90,7 +88,7 @@ def _missing(names: Iterable[str]) -> set[str]:
     there = set(names)
     expected = {"spec.json"}
     for name in there:
-        shard = _SHARD.fullmatch(name)
+        shard = SHARD.fullmatch(name)
         if not shard or name.partition("/")[0] not in KINDS:
             continue
         folder, _, count, suffix = shard.groups()

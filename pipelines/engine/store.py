@@ -35,7 +35,7 @@ from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_crede
 from postdiff.terminal import one_line
 
 T = TypeVar("T")
-SHARD = re.compile(r".*/\d{5}-of-(\d{5})\.parquet")
+SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # such file systems there are
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
 
@@ -178,7 +178,8 @@ class Store:
 
     def shards(self, folder: str) -> list[str]:
         """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""
-        there = {match[0]: int(match[1]) for match in map(SHARD.fullmatch, self.names(folder)) if match}
+        found = (match for match in map(SHARD.fullmatch, self.names(folder)) if match)
+        there = {match[0]: int(match[3]) for match in found if match[4] == "parquet"}
         for count in set(there.values()):
             expected = [shard_name(folder, i, count) for i in range(count)]
             if lacking := [name for name in expected if name not in there]:

@@ -175,7 +175,7 @@ class Made:
 def encoding_threads() -> int:
     """Threads that compress images beside the one that samples: of a worker's CPU threads, which Ray tells it. 0 where
     there is only one, as on a laptop's workers: there, sampling itself would wait for them."""
-    return min(MOST_THREADS, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1)
+    return min(MOST_THREADS, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]) - 1)  # "4,2": of nested loops
 
 
 def generate(

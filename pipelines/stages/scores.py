@@ -66,7 +66,8 @@ def _as_json(ids: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """seconds: the median an image, NaN if all timings were lost. intervals: {key of a metric: its interval}."""
+    """intervals: {key of a metric: its interval}. seconds: the median an image; NaN if timings were lost, since what is
+    left would be of some images."""
 
     seconds: float
     intervals: dict[str, Interval]
@@ -91,11 +92,11 @@ def score(task: Scoring) -> Scores:
         ids, images = read_once(one.images, task.prompts)
         found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(one.against)))
     timings = store.names(f"timings/{task.configuration}")  # one that is lost is worth no image
-    kept = [name for name in map(timings_name, task.shards) if name in timings]
-    seconds = [s for name in kept for s in store.record(name)["seconds"]]
-    result = Scores(float(np.median(seconds)) if seconds else nan, found)
+    names = [timings_name(name) for name in task.shards]
+    whole = timings.issuperset(names)
+    result = Scores(float(np.median([s for n in names for s in store.record(n)["seconds"]])) if whole else nan, found)
     written = {key: asdict(interval) for key, interval in found.items()}
-    store.commit(task.name, records.to_json({"seconds": result.seconds if seconds else None, **written}, task.name))
+    store.commit(task.name, records.to_json({"seconds": result.seconds if whole else None, **written}, task.name))
     return result
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines import verification
+from pipelines import evaluation, verification
 from pipelines.data import prompts
 from pipelines.engine import lease as leases
 from pipelines.engine import records, retry
@@ -294,6 +294,22 @@ def test_patience_ends(monkeypatch):
     assert now[0] == pytest.approx(retry.PATIENCE)
 
 
+def test_a_store_without_its_spec_is_claimed_by_its_own_prompts_alone(tmp_path):
+    def protocol(listed, per_shard=4):
+        return evaluation.Protocol("shapes", tuple(listed), per_shard, (), "mini-clip", "mini-clip")
+
+    store = Store(tmp_path)
+    for i, shard in enumerate(prompts.shard(LISTED, 4)):
+        name = f"text/k/0000{i}-of-00002.parquet"
+        store.put(name, records.feature_rows([p.id for p in shard], np.ones((4, 2)), name, prompts.fingerprint(shard)))
+    others = [records.Prompt(p.id, p.text + "!") for p in LISTED]
+    for of in (protocol(others), protocol(LISTED, 8)):
+        with pytest.raises(ValueError, match=r"has no spec.json, and shards of other prompts: choose another --out"):
+            evaluation.open_store(str(tmp_path), of)
+    assert not store.has("spec.json")
+    assert evaluation.open_store(str(tmp_path), protocol(LISTED)).has("spec.json")
+
+
 def test_a_second_driver_is_told_who_runs_the_store(tmp_path):
     store = Store(tmp_path)
     with lease(store):
@@ -400,6 +416,8 @@ def test_interrupted_scores_are_those_of_the_metric(tmp_path):
     found = scores.read(store, task.name)
     assert found.seconds == 0.5
     assert found.intervals["clip"].n == mean_interval(np.zeros(8)).n
+    (tmp_path / timings_name(IMAGES[1])).unlink()
+    assert np.isnan(scores.score(task).seconds)  # a median of half of the images would be another number
     shutil.rmtree(tmp_path / "timings")
     assert np.isnan(scores.score(task).seconds)  # lost seconds are worth no images
     assert json.loads(store.get(task.name))["name"] == task.name

@@ -96,6 +96,7 @@ def test_no_unit_since_the_start_is_no_pace_and_times_that_are_not_told_are_none
     [
         (None, "driver   none (no lease.json)"),
         (20, "driver   alive, its last sign 20 s ago"),
+        (100, "driver   gone, its last sign 100 s ago; run the job again to go on"),  # as the next driver would find it
         (3600, "driver   gone, its last sign 60 min ago; run the job again to go on"),
     ],
 )

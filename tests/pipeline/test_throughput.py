@@ -54,6 +54,11 @@ def test_bytes_do_not_depend_on_threads(threads, monkeypatch, tmp_path):
     assert store.get(images.name) == other.get(images.name)
 
 
+def test_threads_that_nested_loops_are_given_are_the_first(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert generation.encoding_threads() == 3
+
+
 def running():
     return [thread for thread in threading.enumerate() if thread.name.startswith("compress")]
 
