@@ -245,8 +245,6 @@ class Store:
 
 def _put_file(path: str, data: bytes, replace: bool) -> bool:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    if not replace and os.path.exists(path):
-        return False
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as file:

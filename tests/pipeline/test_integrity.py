@@ -376,6 +376,49 @@ def test_of_two_drivers_at_the_same_moment_one_runs(tmp_path, monkeypatch, left)
     assert (len(ran), len(refused)) == (1, 1)
 
 
+def test_a_driver_that_deletes_what_another_has_taken_leaves_one_of_them(tmp_path, monkeypatch):
+    """The second finds the gone one's lease just before the first takes it over, and deletes just after."""
+    store, taken = Store(tmp_path), threading.Event()
+    held = {"id": "x", "host": "elsewhere", "process": 1, "since": 0.0, "renewed": 0.0}
+    store.put("lease.json", records.to_json(held, "lease.json"))
+    delete, commit, deleting = Store.delete, Store.commit, threading.Barrier(2)
+    order = iter(("first", "second"))
+    role = threading.local()
+
+    def late(of, name):
+        deleting.wait(20)  # both are about to delete the same
+        role.name = next(order)
+        if role.name == "second":
+            taken.wait(20)
+        delete(of, name)
+
+    def told(of, name, data):
+        wrote = commit(of, name, data)
+        taken.set()
+        return wrote
+
+    ran, refused, ended = [], [], threading.Barrier(2)
+
+    def drive():
+        try:
+            with lease(Store(tmp_path)):
+                ran.append(role.name)
+                monkeypatch.setattr(Store, "delete", delete)
+                ended.wait(20)
+        except Stopped:
+            refused.append(role.name)
+            ended.wait(20)
+
+    monkeypatch.setattr(Store, "delete", late)
+    monkeypatch.setattr(Store, "commit", told)
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (ran, refused) == (["second"], ["first"])
+
+
 def test_a_lease_is_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "RENEWED", 0.05)
     store = Store(tmp_path)

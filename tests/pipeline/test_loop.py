@@ -461,3 +461,18 @@ def test_the_queue_does_not_grow_slow(held):
     measured = bench.driver(configurations=500, shards=30, workers=64, held=held)
     assert measured["units"] == 500 * 61 + 30
     assert time.monotonic() - began < 30
+
+
+def test_what_failed_on_a_node_that_is_left_out_is_tried_again():
+    """Also a unit that was set aside: it failed three times, and each time there."""
+    queue = Queue(units_of(6))
+    queue.nodes.up = {"good", "better", "bad"}
+    names = [queue.take().name for _ in range(6)]
+    for _ in range(3):
+        queue.failure(names[0], "OSError: a broken disk", "bad")
+    assert set(queue.failed) == {names[0]}
+    for name in names[1:5]:
+        queue.failure(name, "OSError: a broken disk", "bad")
+    assert set(queue.nodes.out) == {"bad"}
+    assert queue.failed == {}
+    assert set(names[:5]) <= queue.ready

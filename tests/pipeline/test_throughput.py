@@ -34,6 +34,7 @@ def test_features_of_pixels_in_memory_are_those_of_the_stored_images(tmp_path):
     assert generator(images.task) == ()
     features.Extractor(later)(riders[0].task)
     assert there.names() == later.names()
+    assert len(there.record(generation.timings_name(images.name))["seconds"]) == len(LISTED)
     for name in (images.name, riders[0].name):
         assert there.get(name) == later.get(name)
 
