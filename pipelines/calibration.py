@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from itertools import pairwise
 
@@ -25,7 +26,7 @@ from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.report import tables
-from pipelines.stages import features, scores
+from pipelines.stages import features, scores, worker
 from postdiff import planfile
 from postdiff.models.checkpoints import fingerprint, resolve
 from postdiff.terminal import doing
@@ -97,7 +98,8 @@ def run(options: Options) -> None:
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
         stores.append(evaluation.open_store(folder, protocol))
         listed = [entries[c.plan.id] for c in left]
-        evaluation.evaluate(stores[-1], listed, protocol, resources).check()  # plans are ranked whole, or not at all
+        evaluate = partial(evaluation.evaluate, stores[-1], listed, protocol, resources)
+        worker.mending(stores[-1], evaluate).check()  # plans are ranked whole, or not at all
         values = score(stores, protocol, listed, metric)
         for c, value in zip(left, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)

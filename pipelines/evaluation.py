@@ -239,10 +239,6 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     """
     units, tasks = graph(store, entries, of)
     _announce(store, entries, of)
-    scored = store.names("scores")
-    for task in tasks.values():
-        if task.name in scored and scores.is_damaged(store, task.name):
-            store.set_aside(task.name)
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
     missing = {}

@@ -9,7 +9,7 @@ from math import nan
 import numpy as np
 
 from pipelines.engine import records
-from pipelines.engine.cluster import DamagedError, Unit
+from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
 from pipelines.metrics.intervals import Interval
@@ -125,14 +125,6 @@ def read(store: Store, name: str) -> Scores:
             "deleted, it is made again"
         ) from None
     return Scores(seconds, intervals)
-
-
-def is_damaged(store: Store, name: str) -> bool:
-    try:
-        store.record(name)
-    except DamagedError:
-        return True
-    return False
 
 
 def read_features(store: Store, folder: str) -> tuple[list[str], np.ndarray]:

@@ -485,6 +485,20 @@ def test_a_report_that_meets_a_damaged_file_has_it_made_again(tmp_path, capsys):
     assert {name: store.get(name) for name in IMAGES} == good
 
 
+def test_a_damaged_score_is_made_again(tmp_path):
+    store = Store(tmp_path)
+    task = fill(store)
+    before = scores.read(store, task.name)
+    damage(tmp_path, task.name, "bit")
+
+    def work():
+        if not store.has(task.name):
+            scores.score(task)
+        return scores.read(store, task.name)
+
+    assert worker.mending(store, work) == before
+
+
 def test_a_disk_that_damages_everything_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "MENDS", 3)
     calls = []
