@@ -45,7 +45,6 @@ QUIET = {
     "WANDB_MODE": "disabled",
     "PYTHONPATH": str(ROOT),
 }
-os.environ |= QUIET  # of every process that is started from here
 NODES = 3
 MADE = ("text/", "images/", "features/", "scores/")  # what must be equal
 SIZES = {"--grid": "small", "--shard": "4", "--batch-size": "4", "--n-reference": "250"}
@@ -259,6 +258,7 @@ def compare(undisturbed: Path, bucket: Bucket, proxy: Proxy, summary: Summary) -
 
 
 def run(args: argparse.Namespace) -> Summary:
+    """Needs QUIET in its environment."""
     began, draw, summary = time.monotonic(), random.Random(args.seed), Summary(args.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         sizes = [*(word for pair in SIZES.items() for word in pair), "--limit", str(args.limit)]
@@ -309,7 +309,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    summary = run(parse(argv))
+    args = parse(argv)
+    os.environ |= QUIET  # of this process, and of all that it starts
+    summary = run(args)
     print(json.dumps({**vars(summary), "holds": summary.holds}, indent=2))
     raise SystemExit(not summary.holds)
 
