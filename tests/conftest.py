@@ -25,6 +25,7 @@ from postdiff.models.families import adapt
 from postdiff.models.spec import settle
 
 torch.set_num_threads(1)
+ENVIRONMENT = dict(os.environ)
 PROMPTS = [
     "a big red star on snow",
     "a small striped blue ring left of a big green heart on sand",
@@ -53,6 +54,14 @@ def pytest_configure(config):
             return load(folder, *args)
 
         loading._component = untrained
+
+
+def pytest_collection_finish():
+    """What a test module sets while it is imported, it sets for all others: a switch of W&B was one."""
+    changed = {name for name, _ in os.environ.items() ^ ENVIRONMENT.items() if not name.startswith("PYTEST_")}
+    changed -= {"RAY_CLIENT_MODE"}  # Ray's own
+    if changed:
+        raise pytest.UsageError(f"test modules changed the environment when they were imported: {sorted(changed)}")
 
 
 def _no_process(event, args):
