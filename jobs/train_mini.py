@@ -1,13 +1,16 @@
-"""Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,restore,all}
+"""Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,restore,accuracy,all}
 
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
-pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped). Each
+pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped),
+judge-convolutional and judge-transformer (who read scenes, and judge content). Each
 trains on Shapes with two single-threaded processes that average their gradients (on two cores a third faster than one
 process with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and
 appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines'
 own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
 
-    postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip, with which scores are made
+    postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip and mini-judges, which score
+
+`accuracy` asks the judges about 1,000 real renders, and writes how often they are right: accuracy-judge.csv.
 
 `evaluate` measures them, and draws a grid of 64 samples of each. `restore` makes checkpoints of the shipped folders,
 for a stage that starts from them: of fp16 weights and without an optimizer, so the stages they stand for cannot go on.
@@ -23,22 +26,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
-from pipelines.training import models
+from pipelines.metrics.encoders import JUDGES
+from pipelines.training import judges, models
 from postdiff.models.checkpoints import MINI
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
-    add("stage", choices=[*models.STAGES, "export", "evaluate", "restore", "all"])
+    add("stage", choices=[*models.STAGES, "export", "evaluate", "restore", "accuracy", "all"])
     add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
     add("--models", nargs="+", choices=list(models.MODELS),
         help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
     add("--out", type=Path, default=MINI, help="finished folders")
     add("--workers", type=command_line.whole(1, 64), default=2, help="processes; part of what the weights depend on")
     args = parser.parse_args(argv)
-    if args.stage not in ("export", "evaluate", "all"):
+    if args.stage not in ("export", "evaluate", "accuracy", "all"):
         command_line.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
+    if args.stage == "accuracy":
+        command_line.refuse(args, "on accuracy", "models", "work")
     if args.stage not in (*models.STAGES, "all"):
         command_line.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
@@ -52,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
             models.train(stage, args.work, args.workers)
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
+    if args.stage == "accuracy":
+        judges.write_accuracy(args.out / JUDGES, RESULTS / "accuracy-judge.csv")
     if args.stage == "restore":
         models.restore(args.work, args.out)
     if args.stage in ("export", "all"):

@@ -23,10 +23,11 @@ from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below, local_path
 from pipelines.evaluation import Entry, Protocol
-from pipelines.metrics.intervals import Interval
+from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.report import tables
-from pipelines.stages import features, scores, worker
+from pipelines.stages import features, fidelity, scores, worker
+from pipelines.stages.generation import Configuration
 from postdiff import planfile
 from postdiff.models.checkpoints import fingerprint, resolve
 from postdiff.terminal import doing
@@ -64,7 +65,8 @@ def run(options: Options) -> None:
         raise ValueError(f"--by {options.by} needs --reference, a folder of images")
     if missing := whole_protocol.lacks(metric):
         raise ValueError(f"--by {options.by} cannot be measured: {missing}")
-    if metric.needs == "prompts":
+    whole_protocol = replace(whole_protocol, only=metric.key)
+    if metric.needs != "reference":
         whole_protocol = replace(whole_protocol, reference=())
     if options.of == "seconds" and options.dry_run:
         raise ValueError("--dry-run cannot tell what seconds buy: they are measured first")
@@ -72,6 +74,7 @@ def run(options: Options) -> None:
     if local_path(options.out) or not options.dry_run:
         evaluation.check_store(options.out, whole_protocol)
     found, budget, whole = candidates.price(options, Store(options.out), spec)
+    found = judged(found, metric, evaluation.configure(options, options.backbone, found[0].plan))
     halving = rounds(whole_protocol.prompts, len(found), metric)
     evaluation.check_batch(options, min(len(part.prompts) for part in halving))
     images = drawn(halving, len(found))
@@ -108,6 +111,20 @@ def run(options: Options) -> None:
         print(write(options, store, found, left[0], curves, whole_protocol, budget, whole))
 
 
+def judged(plans: list[Candidate], metric: Metric, of: Configuration) -> list[Candidate]:
+    """Of `plans` those that `metric` can judge; says how many it cannot. Raises ValueError if there is none."""
+    if not metric.is_paired:
+        return plans
+    if not fidelity.baseline(metric.needs, of):
+        raise ValueError(f"--by {metric.key} needs a {metric.needs} to compare with, which {of.backbone} has not")
+    kept = [one for one in plans if not one.plan.switches]
+    if not kept:
+        raise ValueError(f"--by {metric.key} cannot judge plans that change resolution, and all {len(plans)} do")
+    if len(kept) < len(plans):
+        print(f"left out: {len(plans) - len(kept)} plans that change resolution, which {metric.title} cannot judge")
+    return kept
+
+
 def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]:
     """Rounds that halve the plans and double the prompts that each was scored on, the last on all prompts.
 
@@ -126,6 +143,8 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]
 
 def score(stores: Sequence[Store], protocol: Protocol, entries: Sequence[Entry], metric: Metric) -> list[Interval]:
     """`metric` of each entry over the images of all `stores`, in order."""
+    if metric.is_paired:
+        return [metric.score(_compared(stores, entry.configuration, metric), np.empty(0)) for entry in entries]
     encoder, against = protocol.encoder(metric), protocol.against(metric)
     held = [scores.read_features(store, against) for store in stores]  # of references: the same in each
     found = []
@@ -138,6 +157,13 @@ def score(stores: Sequence[Store], protocol: Protocol, entries: Sequence[Entry],
         others = others[:1] if metric.needs == "reference" else others
         found.append(metric.score(np.concatenate(images), np.concatenate(others)))
     return found
+
+
+def _compared(stores: Sequence[Store], of: Configuration, metric: Metric) -> np.ndarray:
+    """How its images compare with the baseline's, over all `stores`."""
+    baseline = fidelity.baseline(metric.needs, of)
+    assert baseline  # else `judged` raised
+    return np.concatenate([scores.read_features(store, fidelity.folder(baseline, of))[1] for store in stores])
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
@@ -185,12 +211,14 @@ def compare(
     last = [c for c in candidates if len(curves[c.plan.id]) == len(own)]
     shares = first_places([curves[c.plan.id][-1] for c in last], by)
     first = {c.plan.id: share for c, share in zip(last, shares, strict=True)}
+    others = [c for c in candidates if c != chosen]
+    last_scores = [(curve[-1], own[len(curve) - 1]) for curve in (curves[c.plan.id] for c in others)]
+    changes = together([by.difference(score, [(1.0, best)]) for score, best in last_scores])
+    moved = dict(zip((c.plan.id for c in others), changes, strict=True))
     found = []
     for c in candidates:
         curve = curves[c.plan.id]
-        parts = [(1.0, own[len(curve) - 1])]
-        change = by.difference(curve[-1], parts, len(candidates) - 1) if c != chosen else None
-        found.append(Scored(c, len(curve), curve[-1], change, first.get(c.plan.id)))
+        found.append(Scored(c, len(curve), curve[-1], moved.get(c.plan.id), first.get(c.plan.id)))
     return sorted(found, key=lambda of: (of.candidate != chosen, -of.rounds, -by.sign * by.unbiased(of.score).value))
 
 
@@ -244,7 +272,7 @@ def write(
     unbiased = f"; they, and the order, are of {metric.title} without its bias at few images" if metric.biased else ""
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
-        f"95 %, and hold for all plans at once (Bonferroni){unbiased}. The chosen plan's own score flatters it, since "
+        f"95 %, and hold for all plans at once (max-t){unbiased}. The chosen plan's own score flatters it, since "
         "it was chosen by it: score it on other prompts before you quote it."
     )
     picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'

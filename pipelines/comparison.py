@@ -10,7 +10,7 @@ import postdiff
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Evaluated, Protocol
-from pipelines.metrics.intervals import Interval
+from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import shown
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
@@ -27,7 +27,7 @@ from postdiff.plan import SIZE_CONDITIONS, Plan
 LEGEND = (
     "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
     "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-    "(Bonferroni)."
+    "(max-t)."
 )
 
 
@@ -120,15 +120,17 @@ def plan_entries(options: Options, among: list[Variant]) -> list[list[Entry]]:
 
 
 def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
-    """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (Bonferroni)."""
-    n = len(groups) * (len(among) - 1)
-    metrics = tables.comparable([row for group in groups for row in group])
-    found = []
+    """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (max-t)."""
+    pairs = [(first, row) for first, *others in groups for row in others]
+    changes: list[dict[str, Interval]] = [{} for _ in pairs]
+    for metric in tables.comparable([row for group in groups for row in group]):
+        own = [metric.difference(row.interval(metric), [(1.0, first.interval(metric))]) for first, row in pairs]
+        for change, moved in zip(changes, together(own), strict=True):
+            change[metric.key] = moved
+    left, found = iter(changes), []
     for first, *others in groups:
         found.append(Compared(among[0], first, {}))
-        for variant, row in zip(among[1:], others, strict=True):
-            change = {m.key: m.difference(row.interval(m), [(1.0, first.interval(m))], n) for m in metrics}
-            found.append(Compared(variant, row, change))
+        found += [Compared(variant, row, next(left)) for variant, row in zip(among[1:], others, strict=True)]
     return found
 
 
@@ -146,16 +148,17 @@ def answer(found: list[Compared]) -> str:
     return "; ".join(parts) + f" (paired 95 % intervals that hold together, n = {n})."
 
 
-def header() -> list[str]:
+def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
-    return ["plan", "variant", "GFLOPs", *(title for metric in shown() for title in (metric.title, "change"))]
+    quality = [title for metric in tables.columns(rows) for title in (metric.title, "change")]
+    return ["plan", "variant", "GFLOPs", *quality]
 
 
 def cells(found: list[Compared]) -> list[list[str]]:
     lines = []
     for of in found:
         line = [of.row.label, of.variant, f"{of.row.flops / 1e9:.2f}"]
-        for metric in shown():
+        for metric in tables.columns([one.row for one in found]):
             change = of.change.get(metric.key)
             value = metric.text(of.row.interval(metric)) if tables.measured([of.row], metric) else "no reference"
             line += [value, metric.text(change, "+") if change else ""]
@@ -197,13 +200,14 @@ def write(
         "machine": workers.machine(),
         "commit": document.commit(),
     }
-    labels, legend = [f"{of.variant}: {of.row.label}" for of in found], f"{LEGEND} {tables.directions()}"
-    body = (
-        f'<p class="dim">{escape(legend)}</p>\n{document.table(header(), lines)}\n<h2>The same prompts and noise</h2>\n'
-        + document.examples(store, [of.row for of in found], labels)
+    compared = [of.row for of in found]
+    labels, legend = [f"{of.variant}: {of.row.label}" for of in found], f"{LEGEND} {tables.directions(compared)}"
+    table = document.table(header(compared), lines)
+    body = f'<p class="dim">{escape(legend)}</p>\n{table}\n<h2>The same prompts and noise</h2>\n' + document.examples(
+        store, compared, labels
     )
     page = document.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
-    markdown = tables.markdown(header(), lines, text_columns=2)
+    markdown = tables.markdown(header(compared), lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
         store.put(name, text.encode())
     lacking = "".join(f"\nmissing: {told}" for told in evaluated.facts.values())

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipelines import protocols, status
+from pipelines import graph, protocols, status
 from pipelines.data import coco, prompts
 from pipelines.engine import records
-from pipelines.engine.cluster import Limits, Resources, Stopped, Unit, in_a_cluster
+from pipelines.engine.cluster import Limits, Resources, Stopped, in_a_cluster
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
-from pipelines.engine.store import SHARD, Store, shard_name
+from pipelines.engine.store import SHARD, Store
 from pipelines.metrics import encoders
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.options import Options, read_prompts
 from pipelines.report import tables
-from pipelines.stages import features, generation, scores, worker
+from pipelines.stages import features, fidelity, generation, scores, worker
 from pipelines.stages.generation import Configuration
 from postdiff.models.checkpoints import resolve
 from postdiff.plan import Plan
@@ -42,6 +42,7 @@ class Protocol:
     """What is measured on what: numbers of two protocols never share a table.
 
     source: where the prompts are from. reference: keys of FID's reference images, none for no FID. clip, fid: encoders.
+    only: key of the one metric that is asked for; empty for all.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Protocol:
     clip: str
     fid: str
     name: str = ""
+    only: str = ""
 
     @property
     def shards(self) -> list[tuple[Prompt, ...]]:
@@ -59,7 +61,7 @@ class Protocol:
     def facts(self) -> dict[str, str]:
         """The protocol as a report prints it: what the metrics shown are, each under its title."""
         captions = prompts.fingerprint(self.prompts)
-        defined = {metric.title: self.definition(metric) for metric in shown()}
+        defined = {m.title: self.definition(m) for m in shown() if not (m.only_where_measured and self.lacks(m))}
         return {
             "protocol": f"{self.name or 'custom'}-{digest([captions, *defined.values()], 8)}",
             "prompts": f"{len(self.prompts)} of {self.source} ({captions}), one image each",
@@ -70,20 +72,32 @@ class Protocol:
         """What `metric` is of here, in words, or why it is not computed."""
         if missing := self.lacks(metric):
             return f"not computed: {missing}"
+        if metric.is_paired:
+            return metric.definition.format(n=sum(map(len, fidelity.first(self.shards))))
         encoder, reference = encoders.fingerprint(self.encoder(metric)), ""
         if metric.needs == "reference":
             reference = f"{len(self.reference)} reference images ({self.reference_name})"
         return metric.definition.format(encoder=encoder, reference=reference)
 
+    @property
+    def judge(self) -> str:
+        """The judges of content, who read Shapes alone."""
+        return encoders.JUDGES if self.source in prompts.SHAPES else ""
+
     def encoder(self, metric: Metric) -> str:
-        return getattr(self, metric.encoder)
+        """What makes its features; empty for none."""
+        return metric.encoder if metric.is_paired else getattr(self, metric.encoder)
 
     def lacks(self, metric: Metric) -> str:
         """What `metric` needs and there is not, in words; "" where it can be measured."""
         images, references = metric.fewest
-        if len(self.prompts) < images:
+        if self.only and metric.key != self.only:
+            return f"{METRICS[self.only].title} alone is asked for"
+        if not self.encoder(metric):
+            return f"nothing judges images of {self.source}"
+        if sum(not metric.applies or metric.applies(prompt.text) for prompt in self.prompts) < images:
             return f"fewer than {images} images"
-        if metric.needs == "prompts":
+        if metric.needs != "reference":
             return ""
         if not self.reference:
             return "no reference images (--reference)"
@@ -237,7 +251,7 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
 
     A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
     """
-    units, tasks = graph(store, entries, of)
+    units, tasks = graph.units(store, entries, of)
     _announce(store, entries, of)
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
@@ -261,40 +275,8 @@ def _announce(store: Store, entries: Sequence[Entry], of: Protocol) -> None:
         id: f"{one.configuration.backbone} {tables.name(one.method, len(one.configuration.plan), one.settings)}"
         for id, one in different.items()
     }
-    used = [of.encoder(metric) for metric in METRICS.values() if not of.lacks(metric)]
+    used = [of.encoder(metric) for metric in METRICS.values() if not (metric.is_paired or of.lacks(metric))]
     status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), used)
-
-
-def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Unit], dict[str, scores.Scoring]]:
-    """All units of an evaluation, and {id of a configuration: its score}."""
-    shards, reference = of.shards, list(of.reference)
-    different = {entry.configuration.id: entry for entry in entries}
-    costs = [entry.flops / 1e9 for entry in different.values()]
-    units = generation.units([entry.configuration for entry in different.values()], shards, costs)
-    metrics = [metric for metric in METRICS.values() if not of.lacks(metric)]
-    shared = []  # features that all configurations are held against
-    for encoder in dict.fromkeys(of.encoder(metric) for metric in metrics if metric.needs == "prompts"):
-        shared += features.prompt_units(encoder, shards)
-    if reference:
-        shared += features.reference_units(of.fid, reference)
-    units += shared
-    encoders_used = list(dict.fromkeys(of.encoder(metric) for metric in metrics))
-    against = {metric.key: of.against(metric) for metric in metrics}
-    ids = tuple(prompt.id for prompt in of.prompts)
-    made_of = tuple(prompts.fingerprint(shard) for shard in shards)
-    of_all = tuple(unit.name for unit in shared)
-    tasks = {}
-    for id in different:
-        images = tuple(shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards)))
-        own = [
-            replace(unit, needs=(image,), rides=True)
-            for encoder in encoders_used
-            for unit, image in zip(features.image_units(encoder, images), images, strict=True)
-        ]
-        inputs = tuple(scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics)
-        tasks[id] = scores.Scoring(store, id, ids, images, made_of, inputs, (*(unit.name for unit in own), *of_all))
-        units += [*own, tasks[id].unit]
-    return units, tasks
 
 
 def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:
@@ -307,4 +289,5 @@ def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:
         entry.flops,
         scored.seconds,
         scored.intervals,
+        redraws=bool(entry.configuration.plan.switches),
     )

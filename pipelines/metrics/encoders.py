@@ -1,6 +1,7 @@
 """Scoring networks: uint8 images [N, H, W, 3] -> float32 features [N, D]; texts -> float32 [N, D].
 
 ClipEncoder("mini-clip")                       trained on Shapes, in the repository
+JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
 """
@@ -16,6 +17,8 @@ from postdiff.models.checkpoints import MINI, digest_of
 
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+
+JUDGES = "mini-judges"
 
 
 def clip_folder(name: str) -> Path | None:
@@ -40,7 +43,7 @@ def fingerprint(encoder: str) -> str:
     """
     if encoder.endswith(".pt"):
         return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
-    folder = clip_folder(encoder)
+    folder = MINI / encoder if encoder == JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
     return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"

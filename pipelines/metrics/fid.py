@@ -57,8 +57,8 @@ def frechet_interval(features: np.ndarray, reference: Moments) -> Interval:
 
 
 def _moments_without_each_group(features: np.ndarray) -> Iterator[Moments]:
-    """`moments` of what `without_each_group` leaves: sums are made once and each group's taken off, which is a
-    twentieth of the work."""
+    """`moments` of what is left without each group of the jackknife: sums are made once and each group's taken off,
+    which is a twentieth of the work."""
     n, groups = len(features), group_count(len(features))
     raw: np.ndarray = features.astype(np.float64)
     middle = raw.mean(0)

@@ -1,13 +1,16 @@
 """A number with its 95 % interval, and paired differences of two: pure functions on arrays."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from postdiff.arguments import whole_number
 
-GROUPS = 20  # of the jackknife
+GROUPS = 20  # of the jackknife of what is costly to compute anew without a group
+GROUPS_OF_MEANS = 200  # of what is not
+FLIPS = 2000  # of signs, for intervals that hold together
+FEWEST_GROUPS = 10  # of which signs are flipped: of fewer there are too few ways
 
 
 @dataclass(frozen=True)
@@ -55,38 +58,68 @@ def extrapolated(interval: Interval, comparisons: int = 1) -> Interval:
     reference set stays as it is, and so does what is biased by its size. On Gaussian features of full rank D the rest
     of the bias is as wide as the interval at n = 2 D, and small beside it from n = 4 D on (tests).
 
-    comparisons: as `difference` takes it.
     """
     groups = len(interval.left_out)
     value = groups * interval.value - (groups - 1) * float(np.mean(interval.left_out))
-    return jackknife(value, interval.left_out, interval.n, comparisons)
+    return jackknife(value, interval.left_out, interval.n)
 
 
-def difference(a: Interval, parts: Sequence[tuple[float, Interval]], comparisons: int = 1) -> Interval:
+def difference(a: Interval, parts: Sequence[tuple[float, Interval]]) -> Interval:
     """`a` less the weighted sum of `parts`, of numbers on the same prompts and noise: the 95 % interval is paired.
 
     What one prompt does to all of them cancels, so it is tighter where their images are alike. A bias of few images
     does not cancel: that of FID grows with the spread of the images, so of two sets the less diverse is favoured at
     small n, at the worst with the wrong sign. `extrapolated` takes it off.
 
-    comparisons: differences that are looked at together; the intervals hold for all of them at once (Bonferroni).
     Raises: ValueError if they are not of equally many images.
     """
     if any((b.n, len(b.left_out)) != (a.n, len(a.left_out)) for _, b in parts):
         raise ValueError(f"a paired difference needs the same images: got n = {[a.n, *(b.n for _, b in parts)]}")
     value = a.value - sum(w * b.value for w, b in parts)
     rest = np.asarray(a.left_out) - sum(w * np.asarray(b.left_out) for w, b in parts)
-    return jackknife(value, rest, a.n, comparisons)
+    return jackknife(value, rest, a.n)
 
 
-def without_each_group(values: np.ndarray) -> Iterator[np.ndarray]:
-    groups = group_count(len(values))
-    yield from (np.delete(values, slice(g, None, groups), 0) for g in range(groups))
+def together(differences: Sequence[Interval]) -> list[Interval]:
+    """The same differences with wider 95 % intervals, which hold for all of them at once.
+
+    Where differences are of the same images they move together, and fewer go astray than of independent ones: the
+    distribution of the largest |t| among them is what groups of images show whose signs are flipped at random, alike
+    in all differences (max-t: Westfall and Young, 1993; Romano and Wolf, 2005). Its 95 % quantile takes the place of
+    Student's, but never less than one difference alone needs, nor more than Bonferroni's. Differences of other images
+    are sets of their own, each with its share of the 5 %.
+    """
+    sets: dict[tuple[int, int], list[int]] = {}
+    for i, one in enumerate(differences):
+        sets.setdefault((one.n, len(one.left_out)), []).append(i)
+    wider = list(differences)
+    for (_, groups), members in sets.items():
+        left_out = np.array([differences[i].left_out for i in members])
+        factor = _largest_t(left_out, 0.05 * len(members) / len(differences), len(differences)) / student_t(groups - 1)
+        for i in members:
+            one = differences[i]
+            half = factor * (one.high - one.low) / 2
+            wider[i] = replace(one, low=one.value - half, high=one.value + half)
+    return wider
 
 
-def group_count(n: int) -> int:
+def _largest_t(left_out: np.ndarray, level: float, comparisons: int) -> float:
+    """The value that the largest |t| of all rows of left_out [C, groups] exceeds with probability `level`."""
+    groups = left_out.shape[1]
+    most, least = student_t(groups - 1, comparisons), student_t(groups - 1)
+    parts = left_out.mean(1, keepdims=True) - left_out  # of each group, to the mean
+    parts = parts[(parts**2).sum(1) > 1e-24 * (left_out**2).sum(1)]  # equal images have no t
+    if groups < FEWEST_GROUPS or not len(parts):
+        return most
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (groups, FLIPS))
+    means, squares = parts @ signs / groups, (parts**2).mean(1, keepdims=True)
+    t = means / np.sqrt((squares - means**2).clip(1e-300) / (groups - 1))
+    return float(np.clip(np.quantile(np.abs(t).max(0), 1 - level), least, most))
+
+
+def group_count(n: int, most: int = GROUPS) -> int:
     """Groups of the jackknife among `n` images. Raises ValueError for fewer than 4 images."""
-    groups = min(GROUPS, n // 2)
+    groups = min(most, n // 2)
     if groups < 2:
         raise ValueError(f"an interval needs at least 4 images, got {n}")
     return groups
@@ -103,18 +136,20 @@ def groups_kept(groups: int) -> np.ndarray:
     return np.concatenate([np.ones((1, groups)), 1 - np.eye(groups)])
 
 
-def jackknife(value: float, left_out: Sequence[float] | np.ndarray, n: int, comparisons: int = 1) -> Interval:
+def jackknife(value: float, left_out: Sequence[float] | np.ndarray, n: int) -> Interval:
     """The interval of `value`, the number of all `n` images, from the numbers without each group."""
     groups = len(left_out)
     spread = np.asarray(left_out) - np.mean(left_out)
-    half = student_t(groups - 1, comparisons) * float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
+    half = student_t(groups - 1) * float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
     return Interval(value, value - half, value + half, n, tuple(float(x) for x in left_out))
 
 
 def mean_interval(values: np.ndarray) -> Interval:
     """Mean of independent values [N >= 4] with its 95 % interval (Student's t)."""
     expect_finite(values)
-    n, left_out = len(values), tuple(float(part.mean()) for part in without_each_group(values))
+    n, groups = len(values), group_count(len(values), GROUPS_OF_MEANS)
+    sums, sizes = (np.array([of[g::groups].sum() for g in range(groups)]) for of in (values, np.ones(n)))
+    left_out = tuple(float(x) for x in (values.sum() - sums) / (n - sizes))
     mean, half = float(np.mean(values)), student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n, left_out)
 

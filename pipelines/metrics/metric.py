@@ -6,8 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.metrics import clip, fid, fidelity, kernel
+from pipelines.metrics import clip, fid, fidelity, judge, kernel, pixels
 from pipelines.metrics.intervals import Interval, difference, extrapolated
+
+BASELINES = ("dense", "solution")
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,10 @@ class Metric:
 
     key: its name in options, files and the paper's csv.
     title: its name in tables.
-    needs: what images are held against: `prompts`, each image its own, or `reference` images, set against set.
-    encoder: the option that names the network whose features it is of (`fid`: Inception, for real models).
+    needs: what images are held against: `prompts`, each image its own; `reference` images, set against set; or a
+        baseline's images of the same noise, pixel by pixel: `dense`, the model as it is, or its 60-step `solution`.
+    encoder: what of a protocol names the network whose features it is of: `fid` (Inception, for real models), `clip`,
+        or `judge`, which prompts of Shapes alone have; `pixels` for none.
     definition: a sentence's beginning for the report, with {encoder} and {reference}.
     score: features of N images [N, D] and of their prompts [N, D] or of M reference images [M, D] -> the number with
         its interval. Raises ValueError if they are too few or not finite.
@@ -27,12 +31,13 @@ class Metric:
     fewest: images, and references, that `score` takes at the least.
     digits: after the point, in tables. A csv has two more.
     shown: in tables, plots, the answer and W&B; the others are columns of csv files.
+    applies: whether it is of the image of a caption; of all, if it is not given. `fewest` counts those.
     """
 
     key: str
     title: str
-    needs: Literal["prompts", "reference"]
-    encoder: Literal["clip", "fid"]
+    needs: Literal["prompts", "reference", "dense", "solution"]
+    encoder: Literal["clip", "fid", "judge", "pixels"]
     definition: str
     score: Callable[[np.ndarray, np.ndarray], Interval]
     lower_is_better: bool
@@ -41,6 +46,17 @@ class Metric:
     fewest: tuple[int, int] = (4, 2)
     digits: int = 4
     shown: bool = False
+    applies: Callable[[str], bool] | None = None
+
+    @property
+    def is_paired(self) -> bool:
+        """It holds images against a baseline's of the same noise, and so cannot judge what draws another image."""
+        return self.needs in BASELINES
+
+    @property
+    def only_where_measured(self) -> bool:
+        """Tables have no column of it where it was not measured, instead of a word that says so."""
+        return self.is_paired or self.encoder == "judge"
 
     @property
     def column(self) -> str:
@@ -64,14 +80,27 @@ class Metric:
         """The number as it is for ever more images (see `extrapolated`); itself where it has no such bias."""
         return extrapolated(interval) if self.biased else interval
 
-    def difference(self, a: Interval, parts: Sequence[tuple[float, Interval]], comparisons: int = 1) -> Interval:
+    def difference(self, a: Interval, parts: Sequence[tuple[float, Interval]]) -> Interval:
         """`a` less the weighted sum of `parts`, paired and without bias; see `intervals.difference`."""
-        change = difference(a, parts, comparisons)
-        return extrapolated(change, comparisons) if self.biased else change
+        change = difference(a, parts)
+        return extrapolated(change) if self.biased else change
 
 
 _OVER_IMAGES = "jackknife over generated images"
 _OVER_MEAN = "Student's t over generated images"
+
+
+def _paired(key: str, title: str, needs: Literal["dense", "solution"], score: Callable, **more) -> Metric:
+    unit = "PSNR in dB" if key.startswith("psnr") else "SSIM"
+    own = "60 steps" if needs == "solution" else "own steps, nothing saved,"
+    definition = f"{unit} to the model's {own} from the same noise, {{n}} images; it cannot judge changed resolution"
+    return Metric(key, title, needs, "pixels", definition, score, lower_is_better=False, **more)
+
+
+def _judged(key: str, title: str, counted: str, score: Callable, **more) -> Metric:
+    definition = f"percent of {counted}, by {{encoder}}, the mean of two judges; {_OVER_MEAN}"
+    return Metric(key, title, "prompts", "judge", definition, score, lower_is_better=False, digits=1, **more)
+
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
@@ -113,6 +142,19 @@ METRICS: dict[str, Metric] = {
             "share of {reference} with an image near by {encoder} features; " + _OVER_IMAGES,
             fidelity.coverage, lower_is_better=False, least=128, fewest=(4, 6),
         ),
+        _paired("psnr", "PSNR", "solution", pixels.psnr, digits=2, shown=True),
+        _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),
+        _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2),
+        _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4),
+        _judged("attributes", "attributes right", "attributes as asked, two objects in their better order",
+                judge.attributes, shown=True),
+        _judged("content", "all right", "images in which all is as asked", judge.content),
+        _judged("objects", "objects right", "images with as many objects as asked", judge.objects),
+        _judged("binding", "binding right", "objects with all attributes as asked", judge.binding),
+        _judged("relation", "relation right", "of two objects: pairs that stand as asked", judge.relation,
+                applies=judge.asks_for_two),
+        _judged("backgrounds", "background right", "images on the background as asked", judge.background),
+        _judged("agreement", "judges agree", "questions to which both give one answer", judge.agreement),
     )
 }  # fmt: skip
 

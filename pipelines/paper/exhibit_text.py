@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.metrics.intervals import Interval
-from pipelines.metrics.metric import Metric, shown
+from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.metric import Metric
 from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import tables
 from pipelines.report.tables import Row
@@ -27,7 +27,7 @@ LEGEND = (
     "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
     "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
     "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
-    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (Bonferroni)."
+    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (max-t)."
 )
 MINI_LEGEND = (
     " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
@@ -52,14 +52,15 @@ def of(results: Results, cell: Cell) -> Measured:
     return results[cell.model, cell.plan.id]
 
 
-def change(exhibit: Exhibit, results: Results, cell: Cell, metric: Metric) -> Interval | None:
-    """Paired difference from its model's reference cell; None for that itself, and where nothing was measured. A
-    table's intervals of one metric hold all at once (Bonferroni)."""
-    first, own = of(results, exhibit.reference(cell.model)).row, of(results, cell).row
-    if own is first or not tables.measured([own, first], metric):
-        return None
-    n = sum(of(results, r).row is not of(results, exhibit.reference(r.model)).row for r in exhibit.cells)
-    return metric.difference(own.interval(metric), [(1.0, first.interval(metric))], n)
+def changes(exhibit: Exhibit, results: Results, metric: Metric) -> dict[Cell, Interval]:
+    """Paired differences from the reference cell of each cell's model, but of that itself and where nothing was
+    measured. Their intervals hold all at once (max-t)."""
+    found = {}
+    for cell in exhibit.cells:
+        first, own = of(results, exhibit.reference(cell.model)).row, of(results, cell).row
+        if own is not first and tables.measured([own, first], metric) and tables.judges(metric, own):
+            found[cell] = metric.difference(own.interval(metric), [(1.0, first.interval(metric))])
+    return dict(zip(found, together(list(found.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ def table(exhibit: Exhibit, results: Results) -> Table:
     header += ["s/image p50 (p90)", "speed-up", "FLOPs allow", "paper: s", "paper: speed-up"] if exhibit.timed else []
     lines: list[list[str]] = []
     footnotes: list[str] = []
+    moved = {metric.key: changes(exhibit, results, metric) for metric in exhibit.metrics}
     for cell in exhibit.cells:
         found = of(results, cell)
         cost = [f"{found.there.macs_paper / 1e12:.3f}" if found.there else "–"]
         cost += [_number(exhibit, cell, "tmacs", 3)] if printed["tmacs"] else []
         quality = []
         for metric in exhibit.metrics:
-            quality += _quality(exhibit, results, cell, metric, printed.get(metric.key, False))
+            own = moved[metric.key].get(cell)
+            quality += _quality(exhibit, results, cell, metric, own, printed.get(metric.key, False))
         marks = [_mark(footnotes, note) for note in (*cell.notes, *_cost_notes(cell, found))]
         label = exhibit.name(cell) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
@@ -130,12 +133,13 @@ def _attention_note(exhibit: Exhibit, results: Results) -> str:
     )
 
 
-def _quality(exhibit: Exhibit, results: Results, cell: Cell, metric: Metric, printed: bool) -> list[str]:
+def _quality(
+    exhibit: Exhibit, results: Results, cell: Cell, metric: Metric, moved: Interval | None, printed: bool
+) -> list[str]:
     row = of(results, cell).row
     if not tables.measured([row], metric):
         cells = ["no reference", "–"]
     else:
-        moved = change(exhibit, results, cell, metric)
         cells = [metric.text(row.interval(metric)), metric.text(moved, "+") if moved else "–"]
     if printed:
         moved_there = printed_change(exhibit, cell, metric)
@@ -190,12 +194,13 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
         "flops_of_the_papers_model": [cost.flops if cost else "" for cost in theirs],
         **{name: [getattr(row, name) for row in rows] for name in ("macs_paper", "flops")},
     }
-    for metric in shown():
+    for metric in tables.columns(rows):
         scores = [row.scores.get(metric.key) for row in rows]
         columns |= tables.interval_columns(metric.key, scores, metric.digits + 3)
-    for metric in shown():
-        changes = [change(exhibit, results, cell, metric) for cell in cells]
-        columns |= tables.interval_columns(f"{metric.key}_change", changes, metric.digits + 3)
+    for metric in tables.columns(rows):
+        moved = changes(exhibit, results, metric)
+        own = [moved.get(cell) for cell in cells]
+        columns |= tables.interval_columns(f"{metric.key}_change", own, metric.digits + 3)
     columns |= {name: [_digits(getattr(took, name, None)) for took in times] for name in TIMES}
     columns |= {f"paper_{key}": [cell.values.get(key, "") for cell in cells] for key in PRINTED}
     columns |= {"paper_seconds": [cell.seconds or "" for cell in cells], "paper_gpu": [cell.gpu for cell in cells]}

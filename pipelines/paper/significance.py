@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from pipelines.metrics.intervals import Interval
+from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import Metric
 from pipelines.paper import exhibit_text
 from pipelines.paper.exhibit import TUNED, Exhibit
@@ -29,8 +29,7 @@ def is_clear(moved: Interval) -> bool:
 
 def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
-    found = {cell: exhibit_text.change(exhibit, results, cell, metric) for cell in exhibit.cells}
-    known = {cell: moved for cell, moved in found.items() if moved}
+    known = exhibit_text.changes(exhibit, results, metric)
     if not known:
         return ""
     sure = {cell: moved for cell, moved in known.items() if is_clear(moved)}
@@ -50,7 +49,7 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
 
 
 def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
-    """Of a table: every two rows of one model against each other, all at once (Bonferroni)."""
+    """Of a table: every two rows of one model against each other, all at once (max-t)."""
     if not exhibit.is_table:
         return ""
     cells = [cell for cell in exhibit.cells if tables.measured([of(results, cell).row], metric)]
@@ -60,9 +59,9 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
         if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED) and of(results, a).row is not of(results, b).row
     ]
     clear, agree, against = 0, 0, []
-    for a, b in pairs:
-        first, second = (of(results, cell).row.interval(metric) for cell in (a, b))
-        moved = metric.difference(first, [(1.0, second)], len(pairs))
+    scores = {cell: of(results, cell).row.interval(metric) for cell in cells}
+    differences = together([metric.difference(scores[a], [(1.0, scores[b])]) for a, b in pairs])
+    for (a, b), moved in zip(pairs, differences, strict=True):
         if is_clear(moved):
             clear += 1
             printed = a.values.get(metric.key, 0.0) - b.values.get(metric.key, 0.0)

@@ -9,7 +9,6 @@ from PIL import Image
 
 from pipelines.engine.provenance import commit as commit
 from pipelines.engine.store import Store
-from pipelines.metrics.metric import shown
 from pipelines.report import plots, tables
 from pipelines.report.tables import Row
 
@@ -99,7 +98,7 @@ def sweep_body(
     """What a sweep's page shows. note: a sentence; fronts: ids of the configurations on a front; images: HTML."""
     pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
     bold = [row.configuration in fronts for row in rows]
-    titles = " or of ".join(metric.title for metric in shown())
+    titles = " or of ".join(metric.title for metric in tables.columns(rows))
     return f"""<p>{escape(note)}</p>
 <div class="plots">{pictures}</div>
 <h2>Configurations</h2>
@@ -107,7 +106,7 @@ def sweep_body(
 GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
 Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
 interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once
-(Bonferroni). {tables.directions()}</p>
-{table(tables.header(), tables.cells(rows), bold)}
+(max-t). {tables.directions(rows)}</p>
+{table(tables.header(rows), tables.cells(rows), bold)}
 <h2>The same prompts and noise</h2>
 {images}"""

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.metrics.intervals import Interval, column_names
+from pipelines.metrics.intervals import Interval, column_names, together
 from pipelines.metrics.metric import METRICS, Metric, shown
 from postdiff.terminal import one_line
 
@@ -26,7 +26,8 @@ FAMILIES = {
 class Row:
     """One configuration, priced for one image and scored. `settings` is readable, e.g. 's=0.5 k=2 m=15'.
 
-    scores: {key of a metric: its interval}, of the metrics that could be measured.
+    scores: {key of a metric: its interval}, of the metrics that could be measured. redraws: it changes resolution while
+    sampling, where fresh noise is drawn: its image is another one, which no paired metric can judge.
     """
 
     configuration: str
@@ -37,6 +38,7 @@ class Row:
     flops: int
     seconds: float
     scores: Mapping[str, Interval]
+    redraws: bool = False
 
     @property
     def family(self) -> str:
@@ -66,11 +68,11 @@ def name(method: str, steps: int, settings: str) -> str:
 def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
     """One line a row. more: further columns, {name: a value a row}."""
     facts = ("configuration", "method", "settings", "steps", "macs_paper", "flops")
-    columns: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
-    columns["seconds"] = [f"{row.seconds:.4f}" for row in rows]
-    for metric in shown():
-        columns |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
-    return csv_of({**columns, "n": [row.n for row in rows], **(more or {}), **further(rows)})
+    found: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
+    found["seconds"] = [f"{row.seconds:.4f}" for row in rows]
+    for metric in columns(rows):
+        found |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
+    return csv_of({**found, "n": [row.n for row in rows], **(more or {}), **further(rows)})
 
 
 def csv_of(columns: Mapping[str, Sequence]) -> str:
@@ -88,22 +90,27 @@ def interval_columns(prefix: str, intervals: Sequence[Interval | None], digits: 
 
 def further(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Columns of a csv beside what tables show: that without its bias at this n, and the other metrics' values."""
-    columns: dict[str, list[str]] = {}
-    for metric in shown():
+    found: dict[str, list[str]] = {}
+    for metric in columns(rows):
         if metric.biased:
             scores = [row.scores.get(metric.key) for row in rows]
             ends = [metric.unbiased(score) if score else None for score in scores]
-            columns |= interval_columns(f"{metric.column}_infinity", ends, metric.digits + 2)
+            found |= interval_columns(f"{metric.column}_infinity", ends, metric.digits + 2)
     for metric in METRICS.values():
-        if not metric.shown:
+        if not metric.shown and (not metric.only_where_measured or measured(rows, metric)):
             scores = [row.scores.get(metric.key) for row in rows]
-            columns[metric.column] = [f"{score.value:.{metric.digits + 2}f}" if score else "" for score in scores]
-    return columns
+            found[metric.column] = [f"{score.value:.{metric.digits + 2}f}" if score else "" for score in scores]
+    return found
 
 
-def header() -> list[str]:
+def columns(rows: Sequence[Row]) -> list[Metric]:
+    """The metrics that a table of `rows` has a column of."""
+    return [metric for metric in shown() if not metric.only_where_measured or measured(rows, metric)]
+
+
+def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
-    quality = [title for metric in shown() for title in (metric.title, "gain")]
+    quality = [title for metric in columns(rows) for title in (metric.title, "gain")]
     return ["configuration", "GFLOPs", "GMACs (paper)", "s/image", *quality]
 
 
@@ -113,12 +120,17 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     lines = []
     for row in rows:
         line = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
-        for metric in shown():
+        for metric in columns(rows):
             gain = over.get(metric.key, {}).get(row.configuration)
             value = metric.text(row.interval(metric)) if metric.key in over else "no reference"
-            line += [value, metric.text(gain, "+") if gain else ""]
+            line += [value, metric.text(gain, "+") if gain else "another image" if not judges(metric, row) else ""]
         lines.append(line)
     return lines
+
+
+def judges(metric: Metric, row: Row) -> bool:
+    """Whether `metric` can rank `row` among others."""
+    return not (metric.is_paired and row.redraws)
 
 
 def measured(rows: Sequence[Row], metric: Metric) -> bool:
@@ -130,17 +142,17 @@ def comparable(rows: Sequence[Row]) -> list[Metric]:
     return [metric for metric in shown() if measured(rows, metric)]
 
 
-def directions() -> str:
+def directions(rows: Sequence[Row]) -> str:
     """A sentence: which way is better, for every metric shown."""
     parts = []
-    for metric in shown():
+    for metric in columns(rows):
         title = f"the {metric.title}" if " " in metric.title else metric.title
         parts.append(f"{title} {'when lower' if metric.lower_is_better else 'when higher'}")
     return ", ".join(parts).replace(" when", " is better when", 1) + "."
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    return markdown(header(), cells(rows))
+    return markdown(header(rows), cells(rows))
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -159,7 +171,7 @@ def escape_markdown(text: str) -> str:
 def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """The rows that no cheaper row equals or betters, by rising FLOPs."""
     best, kept = -np.inf, []
-    for row in sorted(rows, key=lambda r: (r.flops, -quality(r, metric))):
+    for row in sorted((row for row in rows if judges(metric, row)), key=lambda r: (r.flops, -quality(r, metric))):
         if quality(row, metric) > best:
             best = quality(row, metric)
             kept.append(row)
@@ -179,18 +191,19 @@ def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
     for all of them at once: with twenty comparisons, one in two sweeps would else find a clear difference in noise.
     """
     dense = sorted((row for row in rows if row.method == "dense"), key=lambda r: r.flops)
+    cheaper = [row for row in rows if row.method != "dense" and judges(metric, row)]
     between = {
         row.configuration: (row, low, high)
         for low, high in pairwise(dense)
-        for row in rows
-        if row.method != "dense" and low.flops <= row.flops <= high.flops and low.flops < high.flops
+        for row in cheaper
+        if low.flops <= row.flops <= high.flops and low.flops < high.flops
     }
-    found = {}
-    for name, (row, low, high) in between.items():
+    found = []
+    for row, low, high in between.values():
         share = (row.flops - low.flops) / (high.flops - low.flops)
         parts = [(1 - share, low.interval(metric)), (share, high.interval(metric))]
-        found[name] = metric.difference(row.interval(metric), parts, len(between))
-    return found
+        found.append(metric.difference(row.interval(metric), parts))
+    return dict(zip(between, together(found), strict=True))
 
 
 def clear(changes: Collection[Interval], metric: Metric) -> tuple[int, int]:

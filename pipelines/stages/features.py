@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -18,8 +19,19 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
-from pipelines.metrics.encoders import INCEPTION_URL, ClipEncoder, InceptionEncoder, clip_folder, fingerprint
-from postdiff.models.checkpoints import digest_of
+from pipelines.metrics import pixels
+from pipelines.metrics.encoders import (
+    INCEPTION_URL,
+    JUDGES,
+    ClipEncoder,
+    InceptionEncoder,
+    clip_folder,
+    fingerprint,
+)
+from postdiff.models.checkpoints import MINI, digest_of
+
+if TYPE_CHECKING:
+    from pipelines.metrics.judge_models import JudgeEncoder
 
 BATCH = 50
 _SHAPES = re.compile(r"val/\d+")
@@ -30,18 +42,24 @@ class Encoding:
     """Encode `source` with `encoder` and commit the result as `name`.
 
     source: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
+    against: a shard of other images of the same prompts, which those of `source` are compared with, without encoder.
     """
 
     name: str
     encoder: str
     source: str | tuple[Prompt, ...] | tuple[str, ...]
+    against: str = ""
 
 
-def make_encoder(name: str) -> ClipEncoder | InceptionEncoder:
-    """`mini-clip`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception (.pt)."""
+def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
+    """`mini-clip`, open_clip's `MODEL/WEIGHTS`, the path of clean-fid's Inception (.pt), or `mini-judges`."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == JUDGES:
+        from pipelines.metrics.judge_models import JudgeEncoder
+
+        return JudgeEncoder(MINI / JUDGES, device)
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
 
 
@@ -142,7 +160,7 @@ def reference_image(key: str) -> np.ndarray:
 
 
 @cache
-def loaded_encoder(name: str) -> ClipEncoder | InceptionEncoder:
+def loaded_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
     """`make_encoder(name)`, once a process: a run has one to three, and all of a worker's tasks share them."""
     return make_encoder(name)
 
@@ -154,13 +172,19 @@ class Extractor:
         self.store = store
 
     def __call__(self, task: Encoding) -> None:
-        encoder = loaded_encoder(task.encoder)
         if isinstance(task.source, str):
-            table = self.store.table(task.source, ["prompt_id", "image"])
-            pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
-            return self.extract(task, pictures, table["prompt_id"].to_pylist(), records.made_of(table))
+            pictures, ids, made_of = self._images(task.source)
+            if not task.against:
+                return self.extract(task, pictures, ids, made_of)
+            others, theirs, _ = self._images(task.against)
+            if ids != theirs:
+                raise ValueError(f"{task.source} and {task.against} must be of the same prompts, in one order")
+            compared = pixels.compare(np.stack(pictures), np.stack(others))
+            self.store.commit(task.name, records.feature_rows(ids, compared, task.name, made_of))
+            return None
+        encoder = loaded_encoder(task.encoder)
         if isinstance(task.source[0], Prompt):
-            if not isinstance(encoder, ClipEncoder):
+            if isinstance(encoder, InceptionEncoder):
                 raise ValueError(f"{task.encoder} encodes images only, not prompts")
             made_of, ids = fingerprint_of(task.source), [prompt.id for prompt in task.source]
             features = _batched(encoder.texts, [prompt.text for prompt in task.source])
@@ -169,6 +193,12 @@ class Extractor:
             features = _batched(encoder.images, [reference_image(key) for key in task.source])
         self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
         return None
+
+    def _images(self, name: str) -> tuple[list[np.ndarray], list[str], str]:
+        """Pixels and prompt ids of a shard, and what it was made of."""
+        table = self.store.table(name, ["prompt_id", "image"])
+        pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
+        return pictures, table["prompt_id"].to_pylist(), records.made_of(table)
 
     def extract(self, task: Encoding, pictures: Sequence[np.ndarray], ids: Sequence[str], made_of: str) -> None:
         """Commit `task`, of images whose pixels are here: uint8 [H, W, 3] each."""

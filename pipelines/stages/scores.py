@@ -17,17 +17,21 @@ from pipelines.metrics.metric import METRICS, Metric
 from pipelines.stages.generation import timings_name
 from postdiff.terminal import one_line
 
-VERSION = 4  # counts changes of what is scored, or of how it is stored
+VERSION = 5  # counts changes of what is scored, or of how it is stored
 
 
 @dataclass(frozen=True)
 class Input:
-    """What `metric`, a key of METRICS, is of: the folder of features of the images, and that of what they are held
-    against."""
+    """What `metric`, a key of METRICS, is of.
+
+    images: the folder of features of the images. against: that of what they are held against; "" where the features
+    compare images already. first: they are of the first so many prompts; 0: of all.
+    """
 
     metric: str
     images: str
     against: str
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,15 @@ def score(task: Scoring) -> Scores:
     @cache  # most metrics are of the same features
     def read_once(folder: str, expected: tuple[str, ...] | None = None) -> tuple[list[str], np.ndarray]:
         names = sorted(name for name in task.features if name.startswith(f"{folder}/"))
-        own = () if "/reference-" in folder else task.made_of
+        own = () if "/reference-" in folder else task.made_of[: len(names)]
         return read_shards(store, folder, names, expected, own)
 
     found = {}
     for one in task.inputs:
         metric = METRICS[one.metric]
-        ids, images = read_once(one.images, task.prompts)
-        found[metric.key] = metric.score(images, held_against(metric, ids, *read_once(one.against)))
+        ids, images = read_once(one.images, task.prompts[: one.first or None])
+        held = held_against(metric, ids, *read_once(one.against)) if one.against else images[:0]
+        found[metric.key] = metric.score(images, held)
     timings = store.names(f"timings/{task.configuration}")  # one that is lost is worth no image
     names = [timings_name(name) for name in task.shards]
     whole = timings.issuperset(names)

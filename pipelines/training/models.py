@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.multiprocessing.spawn import ProcessException
 import postdiff
 from pipelines.data import shapes
 from pipelines.engine.cluster import Stopped
-from pipelines.metrics.encoders import ClipEncoder
-from pipelines.training import mini
+from pipelines.metrics.encoders import JUDGES, ClipEncoder
+from pipelines.training import judges, mini
 from pipelines.training.denoisers import (
     mini_sd,
     train_full,
@@ -41,7 +42,7 @@ from postdiff.models import minis
 from postdiff.models.checkpoints import TINY_SETTINGS, resolve, write_run
 from postdiff.models.families import FAMILIES
 
-STAGES = {
+STAGES: dict[str, Callable[[Path], None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "text": train_text,
@@ -53,6 +54,7 @@ STAGES = {
     "pixart": train_pixart,
     "refine": refine_pixart,
     "full": train_full,
+    **judges.STAGES,
 }
 # And the stage that each is finished by. The last is exported only where it is named.
 MODELS = {
@@ -105,7 +107,10 @@ def export(work: Path, out: Path, names: list[str]) -> None:
     for name in names:
         mini.save(pipeline(name, work), out / name)
         write_run(resolve(out / name), out / name, **RUNS[name])
-    mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+    if (work / "clip.pt").exists():
+        mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+    if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
+        judges.export(work, out / JUDGES)
     minis.write_sums(out)
 
 
@@ -172,7 +177,9 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
 
 def train(stage: str, work: Path, workers: int) -> None:
     """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
-    data("train", N_TRAIN, work), data("val", N_VAL, work)
+    work.mkdir(parents=True, exist_ok=True)
+    if stage not in judges.STAGES:  # which draw their own
+        data("train", N_TRAIN, work), data("val", N_VAL, work)
     if (work / "autoencoder.pt").exists():  # once, not in every process
         latents(work)
     if stage == "xl":

@@ -14,6 +14,7 @@ from pipelines import calibration, comparison
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
+from pipelines.metrics import judge
 from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import exhibit_text, exhibits
@@ -55,14 +56,16 @@ def rows():
 
 
 def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
-    assert tables.header()[-2:] == ["toy light", "gain"]
+    assert tables.header(rows)[-2:] == ["toy light", "gain"]
     assert tables.cells(rows)[2][-2:] == ["1.5 [1.4, 1.6]", "-0.5 [-0.5, -0.5]"]
     assert "| toy light | gain |" in tables.to_markdown(rows)
     line = list(csv.DictReader(io.StringIO(tables.to_csv(rows))))[2]
     assert [line[f"toy_light{end}"] for end in ("", "_low", "_high")] == ["1.500", "1.450", "1.550"]
     assert "cheaper steps win on toy light (1 of 1" in tables.answer(rows, "a model")
     assert "and toy light by -2.0 [-2.0, -2.0] (paired)" in tables.more_steps(rows)
-    assert tables.directions() == ("FID is better when lower, the CLIP score when higher, the toy light when lower.")
+    assert tables.directions(rows) == (
+        "FID is better when lower, the CLIP score when higher, the toy light when lower."
+    )
     page = document.sweep_body("", rows, set(), [], "")
     assert "on the front of FID or of CLIP score or of toy light." in page
     found = comparison.compare(["one", "two"], [rows[:2]])
@@ -129,11 +132,14 @@ def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):
         "recall": "fewer than 6 images",
         "density": "fewer than 6 reference images",
         "coverage": "fewer than 6 reference images",
+        **{metric.key: "nothing judges images of x" for metric in METRICS.values() if metric.encoder == "judge"},
     }
     without = Protocol("x", listed, 4, (), "mini-clip", "mini-clip")
-    assert [metric.key for metric in METRICS.values() if not without.lacks(metric)] == ["clip", "toy"]
+    assert [metric.key for metric in METRICS.values() if not without.lacks(metric)] == [
+        "clip", "psnr", "ssim", "psnr_dense", "ssim_dense", "toy"
+    ]  # fmt: skip
     facts = without.facts()
-    assert list(facts) == ["protocol", "prompts", "FID", "CLIP score", "toy light"]
+    assert list(facts) == ["protocol", "prompts", "FID", "CLIP score", "PSNR", "toy light"]
     assert facts["FID"] == "not computed: no reference images (--reference)"
     assert facts["toy light"].startswith("light of mini-clip-")
     other = Protocol("x", listed, 4, one.reference, "ViT-L-14/openai", "mini-clip")
@@ -144,8 +150,10 @@ def test_every_metric_scores_the_fewest_images_that_it_says(toy):
     rng = np.random.default_rng(0)
     for metric in METRICS.values():
         images, references = metric.fewest
-        against = rng.normal(size=(images if metric.needs == "prompts" else references, 3))
-        assert metric.score(rng.normal(size=(images, 3)), against).n == images
+        against = rng.normal(size=(references if metric.needs == "reference" else images, 3))
+        if metric.encoder == "judge":
+            against = np.tile(judge.one_hot(["a big red star above a small blue ring on snow"] * images), (1, 2))
+        assert metric.score(rng.normal(size=(images, against.shape[1])), against).n == images
         assert metric.least >= images
 
 

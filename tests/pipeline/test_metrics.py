@@ -109,7 +109,7 @@ def test_fid_differences_are_of_the_distances_and_not_of_their_bias():
 
 def test_moments_without_a_group_are_those_of_the_rest():
     features = np.random.default_rng(1).normal(3, 1, (107, 9)).astype(np.float32)
-    parts = [fid.moments(part) for part in intervals.without_each_group(features)]
+    parts = [fid.moments(np.delete(features, slice(g, None, intervals.GROUPS), 0)) for g in range(intervals.GROUPS)]
     for fast, slow in zip(fid._moments_without_each_group(features), parts, strict=True):
         assert fast.n == slow.n
         np.testing.assert_allclose(fast.mean, slow.mean, rtol=1e-12)
@@ -138,10 +138,55 @@ def test_an_embedding_of_no_length_has_no_score():
         clip.clip_scores(np.eye(3), image)
 
 
-@pytest.mark.parametrize("comparisons", [0, -1, 1.5, float("nan"), True, None])
-def test_intervals_are_of_one_comparison_or_more(comparisons):
-    of = intervals.mean_interval(np.arange(9.0))
-    with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
-        intervals.difference(of, [(1.0, of)], comparisons)
-    with pytest.raises(ValueError, match="comparisons must be a whole number of 1 or more, got"):
-        intervals.extrapolated(of, comparisons)
+def differences(rng, n: int, comparisons: int, shared: float) -> list[intervals.Interval]:
+    """Of plans that are all alike: every true difference is 0. shared: how much of the spread all of them share."""
+    values = shared**0.5 * rng.normal(size=(n, 1)) + (1 - shared) ** 0.5 * rng.normal(size=(n, comparisons))
+    return [intervals.mean_interval(column) for column in values.T]
+
+
+def all_hold(found: list[intervals.Interval]) -> bool:
+    return all(one.low < 0 < one.high for one in found)
+
+
+@pytest.mark.parametrize(("n", "shared"), [(32, 0.0), (256, 0.5)])
+def test_intervals_that_hold_together_do_so_as_often_as_they_say(n, shared):
+    rng = np.random.default_rng(7)
+    found = [differences(rng, n, 12, shared) for _ in range(150)]
+    assert np.mean([all_hold(alone) for alone in found]) < 0.85
+    assert 0.90 <= np.mean([all_hold(intervals.together(alone)) for alone in found]) <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "comparisons", "shared"), [(64, 10, 0.5), (256, 20, 0.0), (256, 20, 0.5)])
+def test_false_clear_verdicts_over_a_whole_table_are_five_percent(n, comparisons, shared):
+    rng = np.random.default_rng(8)
+    held = np.mean([all_hold(intervals.together(differences(rng, n, comparisons, shared))) for _ in range(500)])
+    assert 0.93 <= held <= 0.97
+
+
+def test_intervals_that_hold_together_are_between_those_alone_and_bonferronis():
+    rng = np.random.default_rng(9)
+    alone = differences(rng, 256, 20, 0.9)
+    wider = [(b.high - b.low) / (a.high - a.low) for a, b in zip(alone, intervals.together(alone), strict=True)]
+    assert wider == pytest.approx([wider[0]] * 20)
+    groups = len(alone[0].left_out)
+    assert 1.1 < wider[0] < 0.97 * intervals.student_t(groups - 1, 20) / intervals.student_t(groups - 1)
+    assert intervals.together(alone[:1]) == pytest.approx(alone[:1])
+    assert intervals.together([]) == []
+    assert [b.value for b in intervals.together(alone)] == [a.value for a in alone]
+
+
+def test_differences_of_other_images_are_sets_of_their_own():
+    rng = np.random.default_rng(10)
+    many, few = differences(rng, 256, 5, 0.0), differences(rng, 64, 15, 0.0)
+    mixed = intervals.together([*many, *few])
+    assert len(mixed) == 20
+    assert mixed[0].high - mixed[0].low > intervals.together(many)[0].high - intervals.together(many)[0].low
+
+
+def test_equal_images_do_not_move_the_intervals_of_others():
+    rng = np.random.default_rng(11)
+    alone = differences(rng, 64, 3, 0.0)
+    nothing = intervals.mean_interval(np.zeros(64))
+    assert (nothing.low, nothing.high) == (0, 0)
+    assert intervals.together([*alone, nothing])[3] == nothing

@@ -1,0 +1,90 @@
+"""All units of an evaluation, and what each needs: a graph without barriers, which the loop makes as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipelines.data import prompts
+from pipelines.engine.cluster import Unit
+from pipelines.engine.store import Store, shard_name
+from pipelines.metrics.metric import METRICS, Metric
+from pipelines.stages import features, fidelity, generation, scores
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import Entry, Protocol
+    from pipelines.stages.generation import Configuration
+
+
+def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[list[Unit], dict[str, scores.Scoring]]:
+    """All units that `entries` need under `protocol`, and {id of a configuration: its score}."""
+    shards = protocol.shards
+    different = {entry.configuration.id: entry for entry in entries}
+    costs = [entry.flops / 1e9 for entry in different.values()]
+    found = generation.units([entry.configuration for entry in different.values()], shards, costs)
+    metrics = [metric for metric in METRICS.values() if not protocol.lacks(metric)]
+    alone = [metric for metric in metrics if not metric.is_paired]
+    shared = []  # features that all configurations are held against
+    for encoder in dict.fromkeys(protocol.encoder(metric) for metric in alone if metric.needs == "prompts"):
+        shared += features.prompt_units(encoder, shards)
+    if protocol.reference:
+        shared += features.reference_units(protocol.fid, list(protocol.reference))
+    comparisons = _Comparisons([metric for metric in metrics if metric.is_paired], different, protocol)
+    found += [*shared, *comparisons.baseline_units()]
+    encoders = list(dict.fromkeys(protocol.encoder(metric) for metric in alone))
+    against = {metric.key: protocol.against(metric) for metric in alone}
+    ids = tuple(prompt.id for prompt in protocol.prompts)
+    made_of = tuple(prompts.fingerprint(shard) for shard in shards)
+    tasks = {}
+    for id in different:
+        images = _names(id, len(shards))
+        own = [
+            replace(unit, needs=(image,), rides=True)
+            for encoder in encoders
+            for unit, image in zip(features.image_units(encoder, images), images, strict=True)
+        ]
+        compared, of_compared = comparisons.units(id)
+        own += compared
+        inputs = [scores.Input(m.key, features.folder(protocol.encoder(m), id), against[m.key]) for m in alone]
+        features_used = tuple(unit.name for unit in (*own, *shared))
+        tasks[id] = scores.Scoring(store, id, ids, images, made_of, (*inputs, *of_compared), features_used)
+        found += [*own, tasks[id].unit]
+    return found, tasks
+
+
+def _names(id: str, shards: int) -> tuple[str, ...]:
+    return tuple(shard_name(f"images/{id}", i, shards) for i in range(shards))
+
+
+class _Comparisons:
+    """What paired metrics need: images of baselines, and comparisons with them, of the first shards."""
+
+    def __init__(self, metrics: Sequence[Metric], entries: dict[str, Entry], protocol: Protocol):
+        self.metrics, self.entries, self.shards = metrics, entries, protocol.shards
+        self.first = fidelity.first(self.shards)
+        kinds = dict.fromkeys(metric.needs for metric in metrics)
+        self.baselines = {
+            id: {kind: of for kind in kinds if (of := fidelity.baseline(kind, entry.configuration))}
+            for id, entry in entries.items()
+        }
+
+    def baseline_units(self) -> list[Unit]:
+        """Images of the baselines that are no entries themselves: of the first shards alone."""
+        extra: dict[str, tuple[Configuration, float]] = {}
+        for id, entry in self.entries.items():
+            a_step = entry.flops / 1e9 / len(entry.configuration.plan)  # about: it is for the order of work
+            for of in self.baselines[id].values():
+                if of.id not in self.entries:
+                    extra[of.id] = of, max(a_step * len(of.plan), extra[of.id][1] if of.id in extra else 0)
+        return generation.units([of for of, _ in extra.values()], self.first, [cost for _, cost in extra.values()])
+
+    def units(self, id: str) -> tuple[list[Unit], list[scores.Input]]:
+        """The comparisons of a configuration's images, and what the paired metrics are of."""
+        made, inputs, n = [], [], sum(map(len, self.first))
+        for kind, of in self.baselines[id].items():
+            others = _names(of.id, len(self.shards if of.id in self.entries else self.first))[: len(self.first)]
+            where = fidelity.folder(of, self.entries[id].configuration)
+            made += fidelity.units(_names(id, len(self.shards))[: len(self.first)], others, where)
+            inputs += [scores.Input(m.key, where, "", n) for m in self.metrics if m.needs == kind]
+        return made, inputs

@@ -1,0 +1,129 @@
+"""Two networks that read a scene of Shapes, so that what an image shows can be held against what its caption asks.
+
+Both answer QUESTIONS, and share nothing else: their architectures and the scenes that they were trained on differ, so
+that what one of them imagines in an image the other need not.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipelines.metrics.judge import QUESTIONS, one_hot
+
+WIDTH = 128
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(inner)) + self.skip(x))
+
+
+class Convolutional(nn.Module):
+    """A ResNet on pixels and their coordinates, whose 8x8 grid is pooled by three learned attentions."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(5, 24, 3, 2, 1),
+            nn.ReLU(),
+            _Residual(24, 32, 1),
+            _Residual(32, 64, 2),
+            _Residual(64, 96, 2),
+            _Residual(96, WIDTH, 1),
+        )
+        self.queries = nn.Parameter(torch.randn(3, WIDTH) * 0.1)
+        self.key = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.position = nn.Parameter(torch.randn(WIDTH, 8, 8) * 0.02)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(3 * WIDTH, 96), nn.ReLU(), nn.Linear(96, n))
+                for name, n in QUESTIONS.items()
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [N, 3, 64, 64] in [-1, 1] -> logits [N, sum of QUESTIONS], the answers side by side."""
+        grid = self.body(_with_coordinates(images)) + self.position
+        attention = torch.softmax(self.queries @ self.key(grid).flatten(2) / WIDTH**0.5, -1)  # [N, 3, 64]
+        pooled = (attention @ grid.flatten(2).mT).flatten(1)
+        return torch.cat([head(pooled) for head in self.heads.values()], 1)
+
+
+class Transformer(nn.Module):
+    """Three strided convolutions to an 8x8 grid, a transformer over its cells and one query a question."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (5, 32, 64, WIDTH)
+        self.stem = nn.Sequential(
+            *(
+                layer
+                for inputs, outputs in pairwise(widths)
+                for layer in (nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU())
+            )
+        )
+        self.position = nn.Parameter(torch.randn(64, WIDTH) * 0.02)
+        self.queries = nn.Parameter(torch.randn(len(QUESTIONS), WIDTH) * 0.02)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 3 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in QUESTIONS.items()})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `Convolutional.forward`."""
+        cells = self.stem(_with_coordinates(images)).flatten(2).mT + self.position
+        queries = self.queries.expand(len(images), -1, -1)
+        answers = self.norm(self.encoder(torch.cat([queries, cells], 1))[:, : len(QUESTIONS)])
+        return torch.cat([head(answers[:, i]) for i, head in enumerate(self.heads.values())], 1)
+
+
+def _with_coordinates(images: Tensor) -> Tensor:
+    axis = torch.linspace(-1, 1, images.shape[-1], device=images.device)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+    return torch.cat([images, grid.expand(len(images), -1, -1, -1)], 1)
+
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"convolutional": Convolutional, "transformer": Transformer}
+
+
+class JudgeEncoder:
+    """Both judges of a folder: what they read in images, and what captions ask, in the layout of `judge.one_hot`."""
+
+    def __init__(self, folder: Path, device: str = "cpu"):
+        self.device = device
+        self.judges = []
+        for name, make in ARCHITECTURES.items():
+            judge = make()
+            weights = load_file(folder / f"{name}.safetensors")
+            judge.load_state_dict(
+                {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+            )
+            self.judges.append(judge.to(device).eval())
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] -> probabilities of each answer, float32 [N, 2, sum of QUESTIONS] flattened to [N, 2W]."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if batch.shape[-2:] != (64, 64):
+            batch = F.interpolate(batch, (64, 64), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            logits = [judge(batch).split(list(QUESTIONS.values()), 1) for judge in self.judges]
+        return torch.cat([part.softmax(1) for judge in logits for part in judge], 1).cpu().numpy()
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.tile(one_hot(texts), (1, len(self.judges)))

@@ -1,0 +1,54 @@
+"""Paired fidelity: units that hold the images of a configuration against a baseline's of the same prompts and noise.
+
+A baseline is a configuration of its own, of which only the first prompts are needed: that tells plans apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+
+from pipelines.engine.cluster import Unit
+from pipelines.engine.records import Prompt
+from pipelines.engine.store import shard_name
+from pipelines.metrics import pixels
+from pipelines.stages.features import Encoding
+from pipelines.stages.generation import Configuration
+from postdiff import methods
+from postdiff.models.checkpoints import resolve
+from postdiff.models.families import FAMILIES, adapt
+
+PROMPTS = 64
+STEPS = 60  # of the solution: what more steps still change is far less than what any plan does (tests)
+
+
+def baseline(kind: str, of: Configuration) -> Configuration | None:
+    """What `of` is held against: `dense`, its own steps with nothing saved, or its `solution`, STEPS of them.
+
+    None for the solution of a distilled model: its sampler draws noise at every step, so more steps are another image.
+    """
+    spec = resolve(of.backbone)
+    if kind == "solution" and not FAMILIES[spec.family].guided:
+        return None
+    steps = STEPS if kind == "solution" else spec.settings["steps"]
+    return replace(of, plan=adapt(methods.dense(steps), spec.family))
+
+
+def first(shards: Sequence[tuple[Prompt, ...]]) -> Sequence[tuple[Prompt, ...]]:
+    """The shards that hold the first PROMPTS prompts."""
+    return shards[: ceil(PROMPTS / len(shards[0]))]
+
+
+def folder(against: Configuration, of: Configuration) -> str:
+    """Where the fidelity of `of` to the images of `against` is kept."""
+    return f"features/fidelity{pixels.VERSION}-{against.id}/{of.id}"
+
+
+def units(images: Sequence[str], others: Sequence[str], where: str) -> list[Unit]:
+    """One a pair of image shards, committed in the folder `where`."""
+    found = []
+    for i, (own, other) in enumerate(zip(images, others, strict=True)):
+        name = shard_name(where, i, len(images))
+        found.append(Unit(name, "fidelity", 1, Encoding(name, "", own, other), (own, other)))
+    return found

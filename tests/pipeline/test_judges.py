@@ -1,0 +1,127 @@
+"""The judges of content: what captions ask, what scores count, and that the shipped two read real renders."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.data import shapes
+from pipelines.data.prompts import load_prompts
+from pipelines.metrics import judge
+from pipelines.metrics.judge_models import JudgeEncoder
+from pipelines.metrics.metric import METRICS
+from postdiff.models.checkpoints import MINI
+
+ROOT = Path(__file__).parents[2]
+TWO = "a small striped blue ring left of a big green heart on sand"
+
+
+def read(*captions: str) -> np.ndarray:
+    """Features of images that show exactly what `captions` say, to both judges."""
+    return np.tile(judge.one_hot(captions), (1, judge.JUDGES))
+
+
+def scored(key: str, shown: str, asked: str) -> float:
+    return METRICS[key].score(read(*[shown] * 4), read(*[asked] * 4)).value
+
+
+def test_every_caption_is_read_as_the_scene_it_was_made_of():
+    for split in shapes.SPLITS:
+        for i in range(300):
+            scene = shapes.scene(split, i)
+            answers = dict(zip(judge.QUESTIONS, judge.asked(scene.caption), strict=True))
+            things = sorted(scene.objects, key=lambda thing: thing.y if answers["axis"] == 1 else thing.x)
+            for place, thing in enumerate(things):
+                for name, values in judge.ATTRIBUTES.items():
+                    assert values[answers[f"{name}{place}"]] == getattr(thing, name), scene.caption
+            assert tuple(shapes.BACKGROUNDS)[answers["background"]] == scene.background
+            assert answers["count"] == len(scene.objects) - 1
+            assert (answers["axis"] == -1) == (len(scene.objects) == 1)
+
+
+@pytest.mark.parametrize("text", ["", "a dog", "a big plain red star on snow", TWO + " ", TWO.replace("on", "in")])
+def test_what_is_no_caption_of_shapes_is_refused(text):
+    with pytest.raises(ValueError, match="the judges read captions of Shapes"):
+        judge.asked(text)
+
+
+@pytest.mark.parametrize("key", ["attributes", "content", "objects", "binding", "relation", "backgrounds", "agreement"])
+def test_an_image_of_its_caption_has_every_point(key):
+    assert scored(key, TWO, TWO) == 100
+
+
+SWAPPED = "a big green heart left of a small striped blue ring on sand"
+MIXED = "a small striped green ring left of a big blue heart on sand"  # the colours went to the other object
+ABOVE = TWO.replace("left of", "above")
+ONE = "a small striped blue ring on sand"
+
+
+@pytest.mark.parametrize(
+    ("shown", "points"),
+    [
+        (SWAPPED, {"attributes": 100, "binding": 100, "objects": 100, "relation": 0, "content": 0}),
+        (MIXED, {"attributes": 75, "binding": 0, "objects": 100, "relation": 100, "content": 0}),
+        (ABOVE, {"attributes": 100, "binding": 100, "objects": 100, "relation": 0, "content": 0}),
+        (ONE, {"attributes": 50, "binding": 50, "objects": 0, "relation": 0, "content": 0, "backgrounds": 100}),
+        (TWO.replace("sand", "snow"), {"attributes": 100, "backgrounds": 0, "relation": 100, "content": 0}),
+    ],
+)
+def test_points_are_lost_for_what_is_wrong_alone(shown, points):
+    assert {key: scored(key, shown, TWO) for key in points} == points
+
+
+def test_one_object_is_right_wherever_the_judge_takes_the_second_for():
+    """Of a caption of one object nothing is asked of a second, nor of relations."""
+    shown = read(*[ONE] * 4)
+    assert METRICS["content"].score(shown, read(*[ONE] * 4)).value == 100
+    assert METRICS["objects"].score(read(*[TWO] * 4), read(*[ONE] * 4)).value == 0
+    assert not METRICS["relation"].applies(ONE)
+    assert METRICS["relation"].applies(TWO)
+
+
+def test_scores_are_means_of_both_judges_and_say_where_they_differ():
+    one, other = judge.one_hot([TWO] * 4), judge.one_hot([TWO.replace("blue", "red")] * 4)
+    shown = np.concatenate([one, other], 1)
+    assert METRICS["attributes"].score(shown, read(*[TWO] * 4)).value == pytest.approx(100 * (1 + 7 / 8) / 2)
+    assert METRICS["agreement"].score(shown, read(*[TWO] * 4)).value == pytest.approx(100 * 10 / 11)
+
+
+def test_features_of_another_layout_are_refused():
+    with pytest.raises(ValueError, match=r"both \[N, 100\], got \[4, 3\] and \[4, 3\]"):
+        judge.attributes(np.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="not finite"):
+        judge.attributes(np.full((4, 100), np.nan), read(*[TWO] * 4))
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return JudgeEncoder(MINI / "mini-judges")
+
+
+def test_the_shipped_judges_read_real_renders(judges):
+    scenes = shapes.distinct_scenes("prompts", 200)
+    images = judges.images(np.stack([shapes.render(scene) for scene in scenes]))
+    right = judge.answers(images) == np.array([judge.asked(scene.caption) for scene in scenes])
+    asked = np.array([judge.asked(scene.caption) for scene in scenes]) >= 0
+    assert right[0][asked].mean() > 0.97
+    assert right[1][asked].mean() > 0.97
+    texts = judges.texts([scene.caption for scene in scenes])
+    assert METRICS["content"].score(images, texts).value > 90
+    others = np.roll(texts, 1, 0)
+    assert METRICS["content"].score(images, others).value < 5
+
+
+def test_their_accuracy_is_told_and_above_95_percent_by_question():
+    rows = list(csv.DictReader((ROOT / "jobs/results/accuracy-judge.csv").open()))
+    assert list(rows[0]) == ["kind", "accuracy", "low", "high", "n"]
+    plain = {row["kind"]: float(row["accuracy"]) for row in rows if "," not in row["kind"]}
+    assert len(plain) == 3 * 7
+    assert min(plain.values()) >= 0.95
+    assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in rows)
+    assert max(int(row["n"]) for row in rows) >= 1000
+
+
+def test_shapes_prompts_are_captions_that_the_judges_read():
+    for name in ("shapes", "shapes-recaption"):
+        assert all(judge.asked(prompt.text) for prompt in load_prompts(name, 300))
