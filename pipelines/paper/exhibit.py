@@ -58,7 +58,8 @@ class Exhibit:
 
     draw: its picture, a function of paper/figures.py; None for a table. watched: what is looked at step by step.
     searches: presets whose plans need the model. tuned: {model that is fine-tuned: (beta, s)}. answers: which of its
-    plans the paper's question is answered on: all, those that a table has printed too, or none.
+    plans the paper's question is answered on: all, those that a table has printed too, or none. claims: of
+    paper/claims.py, in whose place no table of cells is written.
     note: what the paper leaves open.
     """
 
@@ -74,6 +75,7 @@ class Exhibit:
     searches: tuple[str, ...] = ()
     tuned: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     answers: Literal["", "all", "printed"] = ""
+    claims: tuple[Any, ...] = ()
 
     @property
     def is_table(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Literal
 
-from pipelines.paper import figures, presets, published
+from pipelines.paper import claims, figures, presets, published
 from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Cell, Exhibit
 from postdiff import methods
 from postdiff.plan import Plan
@@ -47,13 +47,7 @@ def _notes(line: published.Line) -> tuple[str, ...]:
 
 @cache
 def _printed() -> dict[tuple[str, str], dict[str, float]]:
-    """{(model, plan id): FID and CLIP score} that the tables on COCO have."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for key in ("table1", "table2", "table5"):
-        for line in published.lines(key):
-            values = {key: value for key, value in line.values.items() if key in (FID.key, CLIP_SCORE.key)}
-            found.setdefault((line.model, published.plan(line).id), {}).update(values)
-    return found
+    return presets.printed()
 
 
 def _point(label: str, model: str, plan: Plan, curve: str = "", x: float = 0.0) -> Cell:
@@ -211,7 +205,8 @@ def figure13(found: Found) -> Exhibit:
     )
 
 
-EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order
+EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order, below what all of it comes to
+    "claims": claims.exhibit,
     "fig1": figure1,
     "fig3": partial(trajectory, "fig3", (0,)),
     "fig4": figure4,

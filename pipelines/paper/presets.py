@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
 
+from pipelines.paper import published
 from postdiff import methods
 from postdiff.arguments import shown
 from postdiff.plan import Plan
@@ -57,6 +58,20 @@ PRESETS = {
     ),
     "table4.postdiff": Preset("postdiff", {"beta": 0.75, "s": 0.5, "k": 1, "m": 15}),
 }
+
+
+def printed() -> dict[tuple[str, str], dict[str, float]]:
+    """{(the paper's model, plan id): FID and CLIP score}, as the tables on COCO print them of plans without search."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key in ("table1", "table2", "table3", "table4", "table5"):
+        for line in published.lines(key):
+            preset = f"{key}.{line.method}"
+            if preset in PRESETS and PRESETS[preset].needs_model:
+                continue
+            of = plan(preset) if preset in PRESETS else published.plan(line)
+            values = {name: value for name, value in line.values.items() if name in ("fid", "clip")}
+            found.setdefault((line.model, of.id), {}).update(values)
+    return found
 
 
 def that_need_the_model(table: str) -> tuple[str, ...]:

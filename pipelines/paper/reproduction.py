@@ -12,7 +12,7 @@ import postdiff
 from pipelines import evaluation
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import exhibit_text, exhibits, figures, significance, verdict
+from pipelines.paper import claims, exhibit_text, exhibits, figures, significance, verdict
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
@@ -92,6 +92,8 @@ def write(
     configurations: figures.Configurations,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    if exhibit.claims:
+        return write_claims(store, results, names, protocol)
     table = exhibit_text.table(exhibit, results)
     title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     of = protocol.facts()["protocol"]
@@ -118,6 +120,24 @@ def write(
     whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
     folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"
     html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
+    return html, markdown
+
+
+def write_claims(
+    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
+) -> tuple[str, str]:
+    """As `write`, of the claims."""
+    judged = claims.judge({key: measured.row for key, measured in results.items()})
+    lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
+    note = f"{claims.LEGEND} Protocol {of}; again: python jobs/reproduce.py claims."
+    table = tables.markdown(claims.HEADER, lines, text_columns=7)
+    markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
+    store.put("exhibits/claims.md", markdown.encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
+    html = (
+        f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
+        f'{document.table(claims.HEADER, lines)}\n<p class="dim">{escape(note)}</p>'
+    )
     return html, markdown
 
 
