@@ -122,7 +122,7 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     out = tmp_path / "sweep"
     first = sweep(*SMALL, "--out", str(out))
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4  # FID, CLIP score, PSNR, attributes
     assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
     assert "At equal FLOPs, for mini-sd, " in page
     assert "From 8 to 20 steps" in page

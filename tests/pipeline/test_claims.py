@@ -1,0 +1,116 @@
+"""The claims table: what is claimed, what a verdict says of an interval, and that noise is seldom called anything."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from pipelines.metrics.intervals import Interval, mean_interval
+from pipelines.metrics.metric import METRICS
+from pipelines.paper import claims, exhibits
+from pipelines.paper.claim_list import CLAIMS, NAMES, Claim
+from pipelines.report.tables import Row
+from postdiff import methods
+
+
+def test_there_are_at_least_24_claims_each_told_once_and_judged_by_what_can_judge_it():
+    assert len(CLAIMS) >= 24
+    assert len({(c.model, c.plan.id, c.against.id, c.metric, c.besides) for c in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.metric in claims.MARGINS
+        if METRICS[claim.metric].is_paired:
+            assert not any(plan.switches for plan in claim.plans), claim
+
+
+def test_every_plan_has_a_name_of_its_own():
+    assert len(set(NAMES.values())) == len(NAMES)
+    assert all(plan.id in NAMES for claim in CLAIMS for plan in claim.plans)
+
+
+def claim(metric, expected):
+    return Claim("1", "a sentence", "sd15", methods.deepcache(20, 2), methods.dense(20), metric, expected)
+
+
+def verdict(metric, expected, low, high):
+    return claims.Judged(claim(metric, expected), Interval((low + high) / 2, low, high, 64), None).verdict
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "verdicts"),
+    [  # of better, worse, alike; FID's margin is 1 and lower is better, that of attributes is 2
+        ("fid", -3.0, -2.0, ("agrees", "contradicts", "contradicts")),
+        ("fid", 2.0, 3.0, ("contradicts", "agrees", "contradicts")),
+        ("fid", -0.9, 0.5, ("equivalent", "equivalent", "agrees")),
+        ("fid", -0.9, -0.1, ("agrees", "contradicts", "agrees")),  # clear, and within the margin
+        ("fid", -1.5, -0.1, ("agrees", "contradicts", "not resolved")),  # clear, maybe within it
+        ("fid", -2.0, 2.0, ("not resolved",) * 3),
+        ("attributes", 0.1, 1.9, ("agrees", "contradicts", "agrees")),
+        ("attributes", -5.0, -3.0, ("contradicts", "agrees", "contradicts")),
+    ],
+)
+def test_a_verdict_is_of_the_interval_alone(metric, low, high, verdicts):
+    assert tuple(verdict(metric, way, low, high) for way in ("better", "worse", "alike")) == verdicts
+
+
+def test_what_was_not_measured_has_no_verdict():
+    assert claims.Judged(claim("relation", "alike"), None, None).verdict == "not measured"
+
+
+def test_the_papers_own_differences_are_of_its_tables():
+    papers = {(c.model, c.setting, c.metric): claims._paper(c) for c in CLAIMS}
+    assert papers["sd15", ("+Mix T=20 beta=0.5 s=0.5", "T=20"), "fid"] == -2.73
+    assert papers["sd15", ("no CFG", "T=20"), "clip"] == -5.28
+    assert papers["sdxl", ("+Mix T=20 beta=0.75 s=0.2", "T=16"), "fid"] == 0.02  # dominated in the paper's own Table 2
+    assert papers["sd15", ("PostDiff T=20 beta=0.5 s=0.5 k=2 m=15", "T-GATE (5)"), "fid"] == -2.86
+    assert papers["sd15", ("+Mix T=20 beta=0.5 s=0.6", "+Mix T=20 beta=0.5 s=0.5"), "fid"] is None
+
+
+def rows(rng, effect=0.0, n=64):
+    """Every plan of the claims with scores of nothing but noise, but that more steps have `effect` more."""
+    shared, found = rng.normal(size=n), {}
+    for claim in CLAIMS:
+        for plan in claim.plans:
+            values = shared + 0.3 * rng.normal(size=n) + effect * len(plan)
+            scores = dict.fromkeys(claims.MARGINS, mean_interval(values))
+            found[claim.model, plan.id] = Row(plan.id, plan.name, "", len(plan), 1, 1, 0.1, scores)
+    return found
+
+
+def test_of_nothing_but_noise_seldom_anything_is_said():
+    rng, wrong = np.random.default_rng(1), 0
+    for _ in range(60):
+        verdicts = {(one.claim.expected == "alike", one.verdict) for one in claims.judge(rows(rng))}
+        assert verdicts <= {(True, "agrees"), (False, "equivalent"), (False, "agrees"), (False, "contradicts")}
+        wrong += bool(verdicts & {(False, "agrees"), (False, "contradicts")})
+    assert wrong <= 8  # 3 on average; 11 of 240 in a longer trial
+
+
+def test_an_effect_is_seen_with_its_sign_and_taken_off_what_stands_beside():
+    judged = claims.judge(rows(np.random.default_rng(1), effect=1.0))
+    by = {(one.claim.setting, one.claim.metric): one for one in judged}
+    assert by[("T=8", "T=20"), "psnr"].verdict == "agrees"  # worse
+    assert by[("T=8", "T=20"), "psnr"].measured.value == pytest.approx(-12, abs=0.3)
+    sensitivity = by[("DC k=2 T=8 less DC k=2", "T=8 less T=20"), "psnr"]
+    assert sensitivity.measured.value == pytest.approx(0, abs=0.3)  # (8 - 8) - (20 - 20)
+
+
+def test_the_table_and_its_csv_hold_every_claim_with_its_interval():
+    judged = claims.judge(rows(np.random.default_rng(2)))
+    names = dict.fromkeys(("sd15", "lcm", "sdxl", "pixart"), "a model")
+    lines = claims.lines(judged, names)
+    assert [len(line) for line in lines] == [len(claims.HEADER)] * len(CLAIMS)
+    table = list(csv.DictReader(io.StringIO(claims.to_csv(judged, names, "p-1"))))
+    assert len(table) == len(CLAIMS)
+    first, one = table[0], judged[0]
+    assert float(first["measured_low"]) == pytest.approx(one.measured.low, abs=1e-5)
+    assert (first["verdict"], first["protocol"], first["n"]) == (one.verdict, "p-1", "64")
+    assert claims.answer(judged).startswith(f"Of {len(CLAIMS)} claims of the paper, ")
+
+
+def test_the_claims_are_an_exhibit_whose_runs_others_share():
+    exhibit = exhibits.gather(["claims"], {})[0]
+    keys = {cell.key for cell in exhibit.cells}
+    assert keys == {(c.model, plan.id) for c in CLAIMS for plan in c.plans}
+    others = {cell.key for other in exhibits.gather(["all"], {}) if other is not exhibit for cell in other.cells}
+    assert len(keys & others) > len(keys) / 2
