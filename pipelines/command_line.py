@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TRACEBACK = "POSTDIFF_TRACEBACK"  # set to anything, it shows where an unexpected error was raised
 # What no machine holds, and the reason that a refusal gives.
 MOST_PROMPTS = 10_000_000, "a list that is planned as a whole"
-MOST_OF_SHAPES = 100_000, "Shapes has 442,098 captions, and the last of them would take hours to draw"
+MOST_OF_SHAPES = 100_000, "more of Shapes would take hours to draw, and tell no more"
 MOST_REFERENCES = 1_000_000, "features of 2048 numbers each: 8 GB"
 MOST_IN_A_SHARD = 100_000, "one worker holds the images of a unit"
 MOST_IN_A_BATCH = 4096, "one forward pass"

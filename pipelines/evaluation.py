@@ -142,7 +142,7 @@ def _gpu_is_here() -> bool:
 
 
 def _reference(options: Options, listed: list[Prompt]) -> list[str]:
-    """Reference images of FID: Shapes' val split, or the images of --reference; none means no FID.
+    """Reference images of FID: Shapes' own, or the images of --reference; none means no FID.
 
     Every file is read before anything is generated, and what is used of the folder is printed.
     """
@@ -153,7 +153,7 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     if options.n_reference < 2:
         raise ValueError(f"--n-reference must be 2 or more, got {options.n_reference}")
     if not options.reference:
-        return [f"val/{i}" for i in range(options.n_reference)] if options.prompts in prompts.SHAPES else []
+        return [f"reference/{i}" for i in range(options.n_reference)] if options.prompts in prompts.SHAPES else []
     folder = Path(options.reference)
     files, told = features.reference_files(
         folder, coco.images(Path(options.prompts), folder, listed) if options.matched else None

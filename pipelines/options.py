@@ -46,9 +46,9 @@ class Options:
     limit: Annotated[int | None, flag("use the first N prompts (default: 256 of Shapes, all of a file)", A_NUMBER)] = (
         None
     )
-    reference: Annotated[
-        str | None, flag("folder of reference images for FID (default: Shapes' val split for Shapes)")
-    ] = None
+    reference: Annotated[str | None, flag("folder of reference images for FID (default: other renders for Shapes)")] = (
+        None
+    )
     matched: Annotated[bool, flag("of --reference only the images that the prompts are captions of (COCO)")] = False
     shuffled: Annotated[bool, flag("draw the prompts of a file by a fixed hash, not from its top")] = False
     protocol: Annotated[

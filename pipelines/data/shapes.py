@@ -9,7 +9,8 @@ trades are in the picture. A scene is a pure function of (split, index): nothing
     shapes.render(scene)       # uint8 [64, 64, 3]
 
 Captions are divided once, by hash: one in eight is held out, never drawn for `train`, and the only kind drawn for
-`prompts`. So an evaluation prompt never occurs in training, though its words do.
+`prompts` and for the `reference` images of FID. So an evaluation prompt never occurs in training, though its words do,
+and real renders of the prompts are drawn as the references are.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from hashlib import sha256
 
 import numpy as np
 
-SPLITS = ("train", "val", "prompts", "recaption")
+SPLITS = ("train", "val", "prompts", "recaption", "reference")
+HELD_OUT_ALONE = ("prompts", "recaption", "reference")  # val has both sides
 SIZES = {"small": (0.125, 0.145), "big": (0.195, 0.225)}  # radius, as a share of the image's width
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 COLOURS = {
@@ -76,7 +78,7 @@ def scene(split: str, index: int) -> Scene:
     rng = np.random.default_rng([SPLITS.index(split), index])
     while True:
         drawn = _draw(rng)
-        if split == "val" or is_held_out(drawn.caption) == (split in ("prompts", "recaption")):
+        if split == "val" or is_held_out(drawn.caption) == (split in HELD_OUT_ALONE):
             return drawn
 
 

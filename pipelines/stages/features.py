@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipelines.metrics.judge_models import JudgeEncoder
 
 BATCH = 50
-_SHAPES = re.compile(r"val/\d+")
+_SHAPES = re.compile(r"reference/\d+")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def prompt_units(encoder: str, shards: Sequence[tuple[Prompt, ...]]) -> list[Uni
 
 
 def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> list[Unit]:
-    """`keys`: all `val/INDEX` of Shapes, or all paths of image files that every worker can read."""
+    """`keys`: all `reference/INDEX` of Shapes, or all paths of image files that every worker can read."""
     shards = [tuple(keys[i : i + per_shard]) for i in range(0, len(keys), per_shard)]
     return _numbered(encoder, folder(encoder, reference_name(keys)), shards)
 
@@ -153,9 +153,9 @@ def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
 
 
 def reference_image(key: str) -> np.ndarray:
-    """uint8 [H, W, 3] of `val/INDEX` (Shapes) or of an image file."""
+    """uint8 [H, W, 3] of `reference/INDEX` (Shapes) or of an image file."""
     if _SHAPES.fullmatch(key):
-        return shapes.render(shapes.scene("val", int(key[4:])))
+        return shapes.render(shapes.scene("reference", int(key.rpartition("/")[2])))
     return np.asarray(images.open_file(Path(key)).rgb)
 
 

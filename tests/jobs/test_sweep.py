@@ -230,7 +230,7 @@ def given_args(given):
         (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
         (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
         (("--limit", "0"), "--limit must be 1 or more, got 0"),
-        (("--limit", "1000000"), "--limit must be at most 100000 (Shapes has 442,098 captions"),
+        (("--limit", "1000000"), "--limit must be at most 100000 (more of Shapes would take hours"),
         (
             ("--limit", "1000000000000000"),
             "--limit must be at most 10000000 (a list that is planned as a whole), got 1000",

@@ -58,7 +58,7 @@ def scored(tmp_path_factory):
         store.put(name, records.to_parquet(records.IMAGES, columns, name, own))
         timings = generation.timings_name(name)
         store.put(timings, records.to_json({"seconds": [0.1] * half}, timings))
-    reference = [f"val/{i}" for i in range(N)]
+    reference = [f"reference/{i}" for i in range(N)]
     units = features.prompt_units("mini-clip", [tuple(listed[:half]), tuple(listed[half:])])
     units += features.reference_units(weights, reference)
     names = sorted(store.names("images"))

@@ -151,10 +151,10 @@ def test_the_models_of_the_named_protocols_are_open_clips():
 
 
 def test_a_protocol_is_named_by_all_that_it_measures():
-    base = Protocol("shapes", tuple(prompts.load_prompts("shapes", 4)), 2, (), "mini-clip", "mini-clip")
+    base = Protocol("a file", tuple(prompts.load_prompts("shapes", 4)), 2, (), "mini-clip", "mini-clip")
     changed = [
         replace(base, prompts=base.prompts[:3]),
-        replace(base, reference=("val/0", "val/1")),
+        replace(base, reference=("reference/0", "reference/1")),
         replace(base, clip="ViT-B-32/openai"),
     ]
     assert len({of.facts()["protocol"] for of in (base, *changed)}) == 4
@@ -212,10 +212,10 @@ def test_a_reference_set_is_named_by_the_contents_of_every_file(tmp_path):
 
 
 def test_a_reference_set_of_shapes_is_named_by_its_scenes_and_their_program(tmp_path, monkeypatch):
-    keys = ["val/0", "val/1"]
+    keys = ["reference/0", "reference/1"]
     before = features.reference_name(keys)
     assert features.reference_name(keys) == before
-    assert features.reference_name([*keys, "val/2"]) != before
+    assert features.reference_name([*keys, "reference/2"]) != before
     changed = shutil.copy(shapes.__file__, tmp_path)
     Path(changed).write_text(Path(changed).read_text() + "\n")
     monkeypatch.setattr(shapes, "__file__", changed)

@@ -135,8 +135,12 @@ def test_a_set_of_references_is_named_by_its_contents(photos, tmp_path):
     data[-1] ^= 1  # the same name and size
     last.write_bytes(data)
     assert features.reference_name(features.reference_files(copied)[0]) != before
-    assert features.reference_name(["val/0", "val/1"]) == features.reference_name(["val/0", "val/1"])
-    assert features.reference_name(["val/0", "val/1"]) != features.reference_name(["val/0", "val/2"])
+    assert features.reference_name(["reference/0", "reference/1"]) == features.reference_name(
+        ["reference/0", "reference/1"]
+    )
+    assert features.reference_name(["reference/0", "reference/1"]) != features.reference_name(
+        ["reference/0", "reference/2"]
+    )
 
 
 def test_references_and_training_see_the_same_pixels(tmp_path):

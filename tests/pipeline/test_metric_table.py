@@ -126,7 +126,7 @@ def test_a_toy_is_scored_from_a_store_and_an_old_score_is_not_taken_for_it(toy, 
 
 def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):
     listed = tuple(records.Prompt(str(i), f"caption {i}") for i in range(5))
-    one = Protocol("x", listed, 4, tuple(f"val/{i}" for i in range(5)), "mini-clip", "mini-clip")
+    one = Protocol("x", listed, 4, tuple(f"reference/{i}" for i in range(5)), "mini-clip", "mini-clip")
     lacking = {metric.key: one.lacks(metric) for metric in METRICS.values() if one.lacks(metric)}
     assert lacking == {
         "recall": "fewer than 6 images",
