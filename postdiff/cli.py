@@ -183,7 +183,7 @@ def _add_settings(
                 also = f"; of the method ca_tome: {SETTINGS[key]}" if key in SETTINGS else ""
                 _add(group, flag(key), "X", _number, f"{says} [{value}]{also}")
     for of in GROUPS:
-        group = parser.add_argument_group(of.title, of.says)
+        group = parser.add_argument_group(of.title, of.note)
         for name, says in of.settings.items():
             if name not in theirs:
                 told = f"{says} [{shown(default(of.method, name))}]"
