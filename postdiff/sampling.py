@@ -19,7 +19,7 @@ from postdiff.mechanisms.attach import Cache, Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.models.family import Size, Text, Told
+from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
@@ -57,11 +57,11 @@ class State:
             self.sent[key] = draw(self.seeds, stream, self.latents.shape[1], grid).to(self.latents.device)
         return self.sent[key]
 
-    def drawn(self, i: int, name: str, one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
-        """What `one` draws for every image at step `i` from its own stream `name`: [B, ...], beside the latents."""
+    def drawn(self, i: int, name: str, sample_one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
+        """What `sample_one` draws for each image at step `i` from its own stream `name`: [B, ...], on the device."""
         key = "drawn", i, name
         if key not in self.sent:
-            rows = [one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
+            rows = [sample_one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
             self.sent[key] = torch.stack(rows).to(self.latents.device)
         return self.sent[key]
 
@@ -228,16 +228,16 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     x = state.solver.scale(x, i)
     copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
-    text, told = _conditions(backbone, state, i, state.grid)
+    text, conditions = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
-    x, text, told = (repeat(rows, copies) for rows in (x, text, told))
-    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, told).chunk(copies)
+    x, text, conditions = (repeat(rows, copies) for rows in (x, text, conditions))
+    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions).chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
 
 
-def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int]) -> tuple[Text, Told]:
-    """The text of step `i`, and what the denoiser is told beside it at latents of `grid`: made once a batch."""
+def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int]) -> tuple[Text, Conditions]:
+    """The text and the conditions of step `i` at latents of `grid` (h, w): made once a batch."""
     spec, plan, guided = backbone.spec, state.plan, state.plan.steps[i].guided
     current = grid[0] * spec.vae_factor, grid[1] * spec.vae_factor
     size = state.sampling.size if plan.size_condition == "target" else current
@@ -245,10 +245,10 @@ def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int])
     if key not in state.sent:
         batch = len(state.seeds)
         # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
-        one = slice(-batch, None) if plan.half == "cond" else slice(batch)
-        text = state.text if guided else {name: rows[one] for name, rows in state.text.items()}
+        half = slice(-batch, None) if plan.half == "cond" else slice(batch)
+        text = state.text if guided else {name: rows[half] for name, rows in state.text.items()}
         config = backbone.denoiser.config
-        state.sent[key] = text, FAMILIES[spec.family].tell(text, size, state.sampling.guidance, config)
+        state.sent[key] = text, FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
     return state.sent[key]
 
 

@@ -104,8 +104,8 @@ class Running:
     def draw_ahead(self, i: int, size: tuple[int, int], drawn: Drawn) -> None:
         """Draw what step i needs of chance, on latents of `size`."""
         for runner in self.runners.values():
-            for name, one in runner.draws(i, size):
-                drawn(i, name, one)
+            for name, draw in runner.draws(i, size):
+                drawn(i, name, draw)
 
 
 def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
@@ -113,11 +113,11 @@ def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
 
     Raises: ValueError, with the reason, if the denoiser lacks what one needs, or one has nothing to change there.
     """
-    made = {kind(mechanism): mechanism.runner(denoiser, plan) for mechanism in plan.mechanisms}
-    for name, runner in made.items():
+    by_kind = {kind(mechanism): mechanism.runner(denoiser, plan) for mechanism in plan.mechanisms}
+    for name, runner in by_kind.items():
         if not runner.wrappers():
             raise ValueError(f"{plan.name}: {name} finds nothing to wrap in a {type(denoiser).__name__}")
-    return made
+    return by_kind
 
 
 @contextmanager
@@ -129,17 +129,17 @@ def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Running]:
     """
     with owned(denoiser):
         running = Running(runners(denoiser, plan))
-        done = []
+        wrapped = []
         try:
             for runner in running.runners.values():
                 for name, wrap in runner.wrappers():
                     module = denoiser.get_submodule(name)
                     # An instance attribute may be there already (offloading puts one); it is called, and put back.
-                    done.append((module, module.__dict__.get("forward")))
+                    wrapped.append((module, module.__dict__.get("forward")))
                     module.forward = wrap(name, module.forward)
             yield running
         finally:
-            for module, before in reversed(done):
+            for module, before in reversed(wrapped):
                 if before is None:
                     del module.forward
                 else:

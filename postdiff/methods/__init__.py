@@ -86,8 +86,8 @@ METHODS: dict[str, Callable[..., Plan]] = {
 def settings_of(name: str) -> tuple[str, ...]:
     """The names of a method's settings. Raises ValueError if no method has that name."""
     if not isinstance(name, str) or name not in METHODS:
-        known = ", ".join(METHODS)
-        raise ValueError(f"unknown method {shown(name)}: expected one of {known}{meant(name, METHODS)}")
+        names = ", ".join(METHODS)
+        raise ValueError(f"unknown method {shown(name)}: expected one of {names}{meant(name, METHODS)}")
     return tuple(inspect.signature(METHODS[name]).parameters)
 
 

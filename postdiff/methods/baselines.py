@@ -64,8 +64,8 @@ def tgate(
             return i <= warm_up or i % sp_interval == 0
         return i == gate - 1 or i % fi_interval == 0
 
-    own = stored_at([i for i in range(steps) if fresh(i)], steps)
-    cached = replace(plan.get(AttentionCache) or AttentionCache(mode="ave"), own=own)
+    self_attention = stored_at([i for i in range(steps) if fresh(i)], steps)
+    cached = replace(plan.get(AttentionCache) or AttentionCache(mode="ave"), own=self_attention)
     return low_first(plan.plus(cached, half="uncond"), beta, s)
 
 

@@ -82,14 +82,14 @@ class Sampling:
 
 
 def spec_of(
-    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **own: Any
+    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **overrides: Any
 ) -> Spec:
     """A checkpoint's spec: as its family is run where `own` does not say otherwise."""
     rules = FAMILIES[family]
-    usual = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
+    defaults = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
     tokens = rules.most_tokens or Spec.text_tokens
-    of = name, source, revision, family, arguments.size(size), denoiser
-    return Spec(*of, **{**usual, "text_tokens": tokens, **own})
+    required = name, source, revision, family, arguments.size(size), denoiser
+    return Spec(*required, **{**defaults, "text_tokens": tokens, **overrides})
 
 
 def settle(
