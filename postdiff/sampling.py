@@ -31,7 +31,7 @@ AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which hol
 
 @dataclass
 class State:
-    """All that a run holds between two steps: copy it, and both copies go on independently."""
+    """All that a batch of images holds between two steps. A `copy` of it can be sampled on independently."""
 
     plan: Plan
     sampling: Sampling
@@ -151,7 +151,7 @@ def begin_batch(
     plan: Plan,
     **settings: Unpack[SamplingSettings],
 ) -> State:
-    """All prompts as one batch, for those who take the steps themselves. Arguments and errors are those of `sample`."""
+    """Start all prompts as one batch, for callers that take the steps themselves. Arguments, errors: as `sample`."""
     prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     return begin(backbone, text, seeds, plan, sampling)
@@ -205,9 +205,14 @@ def denoise(
     on_step: Callable[[int], None] | None = None,
     on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent.
+    """Take all steps that `state` has left: the denoising loop.
 
-    on_x0: called with the clean latents that each step predicts.
+    Args:
+        state: as `begin` made it; afterwards it is used up.
+        on_step: called after each step with the number of steps that are done.
+        on_x0: called with the clean latents [B, C, h, w] that each step predicts.
+
+    Returns: clean latents [B, C, h, w].
     """
     with attach(backbone.denoiser, state.plan) as running:
         prepare(backbone, state, running)
@@ -258,7 +263,7 @@ def _ahead(plan: Plan, i: int, cells: int) -> int:
 
 
 def guide(state: State, output: torch.Tensor) -> torch.Tensor:
-    """What `evaluate` gave, combined by guidance w: [B, C, h, w]."""
+    """The denoiser's `output` as `evaluate` returns it, its halves combined by guidance w: [B, C, h, w]."""
     if not state.plan.steps[state.index].guided:
         return output
     uncond, cond = output.chunk(2)
@@ -268,7 +273,10 @@ def guide(state: State, output: torch.Tensor) -> torch.Tensor:
 def advance(
     backbone: Backbone, state: State, output: torch.Tensor, on_x0: Callable[[torch.Tensor], None] | None = None
 ) -> None:
-    """One step of the solver, or the switch to the next step's resolution."""
+    """Take one step of the solver, and where the next step has another resolution, switch to it (Eq. 2, 4, 5).
+
+    output: the prediction, guided, [B, C, h, w]. on_x0: as in `denoise`. Changes `state`.
+    """
     i, solver, plan, before = state.index, state.solver, state.plan, state.latents
     if _adds_prior_noise(plan, solver, i):
         alpha, sigma = solver.level(i)

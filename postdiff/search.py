@@ -1,8 +1,8 @@
-"""Schedules that are found by running a model on a few calibration prompts: block caching, and DiTFastAttn.
+"""Searches: schedules that are found by running a model on a few calibration prompts (block caching, DiTFastAttn).
 
-Both take any plan and return it with a schedule for each module (`ScheduledModules`). It belongs to that model, number
-of steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts. settings: guidance,
-solver and size, as `sample` takes them.
+Each takes any plan and returns it with a schedule for each module (`ScheduledModules`). The schedule is for that model,
+number of steps, resolution and guidance; it can be saved (`save_plan`), and runs without the prompts. Every function
+takes `settings`, that is guidance, solver and size, as `sample` does; `seeds` is one a prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def block_caching(
 
 
 def marks(changes: Sequence[float] | np.ndarray, delta: float) -> str:
-    """The schedule of a block: `changes` [T-1] between steps t-1 and t, not a number where it must run."""
+    """The schedule of a block, a mark a step, from its `changes` [T-1] between steps; it runs where one is NaN."""
     row, sum_since = "#", 0.0
     for change in changes:
         sum_since += change

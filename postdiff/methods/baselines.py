@@ -136,9 +136,7 @@ def todo(
 def faster_diffusion(
     steps: Steps = 20,
     key_steps: KeySteps = (0, 1, 2, 3, 5, 10, 15, 25, 35),
-    prior_noise: Annotated[
-        float, "share of the initial noise that is added in the second half of the schedule"
-    ] = 0.003,
+    prior_noise: PriorNoise = 0.003,
     ahead: Annotated[bool, "steps that reuse the encoder are one batch"] = False,
     beta: Beta = 1.0,
     s: LowShare = 0.0,
