@@ -9,7 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV ?= .venv
 RUN = OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python
 
-QUICK = $(addprefix tests/method/test_, arguments.py backbones.py cost.py loading.py plan.py planfile.py sampling.py) \
+QUICK = $(addprefix tests/contract/test_, every_family.py mechanisms.py) \
+	$(addprefix tests/method/test_, arguments.py backbones.py cost.py loading.py plan.py planfile.py sampling.py) \
 	$(addprefix tests/pipeline/test_, coco.py fidelity.py kernel.py metric_table.py metrics.py prompts.py shapes.py status.py tables.py)
 
 .PHONY: sweep reproduce quick test test-all check chaos install

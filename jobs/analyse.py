@@ -43,19 +43,19 @@ def run(given: Options) -> None:
     }
     rows = {label: evaluation.configure(given, given.backbone, plan) for label, plan in plans.items()}
     profile = Recording("profile", rows["s=0"], protocol.prompts, protocol.clip)
-    paths = {label: Recording("trajectory", of, protocol.prompts, protocol.clip) for label, of in rows.items()}
+    paths = {label: Recording("trajectory", row, protocol.prompts, protocol.clip) for label, row in rows.items()}
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
 
     def watch_and_draw():
         worker.run_all(units, store, resources, "steps")
-        found = trajectories.read_profile(store, profile)
-        return found, figures.draw_trajectories(store, paths, (0,), given.backbone)
+        profile_of_steps = trajectories.read_profile(store, profile)
+        return profile_of_steps, figures.draw_trajectories(store, paths, (0,), given.backbone)
 
-    found, drawn = worker.mending(store, watch_and_draw)
-    store.put("profile.png", plots.as_png(plots.profile_plot(found, f"{given.backbone}, {steps} steps")))
-    store.put("profile.csv", figures.profile_csv(found).encode())
+    profile_of_steps, drawn = worker.mending(store, watch_and_draw)
+    store.put("profile.png", plots.as_png(plots.profile_plot(profile_of_steps, f"{given.backbone}, {steps} steps")))
+    store.put("profile.csv", figures.profile_csv(profile_of_steps).encode())
     store.put("trajectory.png", plots.as_png(drawn.figure))
     store.put("trajectory.csv", drawn.numbers.encode())
     print(f"{store.shown}: profile.png, profile.csv, trajectory.png, trajectory.csv")

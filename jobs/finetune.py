@@ -63,15 +63,15 @@ def run(args: argparse.Namespace) -> None:
             setattr(args, name, spec.settings[name])
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     check_model(spec)
-    found = pairs.open_pairs(args.data, args.limit)
+    examples = pairs.open_pairs(args.data, args.limit)
     from accelerate import PartialState
 
     from pipelines.training import finetuning
 
     with doing(f"fine-tuning {args.backbone}"):
-        finetuning.make(args.backbone, found, settings, Path(folder), args.checkpoint_every)
+        finetuning.make(args.backbone, examples, settings, Path(folder), args.checkpoint_every)
     if PartialState().is_main_process:
-        print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(found.skipped)} pairs were skipped")
+        print(f"{args.out}: for beta={settings.beta:g}, s={settings.s:g}; {len(examples.skipped)} pairs were skipped")
 
 
 def main(argv: list[str] | None = None) -> None:

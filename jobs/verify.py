@@ -35,12 +35,12 @@ def parse(argv: list[str] | None = None) -> Options:
 
 def run(given: Options) -> None:
     store = Store(given.store)
-    found = verification.verify(store)
-    print(found)
+    verdict = verification.verify(store)
+    print(verdict)
     if given.repair:
-        verification.repair(store, found)
-        print(f"{len(found.damaged)} files are set aside: run the job again, and it makes them again")
-    if not found.is_whole:
+        verification.repair(store, verdict)
+        print(f"{len(verdict.damaged)} files are set aside: run the job again, and it makes them again")
+    if not verdict.is_whole:
         raise SystemExit(1)
 
 

@@ -73,22 +73,24 @@ def run(options: Options) -> None:
     rounds(whole_protocol.prompts, 1, metric)  # raises for too few prompts, before seconds are measured
     if local_path(options.out) or not options.dry_run:
         evaluation.check_store(options.out, whole_protocol)
-    found, budget, whole = candidates.price(options, Store(options.out), spec)
-    found = judged(found, metric, evaluation.configure(options, options.backbone, found[0].plan))
-    halving = rounds(whole_protocol.prompts, len(found), metric)
+    affordable, budget, whole = candidates.price(options, Store(options.out), spec)
+    affordable = judged(affordable, metric, evaluation.configure(options, options.backbone, affordable[0].plan))
+    halving = rounds(whole_protocol.prompts, len(affordable), metric)
     evaluation.check_batch(options, min(len(part.prompts) for part in halving))
-    images = drawn(halving, len(found))
-    print(f"{len(found)} plans within {budget:.4g} {UNITS[options.of]} ({budget / whole:.1%} of the model as it is)")
+    images = drawn(halving, len(affordable))
+    print(
+        f"{len(affordable)} plans within {budget:.4g} {UNITS[options.of]} ({budget / whole:.1%} of the model as it is)"
+    )
     print(f"{len(halving)} rounds, {images} images; all plans on all prompts would be "
-          f"{len(found) * len(whole_protocol.prompts)}")  # fmt: skip
-    prices = postdiff.costs([c.plan for c in found], spec)
+          f"{len(affordable) * len(whole_protocol.prompts)}")  # fmt: skip
+    prices = postdiff.costs([c.plan for c in affordable], spec)
     entries = {}
-    for c, one in zip(found, prices, strict=True):
-        of = evaluation.configure(options, options.backbone, c.plan)
-        entries[c.plan.id] = Entry(c.plan.name, c.label, of, one.macs_paper, one.flops)
+    for c, price in zip(affordable, prices, strict=True):
+        configuration = evaluation.configure(options, options.backbone, c.plan)
+        entries[c.plan.id] = Entry(c.plan.name, c.label, configuration, price.macs_paper, price.flops)
     if options.dry_run:
         print(f"read {prompts.describe(whole_protocol.prompts)} (of {options.prompts})")
-        return print(time_told(options, images * sum(one.flops for one in prices) / len(prices)))
+        return print(time_line(options, images * sum(price.flops for price in prices) / len(prices)))
     parts = [replace(whole_protocol, prompts=part.prompts) for part in halving]
     folders = [below(options.out, f"round-{number}") for number in range(1, 1 + len(parts))]
     for folder, protocol in zip(folders, parts, strict=True):
@@ -97,32 +99,34 @@ def run(options: Options) -> None:
     store = evaluation.open_store(options.out, whole_protocol)  # all that can be refused is refused before
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
-    left = found
+    racing = affordable
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
         stores.append(evaluation.open_store(folder, protocol))
-        listed = [entries[c.plan.id] for c in left]
+        listed = [entries[c.plan.id] for c in racing]
         evaluate = partial(evaluation.evaluate, stores[-1], listed, protocol, resources)
         worker.mending(stores[-1], evaluate).check()  # plans are ranked whole, or not at all
         values = score(stores, protocol, listed, metric)
-        for c, value in zip(left, values, strict=True):
+        for c, value in zip(racing, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
-        left = [left[i] for i in ranked(values, metric)[: part.keep]]
+        racing = [racing[i] for i in ranked(values, metric)[: part.keep]]
     with doing("writing the report"):
-        print(write(options, store, found, left[0], curves, whole_protocol, budget, whole))
+        print(write(options, store, affordable, racing[0], curves, whole_protocol, budget, whole))
 
 
-def judged(plans: list[Candidate], metric: Metric, of: Configuration) -> list[Candidate]:
+def judged(plans: list[Candidate], metric: Metric, configuration: Configuration) -> list[Candidate]:
     """Of `plans` those that `metric` can judge; says how many it cannot. Raises ValueError if there is none."""
     if not metric.is_paired:
         return plans
-    if not fidelity.baseline(metric.needs, of):
-        raise ValueError(f"--by {metric.key} needs a {metric.needs} to compare with, which {of.backbone} has not")
-    kept = [one for one in plans if not one.plan.switches]
-    if not kept:
+    if not fidelity.baseline(metric.needs, configuration):
+        raise ValueError(
+            f"--by {metric.key} needs a {metric.needs} to compare with, which {configuration.backbone} has not"
+        )
+    able = [one for one in plans if not one.plan.switches]
+    if not able:
         raise ValueError(f"--by {metric.key} cannot judge plans that change resolution, and all {len(plans)} do")
-    if len(kept) < len(plans):
-        print(f"left out: {len(plans) - len(kept)} plans that change resolution, which {metric.title} cannot judge")
-    return kept
+    if len(able) < len(plans):
+        print(f"left out: {len(plans) - len(able)} plans that change resolution, which {metric.title} cannot judge")
+    return able
 
 
 def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]:
@@ -146,24 +150,26 @@ def score(stores: Sequence[Store], protocol: Protocol, entries: Sequence[Entry],
     if metric.is_paired:
         return [metric.score(_compared(stores, entry.configuration, metric), np.empty(0)) for entry in entries]
     encoder, against = protocol.encoder(metric), protocol.against(metric)
-    held = [scores.read_features(store, against) for store in stores]  # of references: the same in each
-    found = []
+    references = [scores.read_features(store, against) for store in stores]  # of references: the same in each
+    intervals = []
     for entry in entries:
         images, others = [], []
-        for store, (names, there) in zip(stores, held, strict=True):
-            ids, own = scores.read_features(store, features.folder(encoder, entry.configuration.id))
-            images.append(own)
-            others.append(scores.held_against(metric, ids, names, there))
+        for store, (names, values) in zip(stores, references, strict=True):
+            ids, embeddings = scores.read_features(store, features.folder(encoder, entry.configuration.id))
+            images.append(embeddings)
+            others.append(scores.held_against(metric, ids, names, values))
         others = others[:1] if metric.needs == "reference" else others
-        found.append(metric.score(np.concatenate(images), np.concatenate(others)))
-    return found
+        intervals.append(metric.score(np.concatenate(images), np.concatenate(others)))
+    return intervals
 
 
-def _compared(stores: Sequence[Store], of: Configuration, metric: Metric) -> np.ndarray:
+def _compared(stores: Sequence[Store], configuration: Configuration, metric: Metric) -> np.ndarray:
     """How its images compare with the baseline's, over all `stores`."""
-    baseline = fidelity.baseline(metric.needs, of)
+    baseline = fidelity.baseline(metric.needs, configuration)
     assert baseline  # else `judged` raised
-    return np.concatenate([scores.read_features(store, fidelity.folder(baseline, of))[1] for store in stores])
+    return np.concatenate(
+        [scores.read_features(store, fidelity.folder(baseline, configuration))[1] for store in stores]
+    )
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:
@@ -193,7 +199,7 @@ def drawn(halving: list[Round], plans: int) -> int:
     return sum(len(r.prompts) * n for r, n in zip(halving, [plans, *(r.keep for r in halving)], strict=False))
 
 
-def time_told(options: Options, flops: float) -> str:
+def time_line(options: Options, flops: float) -> str:
     """How long `flops` take, in words: the plans that go on are taken to cost what the average plan does."""
     minutes = flops / (options.speed * 1e12) / 60
     n = options.workers or (1 if resolve(options.backbone).revision else os.cpu_count() or 1)
@@ -214,21 +220,23 @@ def compare(
     others = [c for c in candidates if c != chosen]
     last_scores = [(curve[-1], own[len(curve) - 1]) for curve in (curves[c.plan.id] for c in others)]
     changes = together([by.difference(score, [(1.0, best)]) for score, best in last_scores])
-    moved = dict(zip((c.plan.id for c in others), changes, strict=True))
-    found = []
+    change_of = dict(zip((c.plan.id for c in others), changes, strict=True))
+    scored = []
     for c in candidates:
         curve = curves[c.plan.id]
-        found.append(Scored(c, len(curve), curve[-1], moved.get(c.plan.id), first.get(c.plan.id)))
-    return sorted(found, key=lambda of: (of.candidate != chosen, -of.rounds, -by.sign * by.unbiased(of.score).value))
+        scored.append(Scored(c, len(curve), curve[-1], change_of.get(c.plan.id), first.get(c.plan.id)))
+    return sorted(
+        scored, key=lambda row: (row.candidate != chosen, -row.rounds, -by.sign * by.unbiased(row.score).value)
+    )
 
 
 def sure(scored: list[Scored], chosen: Candidate, by: Metric) -> str:
     """The answer in words: what was chosen, and which plans it could not be told from."""
-    others = [of for of in scored if of.change is not None]
+    others = [row for row in scored if row.change is not None]
     if not others:
         return f"{chosen.label}: the only plan that the budget pays for."
-    better, worse = tables.clear([of.change for of in others if of.change], by)
-    first = next(of.first for of in scored if of.candidate == chosen)
+    better, worse = tables.clear([row.change for row in others if row.change], by)
+    first = next(row.first for row in scored if row.candidate == chosen)
     doubt = f"{len(others) - worse - better} cannot be told from it"
     if better:
         doubt += f", {better} dropped early were clearly better on the few prompts that they had"
@@ -256,9 +264,9 @@ def write(
     answer = sure(scored, chosen, metric)
     header = ["plan", unit, "prompts", metric.title, "from the chosen", "comes first"]
     lines = [
-        [of.candidate.label, f"{of.candidate.cost:.4g}", str(of.score.n), metric.text(of.score),
-         metric.text(of.change, "+") if of.change else "", f"{of.first:.0%}" if of.first is not None else ""]
-        for of in scored
+        [row.candidate.label, f"{row.candidate.cost:.4g}", str(row.score.n), metric.text(row.score),
+         metric.text(row.change, "+") if row.change else "", f"{row.first:.0%}" if row.first is not None else ""]
+        for row in scored
     ]  # fmt: skip
     figure = plots.halving_plot(curves, chosen.plan.id, metric.title, f"{options.backbone}, {budget:.4g} {unit}")
     facts = {

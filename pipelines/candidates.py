@@ -61,13 +61,13 @@ class Options(OfOneModel):
 
 def grid(spec: Spec, name: str = "full") -> dict[Settings, list[Plan]]:
     """Every combination of settings that the family has, each at 2 steps to the backbone's own T."""
-    of, total = GRIDS[name], spec.settings["steps"]
-    intervals = (1,) if FAMILIES[spec.family].no_deep else of.intervals
-    found: dict[Settings, list[Plan]] = {}
-    for beta, s, k, m in product((1.0, *of.scales), of.shares, intervals, of.gates):
+    values, total = GRIDS[name], spec.settings["steps"]
+    intervals = (1,) if FAMILIES[spec.family].no_deep else values.intervals
+    combined: dict[Settings, list[Plan]] = {}
+    for beta, s, k, m in product((1.0, *values.scales), values.shares, intervals, values.gates):
         if (beta == 1) == (s == 0):
-            found[beta, s, k, m] = [make(steps, beta, s, k, m) for steps in range(2, total + 1)]
-    return found
+            combined[beta, s, k, m] = [make(steps, beta, s, k, m) for steps in range(2, total + 1)]
+    return combined
 
 
 def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
@@ -79,12 +79,12 @@ def make(steps: int, beta: float, s: float, k: int, m: float) -> Plan:
 def seconds(plans: dict[Settings, list[Plan]], flops: dict[str, int], timed: dict[str, "Latency"]) -> dict[str, float]:
     """{plan id: seconds an image} of all, from those of each combination at its most steps: fewer steps of the same
     kinds take less in proportion to their FLOPs, and the decoder as long as ever."""
-    found: dict[str, float] = {}
+    times: dict[str, float] = {}
     for group in plans.values():
         longest = group[-1].id
         took = timed[longest]
-        found |= {plan.id: took.decode + took.denoise * flops[plan.id] / flops[longest] for plan in group}
-    return found
+        times |= {plan.id: took.decode + took.denoise * flops[plan.id] / flops[longest] for plan in group}
+    return times
 
 
 def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget: float) -> list[Candidate]:
@@ -93,16 +93,16 @@ def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget
     Fewer steps of the same settings would cost less, and nothing is won by that. cost: {plan id: in the budget's unit}.
     Raises: ValueError, naming the cheapest plan's cost, if the budget pays for none.
     """
-    found: dict[str, Candidate] = {}
+    chosen: dict[str, Candidate] = {}
     for settings, group in plans.items():
         within = [plan for plan in group if cost[plan.id] <= budget]
         if within:
             plan = max(within, key=len)
             # Few steps can make two settings one plan; the first is the simpler.
-            found.setdefault(plan.id, Candidate(label(len(plan), *settings), plan, cost[plan.id]))
-    if not found:
+            chosen.setdefault(plan.id, Candidate(label(len(plan), *settings), plan, cost[plan.id]))
+    if not chosen:
         raise ValueError(f"the budget, {budget:.4g}, pays for no plan: the cheapest costs {min(cost.values()):.4g}")
-    return list(found.values())
+    return list(chosen.values())
 
 
 def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
@@ -120,14 +120,16 @@ def price(options: Options, store: Store, spec: Spec) -> tuple[list[Candidate], 
         from pipelines.stages import latency
 
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
-        of = [evaluation.configure(options, options.backbone, plan) for plan in longest]
+        configurations = [evaluation.configure(options, options.backbone, plan) for plan in longest]
         with doing("measuring latencies"):
-            times = latency.kept(store, of, options.rounds, workers.cluster_has_gpus(options.gpus_per_worker))
+            times = latency.kept(
+                store, configurations, options.rounds, workers.cluster_has_gpus(options.gpus_per_worker)
+            )
         timed = dict(zip((plan.id for plan in longest), times, strict=True))
-        cost = seconds(plans, {id: one.flops for id, one in counted.items()}, timed)
+        cost = seconds(plans, {id: counts.flops for id, counts in counted.items()}, timed)
     else:
         name = "macs_paper" if options.of == "macs" else "flops"
-        cost = {id: getattr(one, name) / 1e12 for id, one in counted.items()}
+        cost = {id: getattr(counts, name) / 1e12 for id, counts in counted.items()}
     whole = cost[as_it_is.id]
     budget = whole * options.share if options.share else options.budget
     return affordable(plans, cost, budget), budget, whole

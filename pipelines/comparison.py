@@ -67,7 +67,7 @@ def variants(backbones: Sequence[str], size_conditions: bool) -> list[Variant]:
     if (len(backbones) > 1) == size_conditions:
         raise ValueError("expected two or more --backbones, or one and --size-conditions, to compare")
     if size_conditions:
-        return [Variant(told, backbones[0], told) for told in SIZE_CONDITIONS]
+        return [Variant(condition, backbones[0], condition) for condition in SIZE_CONDITIONS]
     names = [Path(backbone).name for backbone in backbones]
     return [
         Variant(name if names.count(name) == 1 else backbone, backbone)
@@ -77,13 +77,13 @@ def variants(backbones: Sequence[str], size_conditions: bool) -> list[Variant]:
 
 def plans(names: Sequence[str], settings: dict) -> list[tuple[str, str, Plan]]:
     """(method, settings, plan) of each method at `settings`; two names of one computation become one."""
-    found: dict[str, tuple[str, str, Plan]] = {}
+    unique: dict[str, tuple[str, str, Plan]] = {}
     for name in names:
-        given = methods.settings_for(name, settings)
-        plan = methods.METHODS[name](**given)
-        text = label(len(plan), given.get("s"), given.get("k", 1), given.get("m"))
-        found.setdefault(plan.id, (name, text, plan))
-    return list(found.values())
+        taken = methods.settings_for(name, settings)
+        plan = methods.METHODS[name](**taken)
+        text = label(len(plan), taken.get("s"), taken.get("k", 1), taken.get("m"))
+        unique.setdefault(plan.id, (name, text, plan))
+    return list(unique.values())
 
 
 def plan_entries(options: Options, among: list[Variant]) -> list[list[Entry]]:
@@ -127,24 +127,24 @@ def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
         own = [metric.difference(row.interval(metric), [(1.0, first.interval(metric))]) for first, row in pairs]
         for change, moved in zip(changes, together(own), strict=True):
             change[metric.key] = moved
-    left, found = iter(changes), []
+    left, compared = iter(changes), []
     for first, *others in groups:
-        found.append(Compared(among[0], first, {}))
-        found += [Compared(variant, row, next(left)) for variant, row in zip(among[1:], others, strict=True)]
-    return found
+        compared.append(Compared(among[0], first, {}))
+        compared += [Compared(variant, row, next(left)) for variant, row in zip(among[1:], others, strict=True)]
+    return compared
 
 
-def answer(found: list[Compared]) -> str:
+def answer(compared: list[Compared]) -> str:
     """A sentence a metric: in how many plans a change is clear."""
     parts = []
     for metric in shown():
-        changes = [of.change[metric.key] for of in found if metric.key in of.change]
+        changes = [one.change[metric.key] for one in compared if metric.key in one.change]
         better, worse = tables.clear(changes, metric)
         if changes:
             parts.append(
                 f"{metric.title}: {better} of {len(changes)} changes are clearly better, {worse} clearly worse"
             )
-    n = found[0].row.n
+    n = compared[0].row.n
     return "; ".join(parts) + f" (paired 95 % intervals that hold together, n = {n})."
 
 
@@ -154,24 +154,24 @@ def header(rows: Sequence[Row]) -> list[str]:
     return ["plan", "variant", "GFLOPs", *quality]
 
 
-def cells(found: list[Compared]) -> list[list[str]]:
+def cells(compared: list[Compared]) -> list[list[str]]:
     lines = []
-    for of in found:
-        line = [of.row.label, of.variant, f"{of.row.flops / 1e9:.2f}"]
-        for metric in tables.columns([one.row for one in found]):
-            change = of.change.get(metric.key)
-            value = metric.text(of.row.interval(metric)) if tables.measured([of.row], metric) else "no reference"
+    for one in compared:
+        line = [one.row.label, one.variant, f"{one.row.flops / 1e9:.2f}"]
+        for metric in tables.columns([row.row for row in compared]):
+            change = one.change.get(metric.key)
+            value = metric.text(one.row.interval(metric)) if tables.measured([one.row], metric) else "no reference"
             line += [value, metric.text(change, "+") if change else ""]
         lines.append(line)
     return lines
 
 
-def to_csv(found: list[Compared]) -> str:
-    columns: dict[str, list[str]] = {"variant": [of.variant for of in found]}
+def to_csv(compared: list[Compared]) -> str:
+    columns: dict[str, list[str]] = {"variant": [one.variant for one in compared]}
     for metric in shown():
-        changes = [of.change.get(metric.key) for of in found]
+        changes = [one.change.get(metric.key) for one in compared]
         columns |= tables.interval_columns(f"{metric.column}_change", changes, metric.digits + 2)
-    return tables.to_csv([of.row for of in found], columns)
+    return tables.to_csv([one.row for one in compared], columns)
 
 
 def write(
@@ -189,26 +189,27 @@ def write(
     whole = [[row for row in group if row] for group in rows if all(group)]
     if not whole:
         evaluated.check()
-    found = compare(names, whole)
-    lines, of = cells(found), groups[0][0].configuration
+    compared = compare(names, whole)
+    lines, shared = cells(compared), groups[0][0].configuration
     models = zip(names, (entry.configuration for entry in groups[0]), strict=True)
     facts = {
         "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
-        "sampling": f"solver {of.solver}, guidance {of.guidance}, {of.size} px, {of.dtype}, batches of {of.batch_size}",
+        "sampling": f"solver {shared.solver}, guidance {shared.guidance}, {shared.size} px, {shared.dtype}, "
+        f"batches of {shared.batch_size}",
         **protocol.facts(),
         **evaluated.facts,
         "machine": workers.machine(),
         "commit": document.commit(),
     }
-    compared = [of.row for of in found]
-    labels, legend = [f"{of.variant}: {of.row.label}" for of in found], f"{LEGEND} {tables.directions(compared)}"
-    table = document.table(header(compared), lines)
+    scored = [one.row for one in compared]
+    labels, legend = [f"{one.variant}: {one.row.label}" for one in compared], f"{LEGEND} {tables.directions(scored)}"
+    table = document.table(header(scored), lines)
     body = f'<p class="dim">{escape(legend)}</p>\n{table}\n<h2>The same prompts and noise</h2>\n' + document.examples(
-        store, compared, labels
+        store, scored, labels
     )
-    page = document.page(f"postdiff: {' and '.join(names)}", answer(found), body, facts)
-    markdown = tables.markdown(header(compared), lines, text_columns=2)
-    for name, text in (("compare.md", markdown), ("compare.csv", to_csv(found)), ("compare.html", page)):
+    page = document.page(f"postdiff: {' and '.join(names)}", answer(compared), body, facts)
+    markdown = tables.markdown(header(scored), lines, text_columns=2)
+    for name, text in (("compare.md", markdown), ("compare.csv", to_csv(compared)), ("compare.html", page)):
         store.put(name, text.encode())
-    lacking = "".join(f"\nmissing: {told}" for told in evaluated.facts.values())
-    return f"{markdown}\n{answer(found)}\n{lacking}\nreport: {store.shown}/compare.html"
+    lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())
+    return f"{markdown}\n{answer(compared)}\n{lacking}\nreport: {store.shown}/compare.html"

@@ -97,8 +97,8 @@ def read(store: Store, now: float | None = None) -> State:
     for name in runs:
         try:
             run = store.json(name)
-            for id, of in run["configurations"].items():
-                progress[id] = Progress(of["label"], run["shards"], of["cost"], len(run["encoders"]))
+            for id, facts in run["configurations"].items():
+                progress[id] = Progress(facts["label"], run["shards"], facts["cost"], len(run["encoders"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{store.shown}/{name} must hold what a run makes, got {one_line(repr(error))}") from None
     _count(files, progress)
@@ -128,12 +128,12 @@ def _why(store: Store, names: Sequence[str]) -> dict[str, str]:
 
 def _files(store: Store) -> dict[str, File]:
     """Every file of the store by its name: one listing."""
-    found = {}
+    files = {}
     for info in store.fs.get_file_info(fs.FileSelector(store.root, recursive=True, allow_not_found=True)):
         name = info.path[len(store.root) + 1 :]
         if info.type == fs.FileType.File and not info.base_name.startswith(".tmp-"):
-            found[name] = File(info.size, info.mtime.timestamp() if info.mtime else None)
-    return found
+            files[name] = File(info.size, info.mtime.timestamp() if info.mtime else None)
+    return files
 
 
 def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:
@@ -215,13 +215,15 @@ def _driver(state: State) -> str:
 def _pace(state: State) -> str:
     if state.complete:
         return "all is done"
-    found = pace(state)
-    if found is None:
+    current = pace(state)
+    if current is None:
         return "not known: no units yet, or a file system that tells no times"
-    over = f"{found.units / found.seconds * 60:.3g} units of images a minute, over the last {_time(found.seconds)}"
-    if found.left is None:
-        return f"none, over the last {_time(found.seconds)}"
-    return f"{over}; {_time(found.left)} to go" if found.left else f"images are done; {over}"
+    over = (
+        f"{current.units / current.seconds * 60:.3g} units of images a minute, over the last {_time(current.seconds)}"
+    )
+    if current.left is None:
+        return f"none, over the last {_time(current.seconds)}"
+    return f"{over}; {_time(current.left)} to go" if current.left else f"images are done; {over}"
 
 
 def _table(state: State) -> list[str]:
@@ -242,8 +244,8 @@ def _table(state: State) -> list[str]:
         for one in rows
         if not any(one is line for line in shown)
     )
-    told = ", ".join(f"{number} {what}" for what, number in sorted(others.items()))
-    return [*lines, f"{'and others: ' if shown else ''}{told}"] if told else lines
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(others.items()))
+    return [*lines, f"{'and others: ' if shown else ''}{counts}"] if counts else lines
 
 
 def _reasons(state: State) -> list[str]:

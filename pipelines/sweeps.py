@@ -89,7 +89,7 @@ def named(plan: Plan, file: str) -> tuple[str, str]:
 
 def entries(options: Options) -> list[Entry]:
     """The grid as configurations with their costs; two names of one computation become one."""
-    found: dict[str, Entry] = {}
+    unique: dict[str, Entry] = {}
     spec = resolve(options.backbone)
     name = options.grid or ("laptop" if options.prompts in prompts.SHAPES else "full")
     entries = grid(name, spec.settings)
@@ -100,8 +100,8 @@ def entries(options: Options) -> list[Entry]:
     prices = postdiff.costs([plan for _, _, plan in entries], spec)
     for (method, settings, plan), price in zip(entries, prices, strict=True):
         configuration = evaluation.configure(options, options.backbone, plan)
-        found.setdefault(configuration.id, Entry(method, settings, configuration, price.macs_paper, price.flops))
-    return list(found.values())
+        unique.setdefault(configuration.id, Entry(method, settings, configuration, price.macs_paper, price.flops))
+    return list(unique.values())
 
 
 def dry_run(options: Options, entries: Sequence[Entry], protocol: Protocol) -> str:
@@ -177,5 +177,5 @@ def write_report(
         store.put(f"{name}.png", png)
     specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
     tracking.log(store, f"sweep-{options.backbone}", protocol.facts(), rows, specs, pictures)
-    lacking = "".join(f"\nmissing: {told}" for told in evaluated.facts.values())
+    lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())
     return f"{tables.to_markdown(rows)}\n{answer}\n{lacking}\nreport: {store.shown}/report.html"

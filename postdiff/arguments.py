@@ -36,16 +36,16 @@ def shown(value: object) -> str:
     return printable(" ".join(_SHORT.repr(value).split()))
 
 
-def meant(word: object, known: Collection[str]) -> str:
+def meant(word: object, names: Collection[str]) -> str:
     """What an error says of the known name that is nearest to `word`: "; did you mean sd15?", or nothing."""
-    like = get_close_matches(str(word), known, 1)
+    like = get_close_matches(str(word), names, 1)
     return f"; did you mean {like[0]}?" if like else ""
 
 
-def put(of: Any, **values: object) -> None:
+def put(target: Any, **values: object) -> None:
     """Set fields of a frozen dataclass, in its `__post_init__`."""
     for name, value in values.items():
-        object.__setattr__(of, name, value)
+        object.__setattr__(target, name, value)
 
 
 def plain(value: Any) -> Any:
@@ -55,40 +55,40 @@ def plain(value: Any) -> Any:
 
 def whole_number(name: str, value: Any, least: int | None = 1, most: int | None = None, note: str = "") -> int:
     """`value` as an int, from `least` to `most`; None is no bound. note: what an error says besides."""
-    found = plain(value)
-    whole = isinstance(found, int) and not isinstance(found, bool)
-    if whole and (least is None or found >= least) and (most is None or found <= most):
-        return int(found)
+    native = plain(value)
+    whole = isinstance(native, int) and not isinstance(native, bool)
+    if whole and (least is None or native >= least) and (most is None or native <= most):
+        return int(native)
     bounds = {
         (False, False): "",
         (True, False): f" of {least} or more",
         (False, True): f" of at most {most}",
         (True, True): f" from {least} to {most}",
     }[least is not None, most is not None]
-    raise ValueError(f"{name} must be a whole number{bounds}, got {shown(found)}{note}")
+    raise ValueError(f"{name} must be a whole number{bounds}, got {shown(native)}{note}")
 
 
 def number(name: str, value: Any, interval: str, note: str = "") -> float:
     """`value` as a finite float in `interval`, such as "(0, 1]" or "[1, inf)". note: what an error says besides."""
     low, high = map(float, interval[1:-1].split(","))
-    found = plain(value)
-    real = isinstance(found, Real) and not isinstance(found, bool)
+    native = plain(value)
+    real = isinstance(native, Real) and not isinstance(native, bool)
     # Each is False for what is not a number. Python compares an int with a float exactly, however large it is.
-    above = real and (low <= found if interval[0] == "[" else low < found)
-    below = real and (found <= high if interval[-1] == "]" else found < high)
-    if above and below and abs(found) <= sys.float_info.max:
-        return float(found) + 0.0  # -0.0 is 0.0
+    above = real and (low <= native if interval[0] == "[" else low < native)
+    below = real and (native <= high if interval[-1] == "]" else native < high)
+    if above and below and abs(native) <= sys.float_info.max:
+        return float(native) + 0.0  # -0.0 is 0.0
     expected = f"in {interval}"
     if high == float("inf"):
         expected = f"{low:g} or more" if interval[0] == "[" else f"a number above {low:g}"
-    raise ValueError(f"{name} must be {expected}, got {shown(found)}{note}")
+    raise ValueError(f"{name} must be {expected}, got {shown(native)}{note}")
 
 
 def flag(name: str, value: Any) -> bool:
-    found = plain(value)
-    if isinstance(found, bool):
-        return found
-    raise ValueError(f"{name} must be True or False, got {shown(found)}")
+    native = plain(value)
+    if isinstance(native, bool):
+        return native
+    raise ValueError(f"{name} must be True or False, got {shown(native)}")
 
 
 def one_of(name: str, value: Any, choices: Iterable[Choice]) -> Choice:
@@ -98,27 +98,27 @@ def one_of(name: str, value: Any, choices: Iterable[Choice]) -> Choice:
     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
 
 
-def listed(name: str, value: Any, of: str) -> list:
+def listed(name: str, value: Any, elements: str) -> list:
     """The values of a list, tuple, range, array or Series. A text, a mapping and a set are none: they have no order, or
     are one value."""
-    one = isinstance(value, (str, bytes, bytearray, Mapping, Set)) or getattr(value, "ndim", 1) != 1
-    if one or not isinstance(value, Collection):
-        raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
+    single = isinstance(value, (str, bytes, bytearray, Mapping, Set)) or getattr(value, "ndim", 1) != 1
+    if single or not isinstance(value, Collection):
+        raise ValueError(f"{name} must be a list of {elements}, got {shown(value)}")
     return list(value)
 
 
 def whole_numbers(name: str, value: Any, least: int | None = None) -> tuple[int, ...]:
     values = listed(name, value, "whole numbers")
-    return tuple(whole_number(f"{name}[{i}]", each, least) for i, each in enumerate(values))
+    return tuple(whole_number(f"{name}[{i}]", element, least) for i, element in enumerate(values))
 
 
 def strings(name: str, value: Any) -> list[str]:
     """A list of plain strings. A lone surrogate is half a character, which no tokenizer takes."""
-    found = listed(name, value, "strings")
-    for i, each in enumerate(found):
-        if not isinstance(each, str) or _SURROGATE.search(each):
-            raise ValueError(f"{name} must be a list of strings of whole characters, got {shown(each)} at {i}")
-    return [str.__str__(each) for each in found]  # numpy's are a kind of their own
+    texts = listed(name, value, "strings")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or _SURROGATE.search(text):
+            raise ValueError(f"{name} must be a list of strings of whole characters, got {shown(text)} at {i}")
+    return [str.__str__(text) for text in texts]  # numpy's are a kind of their own
 
 
 def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
@@ -131,7 +131,7 @@ def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
 
 def by_module(field: str, value: Any) -> tuple[tuple[str, Any], ...]:
     """(name of a module, its row) of each. Raises ValueError if a name is none, or is there twice."""
-    found = {}
+    rows = {}
     for pair in listed(field, value, "(name of a module, its row)"):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"{field} must be a list of (name of a module, its row), got {shown(pair)}")
@@ -139,10 +139,10 @@ def by_module(field: str, value: Any) -> tuple[tuple[str, Any], ...]:
         # Strict, since a name from a file is printed: no escapes of terminals.
         if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
             raise ValueError(f"a module's name is words of letters, digits and _ with dots between, got {shown(name)}")
-        if name in found:
+        if name in rows:
             raise ValueError(f"{field} must name a module once, got {name} twice")
-        found[name] = row
-    return tuple(found.items())
+        rows[name] = row
+    return tuple(rows.items())
 
 
 def callback(name: str, value: Any) -> Callable | None:

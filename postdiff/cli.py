@@ -19,13 +19,13 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from postdiff import commands
 from postdiff.arguments import meant
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, default, flag, kind, shown
-from postdiff.terminal import flush, one_line, told, warnings_as_lines
+from postdiff.terminal import error_line, flush, one_line, warnings_as_lines
 
 MOST_STEPS = 1000  # the training schedules of all families
 WIDEST = 120  # columns of a help text
 BACKBONE = "a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT"
 METHOD = "a name (postdiff methods), or a plan's JSON file"
-SAID = {  # what argparse says, and how it is said here: what was expected, what came
+MESSAGES = {  # argparse's error messages: ours, which say what was expected and what was given
     r"^argument (\S+): (?=must )": r"\1 ",
     r"^argument (\S+): expected one argument$": r"\1 must be followed by a value (one that begins with - is written "
     r"\1=VALUE), got none",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read has what they wanted (`| head`)
         raise SystemExit(141) from None
     except Exception as error:
-        _stop(f"error: {told(error)}", 1)
+        _stop(f"error: {error_line(error)}", 1)
 
 
 def _stop(line: str, code: int) -> NoReturn:
@@ -69,30 +69,32 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        for theirs, ours in SAID.items():
+        for theirs, ours in MESSAGES.items():
             message = re.sub(theirs, ours, message)
         _stop(f"error: {one_line(message)} (see {self.prog} --help)", 2)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser, named = _parser()
+    parser, by_name = _parser()
     for word in argv:
         if any("\ud800" <= c <= "\udfff" for c in word) or "\0" in word:
             parser.error(f"the command line must be UTF-8 text, got {_short(word)}")
-    first = [*named, "--help", "--version"]
+    first = [*by_name, "--help", "--version"]
     if not argv or argv[0] not in (*first, "-h"):
-        parser.error(f"expected a command first: {', '.join(named)}; got {_meant(argv[0], first) if argv else 'none'}")
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        command = named[argv[0]]
+        parser.error(
+            f"expected a command first: {', '.join(by_name)}; got {_meant(argv[0], first) if argv else 'none'}"
+        )
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        command = by_name[argv[0]]
         flags = re.findall(r"--[\w-]+", command.format_help())
-        command.error(f"{command.prog} does not take {_meant(rest[0], flags)}")
+        command.error(f"{command.prog} does not take {_meant(extra[0], flags)}")
     return args
 
 
-def _meant(word: str, known: Sequence[str]) -> str:
+def _meant(word: str, words: Sequence[str]) -> str:
     """What came, and what it may have been meant to be."""
-    return f"{_short(word)}{meant(word.split('=')[0], known)}"
+    return f"{_short(word)}{meant(word.split('=')[0], words)}"
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -106,12 +108,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     parser.add_argument("--version", action="version", version=f"postdiff {version('postdiff')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable, says: str, takes: str = "", example: str = "") -> argparse.ArgumentParser:
-        about = f"{says[0].upper()}{says[1:]}."
+    def command(name: str, run: Callable, summary: str, takes: str = "", example: str = "") -> argparse.ArgumentParser:
+        about = f"{summary[0].upper()}{summary[1:]}."
         added = subparsers.add_parser(
             name,
             prog=f"postdiff {name}",
-            help=says,
+            help=summary,
             usage=f"postdiff {name} {takes}".rstrip(),
             description=f"{about} Defaults are in [brackets]." if takes else about,
             epilog=f"example: postdiff {name} {example}" if example else None,
@@ -137,8 +139,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add(generate, "--out", "FOLDER", _path, "where the PNGs go", Path())
     _add_settings(generate)
 
-    says = "MACs and FLOPs of a method on a backbone, without weights"
-    cost = command("cost", commands.cost, says, "MODEL METHOD [OPTION ...]", "sd15 postdiff --s 0.3 --m 15 --per-step")
+    summary = "MACs and FLOPs of a method on a backbone, without weights"
+    cost = command(
+        "cost", commands.cost, summary, "MODEL METHOD [OPTION ...]", "sd15 postdiff --s 0.3 --m 15 --per-step"
+    )
     cost.add_argument("backbone", metavar="MODEL", type=_home, help=BACKBONE)
     cost.add_argument("method", metavar="METHOD", type=_home, help=METHOD)
     _add(cost, "--size", "N|HxW", _size, "of the image in pixels, or height and width [the backbone's own]")
@@ -146,9 +150,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost.add_argument("--json", action="store_true", help="integers for one image")
     _add_settings(cost)
 
-    says = "find a schedule for each module, and write the plan"
+    summary = "find a schedule for each module, and write the plan"
     search = command(
-        "search", commands.search, says, "SEARCH PROMPT ... [OPTION ...]",
+        "search", commands.search, summary, "SEARCH PROMPT ... [OPTION ...]",
         'ditfastattn "a red star" "a blue ring" --backbone mini-pixart --out found.json',
     )  # fmt: skip
     search.add_argument("search", metavar="SEARCH", type=_one_of(SEARCHES), help=", ".join(SEARCHES))
@@ -164,9 +168,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, dict(subparsers.choices)
 
 
-def _add(parser: Any, name: str, metavar: str, kind: Callable, says: str, default: Any = None) -> None:
-    told = "" if default is None else f" [{default}]"
-    parser.add_argument(name, metavar=metavar, type=kind, default=default, help=f"{says}{told}")
+def _add(parser: Any, name: str, metavar: str, kind: Callable, text: str, default: Any = None) -> None:
+    default_text = "" if default is None else f" [{default}]"
+    parser.add_argument(name, metavar=metavar, type=kind, default=default, help=f"{text}{default_text}")
 
 
 def _add_settings(
@@ -175,35 +179,35 @@ def _add_settings(
     """Every setting of every method as a flag, by method, after those of the searches; a method takes those that its
     signature has. None where it is not given: the paper's setting for the backbone goes before the method's own."""
     _add(parser, "--plan-picture", "PNG", _path, "draw the plan as a strip of its steps")
-    theirs = {key for own in (searches or {}).values() for key in own}
-    for name, own in (searches or {}).items():
-        if own:
+    searched = {key for settings in (searches or {}).values() for key in settings}
+    for name, settings in (searches or {}).items():
+        if settings:
             group = parser.add_argument_group(f"{name}, the search")
-            for key, (says, value, _) in own.items():
+            for key, (meaning, value, _) in settings.items():
                 also = f"; of the method ca_tome: {SETTINGS[key]}" if key in SETTINGS else ""
-                _add(group, flag(key), "X", _number, f"{says} [{value}]{also}")
-    for of in GROUPS:
-        group = parser.add_argument_group(of.title, of.says)
-        for name, says in of.settings.items():
-            if name not in theirs:
-                told = f"{says} [{shown(default(of.method, name))}]"
-                _add_setting(group, name, kind(of.method, name), told)
+                _add(group, flag(key), "X", _number, f"{meaning} [{value}]{also}")
+    for listed in GROUPS:
+        group = parser.add_argument_group(listed.title, listed.note)
+        for name, meaning in listed.settings.items():
+            if name not in searched:
+                text = f"{meaning} [{shown(default(listed.method, name))}]"
+                _add_setting(group, name, kind(listed.method, name), text)
 
 
-def _add_setting(group: Any, name: str, kind: Any, says: str) -> None:
+def _add_setting(group: Any, name: str, kind: Any, text: str) -> None:
     if kind is bool:
-        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=says)
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
     elif get_origin(kind) is Literal:
         choices = get_args(kind)
-        _add(group, flag(name), "|".join(choices), _one_of(choices), says)
+        _add(group, flag(name), "|".join(choices), _one_of(choices), text)
     elif get_origin(kind) is tuple:
-        _add(group, flag(name), "N,N,...", _numbers, says)
+        _add(group, flag(name), "N,N,...", _numbers, text)
     elif kind is int:
-        _add(group, flag(name), "N", _whole(1, MOST_STEPS) if name == "steps" else _whole(), says)
+        _add(group, flag(name), "N", _whole(1, MOST_STEPS) if name == "steps" else _whole(), text)
     elif kind is float:
-        _add(group, flag(name), "X", _number, says)
+        _add(group, flag(name), "X", _number, text)
     else:
-        _add(group, flag(name), "N|X", _step_or_share, says)
+        _add(group, flag(name), "N|X", _step_or_share, text)
 
 
 def _short(text: str) -> str:
@@ -281,10 +285,10 @@ def _home(text: str) -> str:
     """A quoted ~ is what the shell would have made of it."""
     if not text:
         raise argparse.ArgumentTypeError("must be a name or a path, got ''")
-    found = os.path.expanduser(text)
-    if found.startswith("~"):
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"must be the home folder of a user, or begin with ./, got {_short(text)}")
-    return found
+    return expanded
 
 
 def _path(text: str) -> Path:

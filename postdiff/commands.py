@@ -34,7 +34,7 @@ SLOW = 3  # seconds after which loading says that it is going on
 
 
 def generate(args: argparse.Namespace) -> None:
-    plan = _plan(args.plan, args.method or "postdiff", args.backbone, _given(args))
+    plan = _plan(args.plan, args.method or "postdiff", args.backbone, _settings_given(args))
     from PIL import Image
     from tqdm import tqdm
 
@@ -56,17 +56,17 @@ def generate(args: argparse.Namespace) -> None:
     backbone = _load(args.backbone)
     _warn_of_cut(args.prompt, backbone)
     with doing("generating"), tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
-        made = postdiff.sample(
+        arrays = postdiff.sample(
             backbone, prompts, seeds, plan,
             guidance=args.guidance, solver=args.solver, size=args.size,
             batch_size=batch_size, on_step=lambda i: bar.update(),
         )  # fmt: skip
     # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
-    others = [checkpoints.fingerprint(spec), plan.id, *settled.settings.values()]
+    identity = [checkpoints.fingerprint(spec), plan.id, *settled.settings.values()]
     args.out.mkdir(parents=True, exist_ok=True)
     files = []
-    for prompt, seed, image in zip(prompts, seeds, made, strict=True):
-        files.append(args.out / _image_name(plan, json.dumps([*others, prompt]), seed))
+    for prompt, seed, image in zip(prompts, seeds, arrays, strict=True):
+        files.append(args.out / _image_name(plan, json.dumps([*identity, prompt]), seed))
         with outputs.whole(files[-1]) as part:
             Image.fromarray(image).save(part, "PNG")
     print(*files, sep="\n")  # when all are there: whoever reads may stop
@@ -74,16 +74,16 @@ def generate(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Search a schedule, and write the plan that has it."""
-    own = SEARCHES[args.search]
+    accepted = SEARCHES[args.search]
     settings = {
         name: arguments.number(name, getattr(args, name), interval)
-        for name, (_, _, interval) in own.items()
+        for name, (_, _, interval) in accepted.items()
         if getattr(args, name) is not None
     }
-    others = {name for takes in SEARCHES.values() for name in takes} - {*own, *SETTINGS}
-    check_taken(args.search, [name for name in sorted(others) if getattr(args, name) is not None], own)
+    foreign = {name for takes in SEARCHES.values() for name in takes} - {*accepted, *SETTINGS}
+    check_taken(args.search, [name for name in sorted(foreign) if getattr(args, name) is not None], accepted)
     method = args.method or ("ca_tome" if args.search == "ca_tome" else "dense")
-    plan = _plan(None, method, args.backbone, {k: v for k, v in _given(args).items() if k not in own})
+    plan = _plan(None, method, args.backbone, {k: v for k, v in _settings_given(args).items() if k not in accepted})
     _check_searchable(args.search, plan)
     from tqdm import tqdm
 
@@ -99,17 +99,17 @@ def search(args: argparse.Namespace) -> None:
     seeds = [args.seed + i for i in range(len(args.prompt))]
     run = getattr(postdiff.search, args.search)
     with doing("searching"), tqdm(total=len(plan), desc=args.search, unit="step") as bar:
-        found = run(backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **settings)
+        searched = run(backbone, args.prompt, seeds, plan, on_step=lambda i: bar.update(), **settings)
     notes = {"backbone": args.backbone, "search": args.search, "prompts": len(args.prompt), **settings}
-    save_plan(found, args.out, **notes)
-    before, after = postdiff.costs([METHODS["dense"](len(plan)), found], spec)
-    print(strip(found))
+    save_plan(searched, args.out, **notes)
+    before, after = postdiff.costs([METHODS["dense"](len(plan)), searched], spec)
+    print(strip(searched))
     print(f"{args.out}: {after.flops / before.flops:.1%} of the FLOPs of {len(plan)} dense steps")
 
 
 def cost(args: argparse.Namespace) -> None:
     """What a plan costs, as text or JSON."""
-    plan = _plan(None, args.method, args.backbone, _given(args))
+    plan = _plan(None, args.method, args.backbone, _settings_given(args))
     from postdiff.models import checkpoints
 
     spec = checkpoints.resolve(args.backbone)
@@ -125,9 +125,9 @@ def cost(args: argparse.Namespace) -> None:
     print(strip(plan))
     if args.per_step:
         print(f"\n  {'step':>4}{'scale':>7}{'halves':>8}{'G MACs (paper)':>16}{'GFLOPs':>12}")
-        for i, (step, of) in enumerate(zip(price.steps, plan.steps, strict=True)):
-            halves = 2 if of.guided else 1
-            print(f"  {i:>4}{of.scale:>7.2f}{halves:>8}{step.macs_paper / 1e9:>16.3f}{step.flops / 1e9:>12.3f}")
+        for i, (step, planned) in enumerate(zip(price.steps, plan.steps, strict=True)):
+            halves = 2 if planned.guided else 1
+            print(f"  {i:>4}{planned.scale:>7.2f}{halves:>8}{step.macs_paper / 1e9:>16.3f}{step.flops / 1e9:>12.3f}")
     unit, letter = (1e12, "T") if price.macs_paper >= 1e11 else (1e9, "G")
     print(
         f"\n  macs_paper    {price.macs_paper / unit:10.4f} {letter}   linear, convolution, norm: the paper's 'FLOPs'"
@@ -140,29 +140,34 @@ def cost(args: argparse.Namespace) -> None:
 
 def methods(args: argparse.Namespace) -> None:
     """Every method in a sentence or two, with the defaults of its settings, and the searches."""
-    told = {}
+    entries = {}
     for name, method in METHODS.items():
-        says = (inspect.getdoc(method) or "").split("\n\n")[0]
-        told[name] = says, [written(key, default(name, key)) for key in settings_of(name)]
+        summary = (inspect.getdoc(method) or "").split("\n\n")[0]
+        entries[name] = summary, [written(key, default(name, key)) for key in settings_of(name)]
     print("METHODS  for generate, cost and search; their flags with defaults\n")
-    _print_told(told)
+    _print_settings(entries)
     print("\nSEARCHES  for `postdiff search`: what a method does at each step and block is found on a few prompts\n")
-    said = {
+    summaries = {
         "block_caching": "Cache Me if You Can (CVPR 2024): blocks whose contribution changes little are reused.",
         "ca_tome": "What ca_tome merges is measured, so that its plan has a cost.",
         "ditfastattn": "DiTFastAttn (NeurIPS 2024): each self-attention reused, in a window, or one half for both.",
     }
-    _print_told({name: (said[name], [written(key, own[key][1]) for key in own]) for name, own in SEARCHES.items()})
+    _print_settings(
+        {
+            name: (summaries[name], [written(key, settings[key][1]) for key in settings])
+            for name, settings in SEARCHES.items()
+        }
+    )
     print("\nWhat each flag means: postdiff generate --help, postdiff search --help")
 
 
-def _print_told(told: dict[str, tuple[str, list[str]]]) -> None:
+def _print_settings(entries: dict[str, tuple[str, list[str]]]) -> None:
     indent = max(map(len, METHODS)) + 2
-    for name, (says, flags) in told.items():
+    for name, (summary, flags) in entries.items():
         unbroken = "  ".join(flag.replace(" ", "\0") for flag in flags)  # a flag and its value stay together
         lines = [
             line.replace("\0", " ")
-            for text in (" ".join(says.split()), unbroken)
+            for text in (" ".join(summary.split()), unbroken)
             for line in textwrap.wrap(text, 119 - indent, break_on_hyphens=False)
         ]
         print(f"{name:<{indent}}{lines[0]}", *(" " * indent + line for line in lines[1:]), sep="\n")
@@ -175,31 +180,31 @@ def models(args: argparse.Namespace) -> None:
     rows = []
     for name in checkpoints.NAMES:
         spec = checkpoints.resolve(name)
-        where = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
+        location = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
         settings = [f"{key}={value:g}" for key, value in spec.settings.items()]
         size = f"{arguments.shown_size(spec.size)}px".rjust(6)
-        rows.append([name, size, f"w={spec.guidance:g}", spec.solver, *settings, where])
+        rows.append([name, size, f"w={spec.guidance:g}", spec.solver, *settings, location])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def _settings_given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
 
 
-def _plan(file: Path | None, method: str, backbone: str, given: dict[str, Any]) -> Plan:
+def _plan(file: Path | None, method: str, backbone: str, chosen: dict[str, Any]) -> Plan:
     """The plan of a file (`method` may name one too), or the method with what was given, else the paper's settings
     for this backbone, else its own."""
     if file is None and method not in METHODS and (method.endswith(".json") or Path(method).is_file()):
         file = Path(method)
     if file is None:
-        check_taken(method, given, settings_of(method))
+        check_taken(method, chosen, settings_of(method))
         from postdiff.models.checkpoints import resolve
 
         settings = settings_for(method, resolve(backbone).settings)
-        return METHODS[method](**{**settings, **given})
-    check_taken(str(file), given, ())
+        return METHODS[method](**{**settings, **chosen})
+    check_taken(str(file), chosen, ())
     if file.exists() and not file.is_file():  # a pipe or a device may never end
         raise ValueError(f"a plan must be a file, got {str(file)!r}, which is none")
     return load_plan(file)
@@ -232,19 +237,19 @@ def _check_memory(spec: "Spec", images: int, batch: int, size: tuple[int, int]) 
         # What a pass and its decoding hold at the least: mini-SD held 490 bytes where this counts 64.
         f"--batch-size: a batch of {batch} images": batch * h * w * channels * 64,
     }
-    for what, needed in parts.items():
+    for part, needed in parts.items():
         if needed > memory:
             need = f"{needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB"
-            raise ValueError(f"{what} of {arguments.shown_size(size)} px would need at least {need}")
+            raise ValueError(f"{part} of {arguments.shown_size(size)} px would need at least {need}")
 
 
 def _check_searchable(name: str, plan: Plan) -> None:
     """Raise ValueError if `plan` does not go with the schedules that a search adds: told now, not when it ends."""
     if name == "ca_tome":
         return
-    first, then = ("S", "w") if name == "ditfastattn" else ("#", ".")
+    first, later = ("S", "w") if name == "ditfastattn" else ("#", ".")
     kinds = [(step.scale, step.guided) for step in plan.steps]
-    marks = (then if i and kinds[i] == kinds[i - 1] else first for i in range(len(plan)))
+    marks = (later if i and kinds[i] == kinds[i - 1] else first for i in range(len(plan)))
     kind = "self-attention" if name == "ditfastattn" else "convolution"
     plan.plus(ScheduledModules(((word_of(kind), "".join(marks)),)))
 
@@ -265,15 +270,15 @@ def _image_name(plan: Plan, identity: str, seed: int) -> str:
     return f"{plan.name}-{sha256(identity.encode()).hexdigest()[:6]}-seed{seed}.png"
 
 
-def _load(where: str) -> "postdiff.Backbone":
+def _load(name: str) -> "postdiff.Backbone":
     """A backbone, without bars; where it takes long, a line says that it is going on."""
     quiet_libraries()
-    late = Timer(SLOW, lambda: print(f"loading {where} ...", file=sys.stderr))
+    late = Timer(SLOW, lambda: print(f"loading {name} ...", file=sys.stderr))
     late.daemon = True
     late.start()
     try:
-        with doing(f"loading {where}"):
-            return postdiff.load(where)
+        with doing(f"loading {name}"):
+            return postdiff.load(name)
     finally:
         late.cancel()
 

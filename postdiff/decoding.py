@@ -1,4 +1,4 @@
-"""Latents become pixels."""
+"""Decoding: from latents to pixels."""
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
-    """Latents [B, C, h, w] -> uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be
-    a black image like any other."""
+    """Decode clean latents [B, C, h, w] to images, uint8 [B, H, W, 3] RGB.
+
+    Raises: ArithmeticError if a pixel is not finite: as uint8 it would be a black image like any other.
+    """
     decoder, parts = FAMILIES[backbone.spec.family].decode, latents.split(_slice(backbone, latents))
     images = torch.cat([_pixels(decoder(backbone.decoder, part)) for part in parts])
     finite = images.isfinite().flatten(1).all(1)

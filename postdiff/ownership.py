@@ -32,15 +32,15 @@ def owned(model: torch.nn.Module) -> Iterator[None]:
         wait for itself.
     """
     with _guard:
-        held = _models.setdefault(model, _Owned())
-    if held.thread == get_ident():
+        owner = _models.setdefault(model, _Owned())
+    if owner.thread == get_ident():
         raise RuntimeError(
             f"this {type(model).__name__} is in the middle of a run of this thread: expected the next run to start "
             "after it, not in one of its callbacks"
         )
-    with held.lock:
-        held.thread = get_ident()
+    with owner.lock:
+        owner.thread = get_ident()
         try:
             yield
         finally:
-            held.thread = None
+            owner.thread = None

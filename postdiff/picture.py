@@ -16,8 +16,8 @@ MAX_PIXELS = 2**28  # 805 MB
 
 def _notes(plan: Plan) -> str:
     """What a strip of steps does not show."""
-    one = ["without guidance: the unconditional half"] if plan.half == "uncond" else []
-    return ";  ".join([*one, *notes(plan)])
+    half = ["without guidance: the unconditional half"] if plan.half == "uncond" else []
+    return ";  ".join([*half, *notes(plan)])
 
 
 def draw_plan(plan: Plan) -> Image.Image:
@@ -34,8 +34,8 @@ def draw_plan(plan: Plan) -> Image.Image:
     height = top + band + 10 + len(rows) * (CELL + GAP) + thin + 48
     legend = [(FULL, "computed"), (STORE, "computed and stored"), (REUSE, "reused or skipped")]
     if extra := extra_marks(plan):
-        legend.append((PART, "; ".join(says for _, says in extra)))
-    title, told = f"{plan.name}, {len(plan)} steps", _notes(plan)
+        legend.append((PART, "; ".join(meaning for _, meaning in extra)))
+    title, subtitle = f"{plan.name}, {len(plan)} steps", _notes(plan)
     font, small = ImageFont.load_default(12 * SCALE), ImageFont.load_default(10 * SCALE)
 
     def length(words: str, font=small) -> int:
@@ -43,7 +43,7 @@ def draw_plan(plan: Plan) -> Image.Image:
 
     ends = (
         LEFT + len(plan) * (CELL + GAP),
-        24 + length(title, font) + length(told),
+        24 + length(title, font) + length(subtitle),
         sum(32 + length(w) for _, w in legend),
     )
     width = 16 + max(ends)
@@ -62,7 +62,7 @@ def draw_plan(plan: Plan) -> Image.Image:
         draw.rectangle([x * SCALE, y * SCALE, (x + w) * SCALE - 1, (y + h) * SCALE - 1], colour)
 
     text(12, 16, title)
-    text(24 + length(title, font), 17, told, small)
+    text(24 + length(title, font), 17, subtitle, small)
     text(12, top + band - CELL / 2, "resolution")
     for r, name in enumerate(rows):
         text(12, top + band + 10 + r * (CELL + GAP) + CELL / 2, name)

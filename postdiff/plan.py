@@ -37,10 +37,10 @@ Some = TypeVar("Some", bound="Mechanism")
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of the denoiser.
+    """One denoising step: one evaluation of the denoiser.
 
     scale: side of the latents over their full side, in (0, 1].
-    guided: classifier-free guidance, both halves; otherwise the plan's `half` only.
+    guided: with classifier-free guidance, which evaluates both halves; otherwise the plan's `half` alone.
     """
 
     scale: float = 1.0
@@ -70,52 +70,55 @@ class Mechanism:
 
     @property
     def thin(self) -> str:
-        """Where its rows are many, what they are of: a picture draws them thin. "" where they are few."""
+        """What its rows are of, if they are so many that a picture draws them thin; else ""."""
         return ""
 
     @property
     def active(self) -> bool:
-        """Does it change anything? What does not is left out of a plan."""
+        """Does it change anything? A mechanism that does not is left out of a plan."""
         return True
 
     def check(self, plan: Plan) -> None:
-        """Raise ValueError if it cannot do what it says in this plan."""
+        """Raise ValueError if it cannot be carried out in this plan."""
 
     def reuses(self, i: int) -> frozenset[str]:
         """Parts of the denoiser that step i does not run: of deep, encoder, blocks, self-attention, cross-attention."""
         return frozenset()
 
     def ahead(self, i: int) -> bool:
-        """Does nothing that step i runs depend on the latents, so that it can be one pass with the steps before?"""
+        """Can step i be computed in one pass with the step before it, since nothing it runs depends on the latents?"""
         return False
 
     def restarted(self: Some, at: int) -> Some:
-        """The same where nothing that was stored before step `at` can be reused from it on: the resolution changes."""
+        """The same for a plan whose resolution changes at step `at`: from it on, nothing stored before is reused."""
         return self
 
     def rows(self) -> dict[str, str]:
-        """{title: marks} for texts and pictures."""
+        """{title: its marks, one a step} for texts and pictures."""
         return {}
 
     def note(self) -> str:
-        """What rows do not tell, in a few words."""
+        """What the rows do not show, in a few words; "" for nothing."""
         return ""
 
     def runner(self, denoiser: torch.nn.Module, plan: Plan) -> Runner:
-        """What carries it out. Raises ValueError if this denoiser lacks what it needs. Torch begins here."""
+        """What carries it out on `denoiser`. Raises ValueError if that lacks what it needs. May import torch."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A tuple of steps, and the mechanisms that save work in them.
+    """What each denoising step computes: a tuple of steps, and the mechanisms that save work in them. Immutable.
 
     name: letters, digits, spaces and _ . , + -, 100 at most: it becomes part of file names.
     steps: 10,000 at most; a model takes no more than its training schedule has (1000).
     mechanisms: in any order, each kind once.
     half: which half a step without guidance evaluates: the conditional (the paper), or the unconditional (T-GATE).
-    size_condition: the size that a low-resolution step tells a model which is conditioned on size (SDXL, PixArt):
-        that of the finished image, or that of its own latents.
+    size_condition: the size that a low-resolution step gives to a model which is conditioned on size (SDXL, PixArt):
+        that of the finished image ("target"), or that of its own latents ("current").
+
+    Raises: ValueError, with what was expected and what was given, if the plan cannot be carried out: the scale falls or
+        does not end at 1, a step reuses what no step stored, or two mechanisms exclude each other.
     """
 
     name: str
@@ -170,7 +173,7 @@ class Plan:
 
     @property
     def switches(self) -> tuple[int, ...]:
-        """Steps that begin at another scale than the step before them ended."""
+        """Indices of the steps that run at another scale than the step before them."""
         return tuple(i for i in range(1, len(self)) if self.steps[i].scale != self.steps[i - 1].scale)
 
     @property
@@ -183,14 +186,14 @@ class Plan:
         """Share of the initial noise that is added before each step of the second half of the schedule."""
         return sum(mechanism.prior_noise for mechanism in self.mechanisms)
 
-    def get(self, of: type[Some]) -> Some | None:
+    def get(self, mechanism_class: type[Some]) -> Some | None:
         """The plan's mechanism of that class, or None."""
-        return next((mechanism for mechanism in self.mechanisms if type(mechanism) is of), None)
+        return next((mechanism for mechanism in self.mechanisms if type(mechanism) is mechanism_class), None)
 
     def plus(self, *mechanisms: Mechanism, **changes: Any) -> Plan:
         """The plan with `mechanisms`, each in place of one of its own kind, and other `changes` of its fields."""
-        kept = tuple(m for m in self.mechanisms if type(m) not in map(type, mechanisms))
-        return replace(self, mechanisms=kept + mechanisms, **changes)
+        others = tuple(m for m in self.mechanisms if type(m) not in map(type, mechanisms))
+        return replace(self, mechanisms=others + mechanisms, **changes)
 
     def reuses(self, i: int) -> frozenset[str]:
         """Parts of the denoiser that step i does not run (`Mechanism.reuses`)."""
@@ -261,40 +264,40 @@ def restarted(marks: str, at: int, partly: str = "") -> str:
     if first is not None and marks[first] in uses:
         marks = f"{marks[:first]}S{marks[first + 1 :]}"
 
-    def used(i: int) -> bool:
-        rest = marks[i + 1 : at if i < at else None].lstrip("#")
-        return rest[:1] in tuple(uses)
+    def reused_later(i: int) -> bool:
+        later = marks[i + 1 : at if i < at else None].lstrip("#")
+        return later[:1] in tuple(uses)
 
-    return "".join("#" if mark == "S" and not used(i) else mark for i, mark in enumerate(marks))
+    return "".join("#" if mark == "S" and not reused_later(i) else mark for i, mark in enumerate(marks))
 
 
 def strip(plan: Plan) -> str:
     """The plan as a few lines of text, one column a step."""
-    one = "1" if plan.half == "cond" else "u"
+    half = "1" if plan.half == "cond" else "u"
     rows = {
         "resolution": "".join("#" if step.scale == 1 else "-" for step in plan.steps),
-        "guidance": "".join("2" if step.guided else one for step in plan.steps),
+        "guidance": "".join("2" if step.guided else half for step in plan.steps),
     }
     for mechanism in plan.mechanisms:
         rows |= mechanism.rows()
     width = max(map(len, rows)) + 2
     lines = [f"  {name:<{width}}{row}" for name, row in rows.items()]
     lines += [f"  {note}" for note in notes(plan)]
-    legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{one} halves of guidance"
+    legend = f"# full/computed   S computed and stored   . reused   - low resolution   2/{half} halves of guidance"
     if extra := extra_marks(plan):
-        legend += "\n   " + "   ".join(f"{mark} {says}" for mark, says in extra)
+        legend += "\n   " + "   ".join(f"{mark} {meaning}" for mark, meaning in extra)
     return "\n".join([*lines, f"  ({legend})"])
 
 
 def notes(plan: Plan) -> Iterator[str]:
-    """What no row of marks tells, a few words a mechanism."""
+    """What the rows of marks do not show, a few words a mechanism."""
     return (note for mechanism in plan.mechanisms if (note := mechanism.note()))
 
 
 def extra_marks(plan: Plan) -> list[tuple[str, str]]:
-    """(mark, what it says) of those that stand in the plan's rows, other than # S ."""
-    found = []
+    """(mark, its meaning) of the marks other than # S . in the plan's rows."""
+    extra = []
     for mechanism in plan.mechanisms:
-        there = set().union(*mechanism.rows().values())
-        found += [(mark, says) for mark, says in mechanism.legend.items() if mark in there]
-    return found
+        used = set().union(*mechanism.rows().values())
+        extra += [(mark, meaning) for mark, meaning in mechanism.legend.items() if mark in used]
+    return extra

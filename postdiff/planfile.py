@@ -1,4 +1,4 @@
-"""A plan as JSON: what a search found is kept, sent and replayed."""
+"""Plans as JSON files: what a search found can be saved, sent and replayed."""
 
 import json
 import stat
@@ -48,7 +48,7 @@ def from_json(text: str | bytes, where: str = "the text") -> Plan:
 def _plan(value: Any) -> Plan:
     _expect_fields("the plan", value, Plan)
     lists = {name: listed(name, value.get(name, []), "objects") for name in ("steps", "mechanisms")}
-    steps = tuple(_made(f"step {i}", step, Step) for i, step in enumerate(lists["steps"]))
+    steps = tuple(_build(f"step {i}", step, Step) for i, step in enumerate(lists["steps"]))
     return Plan(**{**value, "steps": steps, "mechanisms": tuple(map(_mechanism, lists["mechanisms"]))})
 
 
@@ -56,10 +56,10 @@ def _mechanism(value: Any) -> Mechanism:
     _expect_keys("a mechanism", value, {"kind"}, value)
     settings = dict(value)
     kind = one_of("a mechanism's kind", settings.pop("kind"), MECHANISMS)
-    return _made(kind, settings, MECHANISMS[kind])
+    return _build(kind, settings, MECHANISMS[kind])
 
 
-def _made(name: str, value: Any, kind: type[Kind]) -> Kind:
+def _build(name: str, value: Any, kind: type[Kind]) -> Kind:
     _expect_fields(name, value, kind)
     try:
         return kind(**value)
@@ -73,23 +73,23 @@ def _expect_fields(name: str, value: Any, kind: Any) -> None:
     _expect_keys(name, value, needed, {field.name for field in fields(kind)} - needed)
 
 
-def _expect_keys(name: str, value: Any, needed: set[str], others: Iterable[str]) -> None:
+def _expect_keys(name: str, value: Any, needed: set[str], optional: Iterable[str]) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {shown(value)}")
     if missing := sorted(needed - value.keys()):
         raise ValueError(f"{name} lacks {', '.join(missing)}")
-    if extra := sorted(value.keys() - needed - set(others)):
+    if extra := sorted(value.keys() - needed - set(optional)):
         raise ValueError(f"{name} has no such thing as {shown(extra[0])}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which each key is there once: else one of two values would be taken without a word."""
-    found: dict[str, Any] = {}
+    """A JSON object whose keys are all different. Raises ValueError if one is repeated: JSON readers keep the last."""
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise ValueError(f"it says {shown(key)} twice")
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def _no_number(name: str) -> None:
@@ -97,7 +97,12 @@ def _no_number(name: str) -> None:
 
 
 def save_plan(plan: Plan, file: str | Path, **notes) -> None:
-    """Write `plan` to `file`, with `notes` beside it: all of it, or, after an error, nothing.
+    """Write `plan` to a JSON file: all of it, or nothing if an error occurs.
+
+    Args:
+        plan: any plan.
+        file: an existing one is replaced.
+        notes: JSON values for whoever reads the file, such as backbone="sdxl"; `load_plan` ignores them.
 
     Raises: ValueError if `load_plan` would not read it; OSError if it cannot be written.
     """
@@ -110,7 +115,7 @@ def save_plan(plan: Plan, file: str | Path, **notes) -> None:
 
 
 def load_plan(file: str | Path) -> Plan:
-    """Read what `save_plan` wrote. Raises ValueError if it is no legal plan; OSError if it is not there."""
+    """The plan that `save_plan` wrote. Raises ValueError if it is not a legal plan; OSError if the file is missing."""
     name = printable(str(file))
     if not stat.S_ISREG(Path(file).stat().st_mode):  # a pipe would never end
         raise ValueError(f"expected the file of a plan, got {name}, which is none")

@@ -29,8 +29,9 @@ from postdiff.resolution import latent_size
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step, both halves of guidance where it has them.
+    """What one step costs for one image, both halves of guidance where it has them.
 
+    macs_paper, flops: in the two units at the top of this file.
     macs_printed: macs_paper as the paper's Table 1 (SD1.5) was printed: on a step that reuses both the deep part and
         the cross-attention, it subtracts the cross-attention of the whole net, though only a part of it would run.
         (SDXL's row of Table 2 is `macs_paper`: its shallow pass has no cross-attention.)
@@ -45,6 +46,8 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Cost:
+    """What a plan costs for one image: each step, and the sums over all steps in MACs or FLOPs (`StepCost`)."""
+
     steps: tuple[StepCost, ...]
 
     @property
@@ -69,16 +72,25 @@ class _Traced:
 
 
 def cost(plan: Plan, spec: Spec, size: int | Size | None = None) -> Cost:
-    """Price `plan` on the denoiser of `spec` for one image of `size` pixels, (height, width) or one number for a square
-    (the backbone's own by default).
+    """Count what `plan` costs on a denoiser, for one image, without weights and without running it.
 
-    Raises: ValueError if the family cannot run the plan, or `size` is no size of its images.
+    Args:
+        plan: of at most as many steps as the model was trained with.
+        spec: of the backbone: `backbone.spec`, or `postdiff.models.checkpoints.resolve(name)`.
+        size: of the image in pixels, (height, width) or one number for a square; the backbone's own by default.
+
+    Returns: the MACs and FLOPs of each step and of all (`Cost`).
+    Raises: ValueError if the family cannot run the plan, a mechanism's cost is not known, or `size` is no size of its
+        images.
     """
     return costs([plan], spec, size)[0]
 
 
 def costs(plans: Sequence[Plan], spec: Spec, size: int | Size | None = None) -> list[Cost]:
-    """Price many plans: the denoiser is traced once a resolution and kind of attention; what a step skips is off."""
+    """The cost of each of `plans`, as `cost` counts it; faster, since they share the traces of the denoiser.
+
+    It is traced once a resolution and kind of attention, and what a step skips is subtracted.
+    """
     spec = instance("spec", spec, Spec)
     plans = [adapt(instance("plan", plan, Plan), spec.family) for plan in plans]
     longest = max(map(len, plans), default=0)
@@ -88,49 +100,49 @@ def costs(plans: Sequence[Plan], spec: Spec, size: int | Size | None = None) -> 
         )
     full = spec.latents(arguments.size(spec.size if size is None else size))
     denoiser = outline(spec)
-    known: dict[tuple[float, Retrace], _Traced] = {}
+    traces: dict[tuple[float, Retrace], _Traced] = {}
 
     def traced(scale: float, how: Retrace) -> _Traced:
         key = scale, replace(how, halves=None)
-        if key not in known:
-            known[key] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, how)
-        return known[key]
+        if key not in traces:
+            traces[key] = _trace(denoiser, latent_size(full, scale, spec.patch), spec, how)
+        return traces[key]
 
     return [Cost(tuple(_steps(plan, runners(denoiser, plan).values(), traced))) for plan in plans]
 
 
 def _steps(plan: Plan, parts: Iterable[Runner], traced: Callable[[float, Retrace], _Traced]) -> Iterator[StepCost]:
     """The cost of each step; those of steps that are alike are computed once."""
-    known: dict[tuple, StepCost] = {}
+    prices: dict[tuple, StepCost] = {}
     for i, step in enumerate(plan.steps):
         skipped = [tuple(part.skipped(i)) for part in parts]
         retraced = _retraced(plan, parts, i)
         key = step, *skipped, *retraced.items()
-        if key not in known:
+        if key not in prices:
             whole = traced(step.scale, retraced.pop("", Retrace()))
-            others = {
+            changed = {
                 name: (traced(step.scale, how) if how.mechanism else whole, how.halves)
                 for name, how in retraced.items()
             }
-            known[key] = _step_cost(whole, 2 if step.guided else 1, skipped, others)
-        yield known[key]
+            prices[key] = _step_cost(whole, 2 if step.guided else 1, skipped, changed)
+        yield prices[key]
 
 
 def _retraced(plan: Plan, parts: Iterable[Runner], i: int) -> dict[str, Retrace]:
     """How each module runs that runs otherwise at step i. Raises ValueError if two mechanisms change the same one."""
-    found: dict[str, Retrace] = {}
+    by_module: dict[str, Retrace] = {}
     for part in parts:
         for name, how in part.retraced(i).items():
-            if name in found:
+            if name in by_module:
                 raise ValueError(
                     f"{plan.name}: two mechanisms change how {name or 'the denoiser'} runs: its cost is unknown"
                 )
-            found[name] = how
-    return found
+            by_module[name] = how
+    return by_module
 
 
 def _step_cost(
-    whole: _Traced, halves: int, skipped: Sequence[Sequence[str]], others: dict[str, tuple[_Traced, int | None]]
+    whole: _Traced, halves: int, skipped: Sequence[Sequence[str]], changed: dict[str, tuple[_Traced, int | None]]
 ) -> StepCost:
     """skipped: by mechanism, the modules that are not run. others: {module: (a pass in which it runs as at this step,
     the halves that it runs, None for those of the step)}."""
@@ -139,9 +151,9 @@ def _step_cost(
     gone = _outermost([name for names in skipped for name in names])
     run = {name: n for name, n in macs.items() if not _inside(gone)(name)}
     flops = halves * (whole.flops[""] - sum(whole.flops.get(name, 0) for name in gone))
-    for name, (other, own) in others.items():
-        rows = halves if own is None else own
-        flops += rows * other.flops.get(name, 0) - halves * whole.flops.get(name, 0)
+    for name, (changed_pass, halves_run) in changed.items():
+        rows = halves if halves_run is None else halves_run
+        flops += rows * changed_pass.flops.get(name, 0) - halves * whole.flops.get(name, 0)
         run |= {inner: rows * n for inner, n in whole.macs.items() if rows < halves and _inside([name])(inner)}
     layers: Counter[str] = Counter()
     for name, n in run.items():
@@ -168,7 +180,7 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, how:
     x = torch.empty(1, rules.latent_channels(config), *latents, device="meta")
     shapes = rules.text_shapes(config, spec.text_tokens)
     text = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
-    told = rules.tell(text, spec.size, spec.guidance, config)
+    conditions = rules.conditions(text, spec.size, spec.guidance, config)
     t = torch.empty(1, device="meta")
     cache: Cache = {}
     with torch.no_grad(), attach(denoiser, plan) as running:
@@ -176,15 +188,15 @@ def _trace(denoiser: torch.nn.Module, latents: tuple[int, int], spec: Spec, how:
             counter = FlopCounterMode(display=False)
             running.begin(Pass(i, False, latents, spec.guidance, _drawn_on_meta), cache)
             with count_macs(denoiser) as macs, counter:
-                rules.predict(denoiser, x, t, text, told)
+                rules.predict(denoiser, x, t, text, conditions)
     root = type(denoiser).__name__
     flops = {name.removeprefix(root).lstrip("."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _Traced(dict(macs), {**flops, "": counter.get_total_flops()})
 
 
-def _drawn_on_meta(index: int, name: str, one: Draw) -> torch.Tensor:
+def _drawn_on_meta(index: int, name: str, draw: Draw) -> torch.Tensor:
     """What one image draws, without its values: chance changes which tokens are chosen, not how many."""
-    return one(torch.Generator())[None].to("meta")
+    return draw(torch.Generator())[None].to("meta")
 
 
 @contextmanager

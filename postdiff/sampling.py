@@ -19,7 +19,7 @@ from postdiff.mechanisms.attach import Cache, Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.models.family import Size, Text, Told
+from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
@@ -31,7 +31,7 @@ AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which hol
 
 @dataclass
 class State:
-    """All that a run holds between two steps: copy it, and both copies go on independently."""
+    """All that a batch of images holds between two steps. A `copy` of it can be sampled on independently."""
 
     plan: Plan
     sampling: Sampling
@@ -57,11 +57,11 @@ class State:
             self.sent[key] = draw(self.seeds, stream, self.latents.shape[1], grid).to(self.latents.device)
         return self.sent[key]
 
-    def drawn(self, i: int, name: str, one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
-        """What `one` draws for every image at step `i` from its own stream `name`: [B, ...], beside the latents."""
+    def drawn(self, i: int, name: str, sample_one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
+        """What `sample_one` draws for each image at step `i` from its own stream `name`: [B, ...], on the device."""
         key = "drawn", i, name
         if key not in self.sent:
-            rows = [one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
+            rows = [sample_one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
             self.sent[key] = torch.stack(rows).to(self.latents.device)
         return self.sent[key]
 
@@ -151,7 +151,7 @@ def begin_batch(
     plan: Plan,
     **settings: Unpack[SamplingSettings],
 ) -> State:
-    """All prompts as one batch, for those who take the steps themselves. Arguments and errors are those of `sample`."""
+    """Start all prompts as one batch, for callers that take the steps themselves. Arguments, errors: as `sample`."""
     prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     return begin(backbone, text, seeds, plan, sampling)
@@ -205,9 +205,14 @@ def denoise(
     on_step: Callable[[int], None] | None = None,
     on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Take the steps that are left. Returns clean latents [B, C, h, w]; `state` is spent.
+    """Take all steps that `state` has left: the denoising loop.
 
-    on_x0: called with the clean latents that each step predicts.
+    Args:
+        state: as `begin` made it; afterwards it is used up.
+        on_step: called after each step with the number of steps that are done.
+        on_x0: called with the clean latents [B, C, h, w] that each step predicts.
+
+    Returns: clean latents [B, C, h, w].
     """
     with attach(backbone.denoiser, state.plan) as running:
         prepare(backbone, state, running)
@@ -228,16 +233,16 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     x = state.solver.scale(x, i)
     copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
-    text, told = _conditions(backbone, state, i, state.grid)
+    text, conditions = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
-    x, text, told = (repeat(rows, copies) for rows in (x, text, told))
-    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, told).chunk(copies)
+    x, text, conditions = (repeat(rows, copies) for rows in (x, text, conditions))
+    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions).chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
 
 
-def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int]) -> tuple[Text, Told]:
-    """The text of step `i`, and what the denoiser is told beside it at latents of `grid`: made once a batch."""
+def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int]) -> tuple[Text, Conditions]:
+    """The text and the conditions of step `i` at latents of `grid` (h, w): made once a batch."""
     spec, plan, guided = backbone.spec, state.plan, state.plan.steps[i].guided
     current = grid[0] * spec.vae_factor, grid[1] * spec.vae_factor
     size = state.sampling.size if plan.size_condition == "target" else current
@@ -245,10 +250,10 @@ def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int])
     if key not in state.sent:
         batch = len(state.seeds)
         # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
-        one = slice(-batch, None) if plan.half == "cond" else slice(batch)
-        text = state.text if guided else {name: rows[one] for name, rows in state.text.items()}
+        half = slice(-batch, None) if plan.half == "cond" else slice(batch)
+        text = state.text if guided else {name: rows[half] for name, rows in state.text.items()}
         config = backbone.denoiser.config
-        state.sent[key] = text, FAMILIES[spec.family].tell(text, size, state.sampling.guidance, config)
+        state.sent[key] = text, FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
     return state.sent[key]
 
 
@@ -258,7 +263,7 @@ def _ahead(plan: Plan, i: int, cells: int) -> int:
 
 
 def guide(state: State, output: torch.Tensor) -> torch.Tensor:
-    """What `evaluate` gave, combined by guidance w: [B, C, h, w]."""
+    """The denoiser's `output` as `evaluate` returns it, its halves combined by guidance w: [B, C, h, w]."""
     if not state.plan.steps[state.index].guided:
         return output
     uncond, cond = output.chunk(2)
@@ -268,7 +273,10 @@ def guide(state: State, output: torch.Tensor) -> torch.Tensor:
 def advance(
     backbone: Backbone, state: State, output: torch.Tensor, on_x0: Callable[[torch.Tensor], None] | None = None
 ) -> None:
-    """One step of the solver, or the switch to the next step's resolution."""
+    """Take one step of the solver, and where the next step has another resolution, switch to it (Eq. 2, 4, 5).
+
+    output: the prediction, guided, [B, C, h, w]. on_x0: as in `denoise`. Changes `state`.
+    """
     i, solver, plan, before = state.index, state.solver, state.plan, state.latents
     if _adds_prior_noise(plan, solver, i):
         alpha, sigma = solver.level(i)

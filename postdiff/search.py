@@ -1,8 +1,8 @@
-"""Schedules that are found by running a model on a few calibration prompts: block caching, and DiTFastAttn.
+"""Searches: schedules that are found by running a model on a few calibration prompts (block caching, DiTFastAttn).
 
-Both take any plan and return it with a schedule for each module (`ScheduledModules`). It belongs to that model, number
-of steps, resolution and guidance; `save_plan` keeps it, and it is replayed without its prompts. settings: guidance,
-solver and size, as `sample` takes them.
+Each takes any plan and returns it with a schedule for each module (`ScheduledModules`). The schedule is for that model,
+number of steps, resolution and guidance; it can be saved (`save_plan`), and runs without the prompts. Every function
+takes `settings`, that is guidance, solver and size, as `sample` does; `seeds` is one a prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,15 +48,15 @@ def block_caching(
 
 
 def marks(changes: Sequence[float] | np.ndarray, delta: float) -> str:
-    """The schedule of a block: `changes` [T-1] between steps t-1 and t, not a number where it must run."""
-    found, sum_since = "#", 0.0
+    """The schedule of a block, a mark a step, from its `changes` [T-1] between steps; it runs where one is NaN."""
+    row, sum_since = "#", 0.0
     for change in changes:
         sum_since += change
         if sum_since <= delta:  # False for what is not a number
-            found += "."
+            row += "."
         else:
-            found, sum_since = found + "#", 0.0
-    return found
+            row, sum_since = row + "#", 0.0
+    return row
 
 
 def contribution_changes(
@@ -146,12 +146,12 @@ def ditfastattn(
     names = anatomy(backbone.denoiser).layers("self-attention")
     alike = [(step.scale, step.guided) for step in plan.steps]
     afresh = [i == 0 or alike[i] != alike[i - 1] for i in range(len(plan))]
-    taken = dict.fromkeys(names, "")
+    chosen = dict.fromkeys(names, "")
 
     def with_marks(now: dict[str, str]) -> Plan:
         """The plan with what was taken, this step's marks, and after it reuse: so that every output is stored."""
         to_come = "".join("#" if fresh else "." for fresh in afresh[state.index + 1 :])
-        schedules = tuple((name, taken[name] + now[name] + to_come) for name in names)
+        schedules = tuple((name, chosen[name] + now[name] + to_come) for name in names)
         return plan.plus(ScheduledModules(schedules, window), name="ditfastattn")
 
     def run(now: dict[str, str], cache: Cache) -> torch.Tensor:
@@ -171,10 +171,10 @@ def ditfastattn(
                         break
         output = run(now, state.cache)
         sampling.advance(backbone, state, sampling.guide(state, output))
-        taken = {name: taken[name] + now[name] for name in names}
+        chosen = {name: chosen[name] + now[name] for name in names}
         if on_step:
             on_step(state.index)
-    schedules = tuple((name, _without_waste(row, afresh)) for name, row in taken.items())
+    schedules = tuple((name, _without_waste(row, afresh)) for name, row in chosen.items())
     return plan.plus(ScheduledModules(schedules, window), name="ditfastattn")
 
 
@@ -218,8 +218,8 @@ def _output_change(full: torch.Tensor, output: torch.Tensor) -> float:
 
 def _without_waste(row: str, afresh: list[bool]) -> str:
     """The marks, storing what a window leaves out only where a window follows."""
-    found, needed = "", False
+    marks, needed = "", False
     for mark, fresh in zip(reversed(row), reversed(afresh), strict=True):
-        found = ("#" if mark == "S" and not needed else mark) + found
+        marks = ("#" if mark == "S" and not needed else mark) + marks
         needed = mark in "wx" or (needed and mark != "S" and not fresh)
-    return found
+    return marks

@@ -56,8 +56,8 @@ class HostUniPC(UniPCMultistepScheduler):
             return (first - scale * (0.5 * change)).to(last_sample.dtype)
         r, slope = self._slope(self.step_index - 2, hh, start)
         phi = torch.expm1(hh) / hh - 1
-        one = torch.ones_like(r)
-        rows = torch.stack([torch.stack([one, one]), torch.stack([r, one])])
+        ones = torch.ones_like(r)
+        rows = torch.stack([torch.stack([ones, ones]), torch.stack([r, ones])])
         sides = torch.stack([phi / torch.expm1(hh), (phi / hh - 0.5) * 2 / torch.expm1(hh)])
         rho = torch.linalg.solve(rows, sides).to(last_sample.dtype)
         return (first - scale * (rho[0] * slope + rho[1] * change)).to(last_sample.dtype)

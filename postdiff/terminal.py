@@ -22,13 +22,13 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What an error says to a user: what was being done (`doing`), and what was wrong."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("while ")]
-    return one_line(": ".join([*reversed(notes), _said(error)]))
+    return one_line(": ".join([*reversed(notes), _cause(error)]))
 
 
-def _said(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     # torch.OutOfMemoryError is of a GPU; a CPU's is a RuntimeError.
     if (
         isinstance(error, MemoryError)
@@ -44,12 +44,12 @@ def _said(error: BaseException) -> str:
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def doing(activity: str) -> Iterator[None]:
     """An error inside says what was being done: a library's own words seldom do."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"while {what}")
+        error.add_note(f"while {activity}")
         raise
 
 
@@ -61,15 +61,15 @@ def warn(text: object) -> None:
 def warnings_as_lines() -> Iterator[None]:
     """What `warnings.warn` says inside is one line, without the file and line of code that Python adds, and is said
     once."""
-    said: set[str] = set()
+    printed: set[str] = set()
 
-    def say(message: Warning | str, *_: object, **__: object) -> None:
-        if str(message) not in said:
-            said.add(str(message))
+    def print_once(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in printed:
+            printed.add(str(message))
             warn(message)
 
     with warnings.catch_warnings():
-        warnings.showwarning = say
+        warnings.showwarning = print_once
         yield
 
 

@@ -16,7 +16,10 @@ from postdiff.ownership import owned
 
 @dataclass(frozen=True)
 class Embeddings:
-    """cond: one row a prompt. uncond: the empty prompt, one row an image of a batch; none where nothing is guided.
+    """Encoded prompts, as dicts of tensors (`postdiff.models.family` lists them) of one row a prompt or image.
+
+    cond: one row a prompt.
+    uncond: the empty prompt, one row an image of a batch; {} where nothing is guided.
 
     One row of `uncond` would do, but for the last bit: in fp32 a row's bits depend on the batch it was encoded in, and
     the diffusers pipelines encode the empty prompt once an image.
@@ -29,21 +32,24 @@ class Embeddings:
         return len(self.cond["text"])
 
     def check(self, backbone: Backbone, prompts: int) -> None:
-        """Raises ValueError if these are not of so many prompts, or not what this backbone takes."""
+        """Raise ValueError if these are not of that many prompts, or not of the shapes that `backbone` takes."""
         spec, expected = backbone.spec, FAMILIES[backbone.spec.family].text_shapes
         shapes = expected(backbone.denoiser.config, spec.text_tokens)
         for part in (self.cond, *([self.uncond] if self.uncond else [])):
-            found = {name: tuple(rows.shape[1:]) for name, rows in part.items()}
-            if found != shapes:
-                raise ValueError(f"embeddings for {spec.name} must have rows of {shapes}, got {found}")
+            given = {name: tuple(rows.shape[1:]) for name, rows in part.items()}
+            if given != shapes:
+                raise ValueError(f"embeddings for {spec.name} must have rows of {shapes}, got {given}")
         if len(self) != prompts:
             raise ValueError(f"expected one row of embeddings a prompt ({prompts}), got {len(self)}")
 
     def rows(self, which: slice) -> "Embeddings":
+        """Those of some of the prompts."""
         return Embeddings({name: rows[which] for name, rows in self.cond.items()}, self.uncond)
 
     def batch(self, start: int, size: int, guided: bool) -> Text:
-        """Rows for `size` images from `start` on, the last one repeated where there are fewer, uncond first.
+        """The text of one batch: rows of the `size` prompts from `start` on, where guided after as many of `uncond`.
+
+        Where fewer prompts are left, the last one is repeated.
 
         Raises: ValueError if they were encoded for another batch size.
         """
@@ -51,17 +57,23 @@ class Embeddings:
         cond = {name: rows[picked] for name, rows in self.cond.items()}
         if not guided:
             return cond
-        found = len(self.uncond.get("text", ()))
-        if found != size:
-            raise ValueError(f"embeddings must be made for batches of {size}, got ones for batches of {found}")
+        made_for = len(self.uncond.get("text", ()))
+        if made_for != size:
+            raise ValueError(f"embeddings must be made for batches of {size}, got ones for batches of {made_for}")
         return {name: torch.cat([self.uncond[name], rows]) for name, rows in cond.items()}
 
 
 @torch.no_grad()
 def encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
-    """Encode `prompts` in batches of `batch_size` (a short one is padded), as the pipelines do.
+    """Encode prompts once, for any number of plans: as the diffusers pipeline encodes them.
 
-    Raises: ValueError if there are none, or the backbone was loaded without its text encoder.
+    Args:
+        backbone: loaded with its text encoder.
+        prompts: at least one.
+        batch_size: prompts a forward pass; a short batch is padded to it. It must be the one that `sample` is given.
+
+    Returns: what `sample` takes as `embeddings`, on the backbone's device and in its dtype.
+    Raises: ValueError if there are no prompts, or the backbone was loaded without its text encoder.
     """
     if arguments.instance("backbone", backbone, Backbone).pipe.text_encoder is None:
         raise ValueError("the backbone was loaded without its text encoder: expected `embeddings` of the prompts")
@@ -81,6 +93,6 @@ def _encode(backbone: Backbone, prompts: list[str], batch_size: int) -> Embeddin
         guided = rules.guided and not start  # the empty prompts give the same rows in every batch
         rows = rules.encode(backbone.pipe, padded, guided, tokens)
         if guided:
-            uncond = {name: both[:batch_size] for name, both in rows.items()}
-        parts.append({name: both[-batch_size:][: len(batch)] for name, both in rows.items()})
+            uncond = {name: halves[:batch_size] for name, halves in rows.items()}
+        parts.append({name: halves[-batch_size:][: len(batch)] for name, halves in rows.items()})
     return Embeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, uncond)

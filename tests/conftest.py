@@ -10,9 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel, UniPCMultistepScheduler
+from diffusers import LCMScheduler, PixArtSigmaPipeline, UniPCMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,32 +90,40 @@ FAMILIES = {
     "sigma": "mini-pixart-sigma",  # is not trained
     "tiny": "mini-bk-sdm",
 }
+KINDS = ["sd", *FAMILIES]
 
 
 def random_pipeline(kind):
-    """The architecture of a mini model that is not trained yet: an equality of bits needs no training."""
+    """A mini model's architecture with fewer layers and random weights: an equality of bits needs no training."""
     words, pieces, vae = mini.tokenizer(), mini.t5_tokenizer(), mini.autoencoder()
     if kind == "sdxl":
-        texts = mini.text_encoder(words, layers=3), mini.second_text_encoder(words)
-        return mini.stable_diffusion_xl(vae, texts, mini.unet_xl(), words)
+        texts = mini.text_encoder(words, layers=1), mini.second_text_encoder(words)
+        return mini.stable_diffusion_xl(vae, texts, shallow(mini.unet_xl(), layers_per_block=1), words)
     if kind == "pixart":
-        return mini.pixart(vae, mini.t5_encoder(pieces), mini.transformer(), pieces)
+        return mini.pixart(vae, mini.t5_encoder(pieces), shallow(mini.transformer(), num_layers=2), pieces)
     if kind == "sigma":
-        told = PixArtTransformer2DModel.from_config(mini.transformer().config, use_additional_conditions=False)
-        alpha = mini.pixart(vae, mini.t5_encoder(pieces), told, pieces)
-        return PixArtSigmaPipeline(**alpha.components)
-    return mini.stable_diffusion(vae, mini.text_encoder(words), mini.unet_tiny(), words)
+        without_size = shallow(mini.transformer(), num_layers=2, use_additional_conditions=False)
+        return PixArtSigmaPipeline(**mini.pixart(vae, mini.t5_encoder(pieces), without_size, pieces).components)
+    make, unet = {
+        "sd": (mini.stable_diffusion, mini.unet),
+        "tiny": (mini.stable_diffusion, mini.unet_tiny),
+        "lcm": (mini.consistency_model, mini.unet_lcm),
+    }[kind]
+    return make(vae, mini.text_encoder(words), shallow(unet(), layers_per_block=1), words)
+
+
+def shallow(denoiser, **changes):
+    """A new denoiser of the same kind, with other settings."""
+    return type(denoiser).from_config(denoiser.config, **changes)
 
 
 @pytest.fixture(scope="session")
-def backbones(tmp_path_factory):
-    """A function: kind of FAMILIES -> its mini model."""
-    made = {}
+def random_backbones(tmp_path_factory):
+    """A function: a kind of KINDS -> a model of its architecture with random weights, through a folder as any other."""
+    loaded = {}
 
     def get(kind):
-        if kind not in made and (MINI / FAMILIES[kind]).is_dir():
-            made[kind] = postdiff.load(FAMILIES[kind], device="cpu")
-        elif kind not in made:
+        if kind not in loaded:
             torch.manual_seed(0)
             pipe = random_pipeline(kind)
             for module in (getattr(pipe, "unet", None) or pipe.transformer, pipe.vae):
@@ -123,9 +132,24 @@ def backbones(tmp_path_factory):
                         torch.nn.init.normal_(parameter, std=0.1)
             folder = tmp_path_factory.mktemp(kind)
             mini.save(pipe, folder)
-            loaded = postdiff.load(folder, device="cpu")
-            made[kind] = postdiff.Backbone(replace(loaded.spec, size=64), loaded.pipe)
-        return made[kind]
+            backbone = postdiff.load(folder, device="cpu")
+            loaded[kind] = postdiff.Backbone(replace(backbone.spec, size=64), backbone.pipe)
+        return loaded[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def backbones(random_backbones):
+    """A function: kind of FAMILIES -> its mini model."""
+    loaded = {}
+
+    def get(kind):
+        if not (MINI / FAMILIES[kind]).is_dir():
+            return random_backbones(kind)
+        if kind not in loaded:
+            loaded[kind] = postdiff.load(FAMILIES[kind], device="cpu")
+        return loaded[kind]
 
     return get
 
@@ -134,6 +158,32 @@ def diffusers_solver(name, config):
     """diffusers' own scheduler of that name, with the settings of ours."""
     ours = solvers.make_scheduler(name, config)
     return {"unipc": UniPCMultistepScheduler, "lcm": LCMScheduler}.get(name, type(ours)).from_config(ours.config)
+
+
+def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
+    """What the untouched diffusers pipeline makes of the same prompts and noise."""
+    pipe, before = backbone.pipe, backbone.pipe.scheduler
+    pipe.scheduler = diffusers_solver(solver, before.config)
+    noise = sampling.draw(SEEDS[:n], "initial", 8, (size[0] // 4, size[1] // 4))
+    options = {"height": size[0], "width": size[1]}
+    if backbone.spec.family.startswith("pixart"):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+        options["max_sequence_length"] = backbone.spec.text_tokens
+    if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
+        options["generator"] = generators = [sampling._generator(seed, "solver-0") for seed in SEEDS[:n]]
+
+        def next_streams(pipe, i, t, tensors):
+            for generator, seed in zip(generators, SEEDS, strict=False):
+                generator.set_state(sampling._generator(seed, f"solver-{i + 1}").get_state())
+            return tensors
+
+        options["callback_on_step_end"] = next_streams
+    guidance = backbone.spec.guidance if guidance is None else guidance
+    images = pipe(
+        PROMPTS[:n], num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np", **options
+    ).images
+    pipe.scheduler = before
+    return (images * 255).round().astype(np.uint8)
 
 
 def latents(backbone, prompts, seeds, plan):
@@ -153,7 +203,7 @@ def flops_of_run(backbone, plan):
     ]
     # The counter does not know the CPU's fused attention; spelled out, attention is two matrix products.
     with sdpa_kernel(SDPBackend.MATH), counter:
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan)
+        latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
     for handle in handles:
         handle.remove()
     return sum(inside)

@@ -65,18 +65,18 @@ def images(path: Path, folder: Path, prompts: Sequence[Prompt]) -> list[Path]:
     """
     value = rows.json_value(path)
     files = {image["id"]: image["file_name"] for image in _list(path, value, "images")}
-    of = {str(row["id"]): row["image_id"] for row in _list(path, value, "annotations")}
-    images = [of[prompt.id] for prompt in prompts]
+    image_of = {str(row["id"]): row["image_id"] for row in _list(path, value, "annotations")}
+    images = [image_of[prompt.id] for prompt in prompts]
     if unknown := [image for image in images if image not in files]:  # ids may be 0
         raise ValueError(f"{str(path)!r} has captions of image {unknown[0]!r}, which its images lack")
-    found = [rows.inside(folder, files[image], path, f"image {image!r}") for image in images]
-    missing = [file for file in found if not file.is_file()]
+    files_of_images = [rows.inside(folder, files[image], path, f"image {image!r}") for image in images]
+    missing = [file for file in files_of_images if not file.is_file()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(found)} images that the captions of {str(path)!r} are of are not in "
+            f"{len(missing)} of the {len(files_of_images)} images that the captions of {str(path)!r} are of are not in "
             f"{str(folder)!r}, the first {missing[0].name!r}: expected the files of {IMAGES}"
         )
-    return found
+    return files_of_images
 
 
 def _list(path: Path, value: Any, name: str) -> list[dict[str, Any]]:

@@ -70,9 +70,9 @@ def fetch_coco(out: Path) -> None:
         if not file.is_file():
             _download(url, file)
         with open(file, "rb") as opened:
-            found = hashlib.file_digest(opened, "md5").hexdigest()
-        if found != md5:
-            raise ValueError(f"{file} has MD5 {found}, expected {md5}: remove it, and it is downloaded again ({url})")
+            digest = hashlib.file_digest(opened, "md5").hexdigest()
+        if digest != md5:
+            raise ValueError(f"{file} has MD5 {digest}, expected {md5}: remove it, and it is downloaded again ({url})")
         with zipfile.ZipFile(file) as packed:
             names = [name for name in packed.namelist() if name.startswith(wanted) and not name.endswith("/")]
             for name in tqdm(names, desc=file.name, unit="file"):
@@ -89,7 +89,7 @@ def _download(url: str, file: Path) -> None:
                 while chunk := answer.read(2**20):
                     bar.update(written.write(chunk))
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"cannot download {url} to {str(part)!r}: {_told(error)}") from error
+        raise OSError(f"cannot download {url} to {str(part)!r}: {_reason(error)}") from error
     if size and part.stat().st_size != size:
         raise OSError(f"{url}: {part.stat().st_size} of {size} bytes came; run again")
     os.replace(part, file)
@@ -121,8 +121,8 @@ def draw(source: Source, out: Path) -> tuple[int, Counter[str]]:
                 break
             part = out / "parts" / f"{_hash(name)[:16]}.jsonl"
             if not part.is_file():
-                found = _rows(system, name, source, out, {row["id"] for row in drawn})
-                part.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+                new = _rows(system, name, source, out, {row["id"] for row in drawn})
+                part.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in new), "utf-8")
                 os.replace(part.with_suffix(".tmp"), part)
             read = [json.loads(line) for line in part.read_text("utf-8").splitlines()]
             left_out.update(row["left_out"] for row in read if "left_out" in row)
@@ -151,7 +151,7 @@ def _shown(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What went wrong, on one line: of the hub's client that tells more below."""
     return _shown(next(iter(str(error).splitlines()), "") or repr(error))
 
@@ -161,7 +161,7 @@ def _listed(files: str) -> tuple[Any, list[str]]:
         system, pattern = fsspec.core.url_to_fs(files)
         names = system.glob(pattern)
     except Exception as error:  # of the hub's client, which are many
-        raise OSError(f"cannot list {_shown(files)}: {type(error).__name__}: {_told(error)}") from error
+        raise OSError(f"cannot list {_shown(files)}: {type(error).__name__}: {_reason(error)}") from error
     if not names:
         raise ValueError(f"no file matches {_shown(files)}")
     return system, sorted(names, key=lambda name: _hash(Path(name).name))
@@ -187,11 +187,11 @@ def _parquet(system: Any, name: str, source: Source) -> Iterator[pq.ParquetFile]
                 raise ValueError(f"{name}: the column {source.text} must hold text, or lists of it, got {text}")
             yield parquet
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{name} is no Parquet file: {_told(error)}") from error
+        raise ValueError(f"{name} is no Parquet file: {_reason(error)}") from error
     except (ValueError, OSError):
         raise
     except Exception as error:  # of the hub's client
-        raise OSError(f"cannot read {name}: {type(error).__name__}: {_told(error)}") from error
+        raise OSError(f"cannot read {name}: {type(error).__name__}: {_reason(error)}") from error
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -209,18 +209,18 @@ def _rows(system: Any, name: str, source: Source, out: Path, before: Collection[
         if twice is not None:
             raise ValueError(f"{name}: ids must differ, in all files, got {twice!r} twice")
         chosen = sorted(range(len(ids)), key=lambda i: _hash(ids[i]))[: source.per_file]
-        found: dict[int, dict] = {}
+        by_index: dict[int, dict] = {}
         start = 0
         for group in range(parquet.num_row_groups):
             end = start + parquet.metadata.row_group(group).num_rows
-            here = [i for i in chosen if start <= i < end]
-            if here:
+            within = [i for i in chosen if start <= i < end]
+            if within:
                 table = parquet.read_row_group(group, [source.text, "image"])
-                for i in here:
+                for i in within:
                     text, image = (table[column][i - start].as_py() for column in (source.text, "image"))
-                    found[i] = _written(ids[i], text, (image or {}).get("bytes"), out)
+                    by_index[i] = _written(ids[i], text, (image or {}).get("bytes"), out)
             start = end
-    return [found[i] for i in chosen]
+    return [by_index[i] for i in chosen]
 
 
 def _written(id: str, text: str | list[str] | None, data: bytes | None, out: Path) -> dict:

@@ -151,10 +151,10 @@ def examine(files: Sequence[Path], what: str) -> list[Facts]:
     """
     with ThreadPoolExecutor() as pool:
         bar = tqdm(pool.map(_facts, files), total=len(files), desc=f"reading {what}", unit="file", delay=2)
-        found = list(bar)
-    facts = [fact for fact in found if isinstance(fact, Facts)]
+        results = list(bar)
+    facts = [fact for fact in results if isinstance(fact, Facts)]
     if len(facts) < len(files):
-        first = next(fact for fact in found if not isinstance(fact, Facts))
+        first = next(fact for fact in results if not isinstance(fact, Facts))
         raise ValueError(f"{len(files) - len(facts)} of {len(files)} {what} cannot be used, the first: {first}")
     return facts
 

@@ -42,8 +42,8 @@ class Pairs:
         Raises: OSError if 50 in a row cannot be read.
         """
         with ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(lambda k: self._load(step * size + k, pixels, seed), range(size)))
-        return np.stack([image for image, _ in found]), [caption for _, caption in found]
+            loaded = list(pool.map(lambda k: self._load(step * size + k, pixels, seed), range(size)))
+        return np.stack([image for image, _ in loaded]), [caption for _, caption in loaded]
 
     def _load(self, position: int, pixels: int, seed: int) -> tuple[np.ndarray, str]:
         error: Exception | None = None
@@ -100,25 +100,26 @@ def _read_shapes(i: int) -> tuple[Image.Image, str]:
 def _folder(path: Path, n: int | None) -> Pairs:
     listed = path / "metadata.jsonl"
     if listed.is_file():
-        found = [_listed(path, listed, line, row) for line, row in rows.objects(listed)]
+        described = [_listed(path, listed, line, row) for line, row in rows.objects(listed)]
     else:
         files, left_out = images.find(path)
-        found = [(file, _caption(file.with_suffix(".txt"))) for file in files if file.with_suffix(".txt").exists()]
-        left_out["images without a caption"] = len(files) - len(found)
-        left_out[".txt"] -= len({file.with_suffix(".txt") for file, _ in found})
+        described = [(file, _caption(file.with_suffix(".txt"))) for file in files if file.with_suffix(".txt").exists()]
+        left_out["images without a caption"] = len(files) - len(described)
+        left_out[".txt"] -= len({file.with_suffix(".txt") for file, _ in described})
         if left_out := +left_out:
             print(
-                f"training pairs: {len(found)} of {str(path)!r}; left out: {images.counted(left_out)}", file=sys.stderr
+                f"training pairs: {len(described)} of {str(path)!r}; left out: {images.counted(left_out)}",
+                file=sys.stderr,
             )
-    if not found:
+    if not described:
         raise ValueError(f"{str(path)!r} holds no image with a caption (x.jpg beside x.txt, or metadata.jsonl)")
-    pairs = found[: _most(path, n, len(found))]
+    pairs = described[: _most(path, n, len(described))]
     return Pairs(str(path), lambda i: (_large(images.open_file(pairs[i][0]).rgb), pairs[i][1]), len(pairs))
 
 
-def _most(path: Path, n: int | None, there: int) -> int | None:
-    if n is not None and n > there:
-        raise ValueError(f"the limit of pairs must be at most the {there} of {str(path)!r}, got {n}")
+def _most(path: Path, n: int | None, available: int) -> int | None:
+    if n is not None and n > available:
+        raise ValueError(f"the limit of pairs must be at most the {available} of {str(path)!r}, got {n}")
     return n
 
 
@@ -132,10 +133,10 @@ def _listed(folder: Path, listed: Path, line: int, row: dict) -> tuple[Path, str
 
 
 def _caption(file: Path) -> str:
-    found = rows.text(file).strip()
-    if reason := prompts.unfit(found):
+    caption = rows.text(file).strip()
+    if reason := prompts.unfit(caption):
         raise ValueError(f"{str(file)!r}: {reason}")
-    return found
+    return caption
 
 
 def _table(path: Path, n: int | None) -> Pairs:

@@ -84,8 +84,8 @@ def unfit(text: Any) -> str:
     """
     if not isinstance(text, str):
         return f"a prompt must be text, got {text!r:.60}"
-    if found := _NOT_TEXT.search(text):
-        return f"a prompt must be text without control characters and halves of characters, got {found[0]!r}"
+    if match := _NOT_TEXT.search(text):
+        return f"a prompt must be text without control characters and halves of characters, got {match[0]!r}"
     return "" if text.strip() else "the prompt is blank"
 
 
@@ -112,27 +112,27 @@ def _lines(path: Path) -> list[tuple[str, Any, Any]]:
 
 
 def _table(path: Path, delimiter: str) -> list[tuple[str, Any, Any]]:
-    header, found = rows.table(path, delimiter)
-    return _picked(path, header, [(f"line {line}", row) for line, row in found])
+    header, records = rows.table(path, delimiter)
+    return _picked(path, header, [(f"line {line}", row) for line, row in records])
 
 
 def _objects(path: Path) -> list[tuple[str, Any, Any]]:
-    found = [(f"line {line}", row) for line, row in rows.objects(path)]
-    return _picked(path, list(dict.fromkeys(name for _, row in found for name in row)), found)
+    records = [(f"line {line}", row) for line, row in rows.objects(path)]
+    return _picked(path, list(dict.fromkeys(name for _, row in records for name in row)), records)
 
 
 def _parquet(path: Path) -> list[tuple[str, Any, Any]]:
     names = rows.columns(path)
-    found = rows.parquet(path, [name for name in _columns(path, names) if name])
-    return _picked(path, names, [(f"row {number}", row) for number, row in enumerate(found.to_pylist())])
+    records = rows.parquet(path, [name for name in _columns(path, names) if name])
+    return _picked(path, names, [(f"row {number}", row) for number, row in enumerate(records.to_pylist())])
 
 
-def _picked(path: Path, names: Sequence[str], found: Sequence[tuple[str, dict]]) -> list[tuple[str, Any, Any]]:
+def _picked(path: Path, names: Sequence[str], records: Sequence[tuple[str, dict]]) -> list[tuple[str, Any, Any]]:
     text, id = _columns(path, names)
-    for where, row in found:
+    for where, row in records:
         if lacks := [name for name in (text, id) if name and name not in row]:
             raise rows.fault(path, where, f"no {lacks[0]!r}, which other lines have; it has {rows.listed(row)}")
-    return [(where, row[id] if id else number, row[text]) for number, (where, row) in enumerate(found)]
+    return [(where, row[id] if id else number, row[text]) for number, (where, row) in enumerate(records)]
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:

@@ -28,8 +28,8 @@ def listed(names: Iterable[str]) -> str:
 
 def _regular(path: Path) -> None:
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
-        raise ValueError(f"{str(path)!r} must be a file, got {found}")
+        kind_of_path = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+        raise ValueError(f"{str(path)!r} must be a file, got {kind_of_path}")
 
 
 def text(path: Path) -> str:
@@ -39,22 +39,22 @@ def text(path: Path) -> str:
     """
     _regular(path)
     try:
-        found = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise fault(path, f"line {line}", f"expected UTF-8, got the byte 0x{error.object[error.start]:02x}") from None
-    if not found:
+    if not content:
         raise ValueError(f"{str(path)!r} is empty")
-    return found
+    return content
 
 
 def _text_of_lines(path: Path) -> str:
     """The text of a file of lines, whose ends are all LF or CRLF or, as old Macs wrote them, all CR."""
-    found = text(path)
-    if "\n" in found and (lone := re.search("\r(?!\n)", found)):
-        line = found.count("\n", 0, lone.start()) + 1
+    content = text(path)
+    if "\n" in content and (lone := re.search("\r(?!\n)", content)):
+        line = content.count("\n", 0, lone.start()) + 1
         raise fault(path, f"line {line}", "a carriage return within the line: lines must end in LF or CRLF")
-    return found
+    return content
 
 
 def lines(path: Path) -> list[str]:
@@ -107,14 +107,14 @@ def objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
     Raises: ValueError naming the line that is no JSON object.
     """
-    found = []
+    numbered = []
     for line, content in enumerate(lines(path), 1):
         if content.strip():
             value = _json(path, content, line)
             if not isinstance(value, dict):
                 raise fault(path, f"line {line}", f"expected an object, got {kind(value)}")
-            found.append((line, value))
-    return found
+            numbered.append((line, value))
+    return numbered
 
 
 def columns(path: Path) -> list[str]:
@@ -177,8 +177,8 @@ def _json(path: Path, content: str, line: int) -> Any:
 
 
 def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {key!r} is there {times} times")
-    return found
+    return result

@@ -14,7 +14,7 @@ import torch
 
 import postdiff
 from pipelines.gpu.random_backbones import random_text
-from pipelines.gpu.runs import Budget, Found, Settings, count_waits, free, latents
+from pipelines.gpu.runs import Budget, Outcome, Settings, count_waits, free, latents
 from postdiff import methods, sampling
 from postdiff.mechanisms import ScheduledModules, TokenCache, TokenMerging
 from postdiff.mechanisms.attach import runners
@@ -59,7 +59,7 @@ def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, st
 
     refused: gets what the family cannot run, and why.
     """
-    family, found = backbone.spec.family, []
+    family, listed = backbone.spec.family, []
     plans = _plans(backbone, THIN_STEPS if settings.thin else STEPS)
     if not settings.thin:
         plans |= _at_both_resolutions(backbone.spec.name, plans, refused)
@@ -72,8 +72,8 @@ def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, st
             continue
         all_solvers = name == "dense" or (name in SOLVED_BY_ALL and not settings.thin)
         solvers = FAMILIES[family].solvers if all_solvers else (backbone.spec.solver,)
-        found += [Case(f"{name} {solver}", plan, solver) for solver in solvers]
-    return found
+        listed += [Case(f"{name} {solver}", plan, solver) for solver in solvers]
+    return listed
 
 
 def _bearable(all_cases: list[Case], dtype: torch.dtype, settings: Settings) -> list[Case]:
@@ -92,14 +92,14 @@ def _plans(backbone: postdiff.Backbone, steps: int) -> dict[str, Plan]:
 
 def _at_both_resolutions(model: str, plans: dict[str, Plan], refused: dict[str, str]) -> dict[str, Plan]:
     """Those that are at one resolution, at half of it first."""
-    found = {}
+    low = {}
     for name, plan in plans.items():
         if plan.steps[0].scale == 1:
             try:
-                found[f"{name} low"] = postdiff.low_first(plan, 0.5, 0.5)
+                low[f"{name} low"] = postdiff.low_first(plan, 0.5, 0.5)
             except ValueError as error:
                 refused[f"{model} {name} low"] = str(error)
-    return found
+    return low
 
 
 def _settings(name: str, family: str) -> dict[str, Any]:
@@ -118,45 +118,45 @@ def _settings(name: str, family: str) -> dict[str, Any]:
 
 def scheduled(denoiser: torch.nn.Module, steps: int, guided: bool) -> list[Plan]:
     """Plans of block caching and DiTFastAttn whose schedules are made up: a search would need real weights."""
-    found = anatomy(denoiser)
+    parts = anatomy(denoiser)
 
     def plan(name: str, modules: Sequence[str], marks: str) -> Plan:
         repeated = (marks * steps)[:steps]
         return Plan(name, methods.dense(steps).steps, (ScheduledModules(tuple((m, repeated) for m in modules)),))
 
     return [
-        plan("block_caching", found.transformers, "#."),
-        plan("ditfastattn", found.layers("self-attention"), "S.xcw#" if guided else "S.w#"),
+        plan("block_caching", parts.transformers, "#."),
+        plan("ditfastattn", parts.layers("self-attention"), "S.xcw#" if guided else "S.w#"),
     ]
 
 
-def agree(settings: Settings, budget: Budget) -> Found:
+def agree(settings: Settings, budget: Budget) -> Outcome:
     """The mini models in float32, without TF32: beside the CPU, the same bits twice, an image alone and in a batch."""
-    found = Found()
+    outcome = Outcome()
     with exact_float32():
         for name, share in budget.shares(settings.minis):
             host, here = (postdiff.load(name, device, torch.float32) for device in ("cpu", settings.device))
             texts = [postdiff.encode(host, PROMPTS[:n], n) for n in (1, len(PROMPTS))]
             work = {
                 case.label: partial(_agreement, host, here, texts, case, settings.device)
-                for case in cases(host, settings, found.refused)
+                for case in cases(host, settings, outcome.refused)
             }
-            found.run(name, work, share, _disagreement)
-            found.run(name, {"pixels": partial(_pixel_agreement, host, here, texts)}, share, _pixel_disagreement)
-    compared = {key: told for key, told in found.numbers.items() if isinstance(told, dict)}
-    unordered = [key for key, told in compared.items() if not told["repeats"] and told["merges"]]
+            outcome.run(name, work, share, _disagreement)
+            outcome.run(name, {"pixels": partial(_pixel_agreement, host, here, texts)}, share, _pixel_disagreement)
+    compared = {key: measured for key, measured in outcome.numbers.items() if isinstance(measured, dict)}
+    unordered = [key for key, measured in compared.items() if not measured["repeats"] and measured["merges"]]
     if unordered:
-        found.notes.append(
+        outcome.notes.append(
             f"merging adds tokens up in no fixed order, so these do not repeat to the last bit: {', '.join(unordered)}"
         )
     lines: Counter[str] = Counter()
-    for told in compared.values():
-        lines.update(told["waits"])
-    found.notes.append(
+    for measured in compared.values():
+        lines.update(measured["waits"])
+    outcome.notes.append(
         "waits for the GPU in the steps of all cases, by line: "
         + (", ".join(f"{line} ({n})" for line, n in lines.most_common(12)) or "none")
     )
-    return found
+    return outcome
 
 
 @contextmanager
@@ -192,15 +192,15 @@ def _agreement(
     }
 
 
-def _disagreement(told: dict[str, Any]) -> str:
+def _disagreement(measured: dict[str, Any]) -> str:
     """Why numbers of `_agreement` are wrong, or ""."""
-    tolerance = OFF[told["kind"]]
+    tolerance = OFF[measured["kind"]]
     why = [
-        f"{told[key]:.1e} {of}, more than {tolerance:g}"
-        for key, of in (("off", "off the CPU"), ("alone", "between an image alone and in a batch"))
-        if told[key] > tolerance
+        f"{measured[key]:.1e} {what}, more than {tolerance:g}"
+        for key, what in (("off", "off the CPU"), ("alone", "between an image alone and in a batch"))
+        if measured[key] > tolerance
     ]
-    if not told["repeats"] and not told["merges"]:
+    if not measured["repeats"] and not measured["merges"]:
         why.append("another result the second time")
     return "; ".join(why)
 
@@ -216,26 +216,26 @@ def _pixel_disagreement(levels: int) -> str:
     return f"a pixel is {levels} levels off the CPU's, more than {LEVELS}" if levels > LEVELS else ""
 
 
-def half(settings: Settings, budget: Budget) -> Found:
+def half(settings: Settings, budget: Budget) -> Outcome:
     """The mini models in float16 and bfloat16: how far latents are from float32's, as a share of these."""
-    found = Found()
+    outcome = Outcome()
     for name, share in budget.shares(settings.minis):
         full = postdiff.load(name, settings.device, torch.float32)
         low = {dtype: postdiff.load(name, settings.device, dtype) for dtype in HALF}
         text = postdiff.encode(full, PROMPTS, len(PROMPTS))
-        every = cases(full, settings, found.refused)
+        every = cases(full, settings, outcome.refused)
         expected = {case.label: cache(partial(latents, full, text, case.plan, case.solver, SEEDS)) for case in every}
         work: dict[str, Callable[[], dict[str, Any]]] = {
             f"{case.label} {_short(dtype)}": partial(_distance, b, text, case, expected[case.label])
             for dtype, b in low.items()
             for case in _bearable(every, dtype, settings)
         }
-        found.run(name, work, share, _too_far)
-        found.run(name, {f"decoded {_short(dtype)}": partial(_decodes, b, text) for dtype, b in low.items()}, share)
-    shares = {key: told["off"] for key, told in found.numbers.items() if isinstance(told, dict)}
+        outcome.run(name, work, share, _too_far)
+        outcome.run(name, {f"decoded {_short(dtype)}": partial(_decodes, b, text) for dtype, b in low.items()}, share)
+    shares = {key: measured["off"] for key, measured in outcome.numbers.items() if isinstance(measured, dict)}
     far = sorted(shares.items(), key=lambda item: -item[1])[:4]
-    found.notes.append("farthest from float32: " + (", ".join(f"{key} {share:.3f}" for key, share in far) or "none"))
-    return found
+    outcome.notes.append("farthest from float32: " + (", ".join(f"{key} {share:.3f}" for key, share in far) or "none"))
+    return outcome
 
 
 def _distance(
@@ -245,27 +245,31 @@ def _distance(
     return {"off": float((got - expected()).abs().mean() / expected().abs().mean()), "kind": case.kind}
 
 
-def _too_far(told: dict[str, Any]) -> str:
-    far = FAR[told["kind"]]
-    return f"{told['off']:.2f} of the latents off float32 in the mean, more than {far:g}" if told["off"] > far else ""
+def _too_far(measured: dict[str, Any]) -> str:
+    far = FAR[measured["kind"]]
+    return (
+        f"{measured['off']:.2f} of the latents off float32 in the mean, more than {far:g}"
+        if measured["off"] > far
+        else ""
+    )
 
 
-def full(settings: Settings, budget: Budget) -> Found:
+def full(settings: Settings, budget: Budget) -> Outcome:
     """The real architectures in float16 and bfloat16: all that comes out is finite, and of that dtype."""
-    found = Found()
+    outcome = Outcome()
     pairs = [(name, dtype) for name in ARCHITECTURES for dtype in HALF]
     for (name, dtype), share in budget.shares(pairs):
         backbone = settings.backbone(name, dtype)
         text = random_text(backbone, 1)
         work: dict[str, Callable[[], str]] = {
             case.label: partial(_runs, backbone, text, case, dtype)
-            for case in _bearable(cases(backbone, settings, found.refused), dtype, settings)
+            for case in _bearable(cases(backbone, settings, outcome.refused), dtype, settings)
         }
         work["decoded"] = partial(_decodes, backbone, text, 1)
-        found.run(f"{name} {_short(dtype)}", work, share)
+        outcome.run(f"{name} {_short(dtype)}", work, share)
         del backbone, work
         free(settings.device)
-    return found
+    return outcome
 
 
 def _runs(backbone: postdiff.Backbone, text: Embeddings, case: Case, dtype: torch.dtype) -> str:

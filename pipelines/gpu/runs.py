@@ -77,7 +77,7 @@ class Budget:
 
 
 @dataclass
-class Found:
+class Outcome:
     """What a part found.
 
     numbers: what was measured, by case. failed: {case: why}. refused: {case: why it cannot be run at all}.

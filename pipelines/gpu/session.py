@@ -16,9 +16,9 @@ import transformers
 
 from pipelines.engine import provenance
 from pipelines.gpu import tables
-from pipelines.gpu.runs import Budget, Found, Settings, reason
+from pipelines.gpu.runs import Budget, Outcome, Settings, reason
 
-Part = Callable[[Settings, Budget], Found]
+Part = Callable[[Settings, Budget], Outcome]
 SHOWN = 8  # of what failed, in the last line
 
 
@@ -35,12 +35,12 @@ def about(settings: Settings, minutes: float) -> dict[str, Any]:
     }
 
 
-def attempt(part: Part, settings: Settings, budget: Budget) -> Found:
+def attempt(part: Part, settings: Settings, budget: Budget) -> Outcome:
     """Run a part. One that raises has failed, and says where."""
     try:
         return part(settings, budget)
     except Exception as error:  # the other parts are still worth their minutes
-        return Found(failed={"all of it": reason(error)}, notes=[traceback.format_exc()])
+        return Outcome(failed={"all of it": reason(error)}, notes=[traceback.format_exc()])
 
 
 def write(file: Path, text: str) -> None:
@@ -50,15 +50,15 @@ def write(file: Path, text: str) -> None:
     os.replace(part, file)
 
 
-def report(part: str, told: dict[str, Any], out: Path) -> None:
+def report(part: str, result: dict[str, Any], out: Path) -> None:
     """Print what a part found; its table goes to a file too."""
-    rehearsal = "REHEARSAL, " if told["rehearsal"] else ""
-    counts = ", ".join(f"{len(told[key])} {key.replace('_', ' ')}" for key in ("failed", "refused", "left_out"))
-    print(f"\n{part}: {rehearsal}{len(told['numbers'])} measured, {counts}, {told['seconds']:.0f} s")
-    for note in told["notes"]:
+    rehearsal = "REHEARSAL, " if result["rehearsal"] else ""
+    counts = ", ".join(f"{len(result[key])} {key.replace('_', ' ')}" for key in ("failed", "refused", "left_out"))
+    print(f"\n{part}: {rehearsal}{len(result['numbers'])} measured, {counts}, {result['seconds']:.0f} s")
+    for note in result["notes"]:
         print(f"  {note}")
     if part in tables.TABLES:
-        table = tables.TABLES[part](told)
+        table = tables.TABLES[part](result)
         write(out / f"{part}.md", table)
         print(f"\n{table}", flush=True)
 
@@ -76,13 +76,13 @@ def run(parts: Mapping[str, Part], chosen: Sequence[str], settings: Settings, mi
     budget, failed, left_out = Budget(60 * minutes), [], []
     for part, share in budget.shares(chosen):
         began = time.monotonic()
-        found = attempt(parts[part], settings, share)
-        told = {**about(settings, minutes), "part": part, "seconds": round(time.monotonic() - began, 1)}
-        told |= asdict(found)
-        write(out / f"{part}.json", json.dumps(told, indent=1))
-        report(part, told, out)
-        failed += [f"{part}: {key}: {why}" for key, why in found.failed.items()]
-        left_out += [f"{part}: {key}" for key in found.left_out]
+        outcome = attempt(parts[part], settings, share)
+        result = {**about(settings, minutes), "part": part, "seconds": round(time.monotonic() - began, 1)}
+        result |= asdict(outcome)
+        write(out / f"{part}.json", json.dumps(result, indent=1))
+        report(part, result, out)
+        failed += [f"{part}: {key}: {why}" for key, why in outcome.failed.items()]
+        left_out += [f"{part}: {key}" for key in outcome.left_out]
     if left_out:
         print(f"no time was left for {len(left_out)}: {listed(left_out)}")
     print(f"{len(failed)} failed: {listed(failed)}" if failed else f"nothing failed: {out}")

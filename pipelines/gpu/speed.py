@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines.gpu.random_backbones import random_text, thin
-from pipelines.gpu.runs import Budget, Found, Settings, decode, free, latents, now, peak_from_here, peak_gib, reason
+from pipelines.gpu.runs import Budget, Outcome, Settings, decode, free, latents, now, peak_from_here, peak_gib, reason
 from pipelines.paper import exhibits, presets
 from pipelines.paper.exhibit import Exhibit
 from postdiff import methods
@@ -44,23 +44,23 @@ def tables(thinned: bool) -> list[Exhibit]:
     dense = methods.dense(20)
     marks = (MADE_UP * len(dense))[: len(dense)]
     schedule = tuple((name, marks) for name in anatomy(outline(spec)).layers("self-attention"))
-    found = {
+    searched = {
         "table3.ca_tome": presets.plan("table3.ca_tome"),
         "table4.ditfastattn": Plan("ditfastattn", dense.steps, (ScheduledModules(schedule),)),
     }
-    return exhibits.gather(list(TABLES), found)
+    return exhibits.gather(list(TABLES), searched)
 
 
 def plans_of(shown: list[Exhibit]) -> dict[str, dict[str, Plan]]:
     """{model: {id: plan}}: what the tables share is run once. SDXL's dense plan and PostDiff are run with both of its
     autoencoders."""
-    found: dict[str, dict[str, Plan]] = {}
+    by_model: dict[str, dict[str, Plan]] = {}
     for exhibit in shown:
         for cell in exhibit.cells:
-            found.setdefault(cell.model, {})[cell.plan.id] = adapt(cell.plan, HUB[cell.model].family)
-    both = ends(found["sdxl"])
-    found[OTHER_VAE] = {key: plan for key, plan in found["sdxl"].items() if plan in both.values()}
-    return found
+            by_model.setdefault(cell.model, {})[cell.plan.id] = adapt(cell.plan, HUB[cell.model].family)
+    compared = ends(by_model["sdxl"])
+    by_model[OTHER_VAE] = {key: plan for key, plan in by_model["sdxl"].items() if plan in compared.values()}
+    return by_model
 
 
 def ends(plans: Mapping[str, Plan]) -> dict[str, Plan]:
@@ -73,24 +73,24 @@ def reference(plans: Mapping[str, Plan]) -> str:
     return max((key for key, plan in plans.items() if plan.name == "dense"), key=lambda key: len(plans[key]))
 
 
-def latency(settings: Settings, budget: Budget) -> Found:
+def latency(settings: Settings, budget: Budget) -> Outcome:
     """Seconds of one image, noise to pixels, text encoded before: the plans of a model alternate."""
-    found = Found()
+    outcome = Outcome()
     plans = plans_of(tables(settings.thin))
-    flops = {name: _flops(settings.spec(name), of) for name, of in plans.items()}
-    for name, share in budget.shares(list(plans), [float(sum(of.values())) for of in flops.values()]):
+    flops = {name: _flops(settings.spec(name), group) for name, group in plans.items()}
+    for name, share in budget.shares(list(plans), [float(sum(group.values())) for group in flops.values()]):
         backbone = settings.backbone(name)
-        runs, peaks = _alternate(backbone, plans[name], settings, share, found)
+        runs, peaks = _alternate(backbone, plans[name], settings, share, outcome)
         counted = min(map(len, runs.values()), default=0)
         if counted:
             stages = {key: np.array(took[:counted]) for key, took in runs.items()}
-            told = summarise(plans[name], stages, peaks, flops[name])
-            found.numbers |= {f"{name} {key}": row for key, row in told.items()}
+            numbers = summarise(plans[name], stages, peaks, flops[name])
+            outcome.numbers |= {f"{name} {key}": row for key, row in numbers.items()}
         if counted < settings.rounds:
-            found.left_out.append(f"{name}: {settings.rounds - counted} of {settings.rounds} rounds")
+            outcome.left_out.append(f"{name}: {settings.rounds - counted} of {settings.rounds} rounds")
         del backbone
         free(settings.device)
-    return found
+    return outcome
 
 
 def _flops(spec: Spec, plans: Mapping[str, Plan]) -> dict[str, int]:
@@ -103,7 +103,7 @@ def _flops(spec: Spec, plans: Mapping[str, Plan]) -> dict[str, int]:
 
 
 def _alternate(
-    backbone: postdiff.Backbone, plans: Mapping[str, Plan], settings: Settings, budget: Budget, found: Found
+    backbone: postdiff.Backbone, plans: Mapping[str, Plan], settings: Settings, budget: Budget, outcome: Outcome
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float | None]]:
     """Seconds of denoising and decoding of every counted run, by plan, and GiB at the peak of each plan.
 
@@ -122,7 +122,7 @@ def _alternate(
                 try:
                     seconds, peak = _draw(backbone, text, plan, 1, device)
                 except Exception as error:  # the other plans are still worth their minutes
-                    found.failed[f"{name} {plan.name} {key}"] = reason(error)
+                    outcome.failed[f"{name} {plan.name} {key}"] = reason(error)
                     del running[key], runs[key], peaks[key]
                     continue
                 if i >= warm_up:
@@ -153,38 +153,40 @@ def summarise(
     """{plan id: its numbers}. stages: seconds of denoising and decoding, [rounds, 2]; speed-ups are medians of the
     rounds, over the reference of the same round."""
     first = reference(plans)
-    found = {}
+    summaries = {}
     for key, took in stages.items():
         seconds = took.sum(1)
         p50, p90 = np.percentile(seconds, (50, 90))
         denoise, decoding = np.median(took, axis=0)
-        told: dict[str, Any] = {"plan": f"{plans[key].name} T={len(plans[key])}", "rounds": len(took)}
-        told |= {"p50_s": p50, "p90_s": p90, "denoise_s": denoise, "decode_s": decoding}
-        told |= {"peak_gib": peaks[key], "flops": flops.get(key)}
+        numbers: dict[str, Any] = {"plan": f"{plans[key].name} T={len(plans[key])}", "rounds": len(took)}
+        numbers |= {"p50_s": p50, "p90_s": p90, "denoise_s": denoise, "decode_s": decoding}
+        numbers |= {"peak_gib": peaks[key], "flops": flops.get(key)}
         if first in stages:
-            told["speedup"] = np.median(stages[first].sum(1) / seconds)
-            told["denoise_speedup"] = np.median(stages[first][:, 0] / took[:, 0])
+            numbers["speedup"] = np.median(stages[first].sum(1) / seconds)
+            numbers["denoise_speedup"] = np.median(stages[first][:, 0] / took[:, 0])
         if key in flops:
-            told["flops_allow"] = flops[first] / flops[key]
-            told["tflop_per_s"] = flops[key] / denoise / 1e12
-        found[key] = {name: round(float(x), 5) if isinstance(x, np.floating | float) else x for name, x in told.items()}
-    return found
+            numbers["flops_allow"] = flops[first] / flops[key]
+            numbers["tflop_per_s"] = flops[key] / denoise / 1e12
+        summaries[key] = {
+            name: round(float(x), 5) if isinstance(x, np.floating | float) else x for name, x in numbers.items()
+        }
+    return summaries
 
 
-def batch(settings: Settings, budget: Budget) -> Found:
+def batch(settings: Settings, budget: Budget) -> Outcome:
     """Images a second and memory of the dense plan and PostDiff at growing batches, up to where memory ends."""
-    found = Found()
+    outcome = Outcome()
     plans = plans_of(tables(settings.thin))
     for name, share in budget.shares(BATCHED):
         backbone = settings.backbone(name)
-        _grow(backbone, ends(plans[name]), settings, share, found)
+        _grow(backbone, ends(plans[name]), settings, share, outcome)
         del backbone
         free(settings.device)
-    return found
+    return outcome
 
 
 def _grow(
-    backbone: postdiff.Backbone, plans: Mapping[str, Plan], settings: Settings, budget: Budget, found: Found
+    backbone: postdiff.Backbone, plans: Mapping[str, Plan], settings: Settings, budget: Budget, outcome: Outcome
 ) -> None:
     """Each batch twice, the second run counts. One that would not end in time, judged by the batch before it, is not
     begun."""
@@ -195,17 +197,17 @@ def _grow(
         for label, plan in list(running.items()):
             key = f"{name} {label} x{n}"
             if budget.left <= 2 * took[label]:
-                found.left_out.append(key)
+                outcome.left_out.append(key)
                 continue
             began = now(settings.device)
             try:
-                told = _throughput(backbone, text, plan, n, settings.device)
-                found.numbers[key] = {"model": name, "plan": label, "batch": n, **told}
+                speed = _throughput(backbone, text, plan, n, settings.device)
+                outcome.numbers[key] = {"model": name, "plan": label, "batch": n, **speed}
             except torch.OutOfMemoryError:
-                found.notes.append(f"memory ends: {key}")
+                outcome.notes.append(f"memory ends: {key}")
                 del running[label]
             except Exception as error:  # the other batches are still worth their minutes
-                found.failed[key] = reason(error)
+                outcome.failed[key] = reason(error)
                 del running[label]
             if label not in running:
                 free(settings.device)  # here the error, and what it refers to, is gone
@@ -221,9 +223,9 @@ def _throughput(
     return {"images_per_s": round(n / seconds, 3), "decode_share": round(decoding / seconds, 3), "peak_gib": peak}
 
 
-def compiled(settings: Settings, budget: Budget) -> Found:
+def compiled(settings: Settings, budget: Budget) -> Outcome:
     """SD1.5's denoiser compiled by torch, beside itself as it is: seconds of denoising."""
-    found = Found()
+    outcome = Outcome()
     backbone, plans = settings.backbone(COMPILED), ends(plans_of(tables(settings.thin))[COMPILED])
     sizes = THIN_COMPILED_BATCHES if settings.thin else COMPILED_BATCHES
     work = {
@@ -231,8 +233,8 @@ def compiled(settings: Settings, budget: Budget) -> Found:
         for n in sizes
         for label, plan in plans.items()
     }
-    found.run(COMPILED, work, budget)
-    return found
+    outcome.run(COMPILED, work, budget)
+    return outcome
 
 
 def _compare(backbone: postdiff.Backbone, plan: Plan, n: int, device: str) -> dict[str, float | int]:

@@ -112,8 +112,8 @@ def train_unet(work: Path, steps: int = 5800) -> None:
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        told = model["text"](ids[batch.rows]).last_hidden_state
-        return noise_loss(model["unet"](batch.noisy, batch.t, told, return_dict=False)[0], batch)
+        states = model["text"](ids[batch.rows]).last_hidden_state
+        return noise_loss(model["unet"](batch.noisy, batch.t, states, return_dict=False)[0], batch)
 
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
 
@@ -141,9 +141,9 @@ def distil(stage: str, model, teacher, text, work: Path, sizes: dict[int, int], 
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        told = text(ids[batch.rows]).last_hidden_state
-        out = model(batch.noisy, batch.t, told, return_dict=False)[0]
-        return distillation_loss(out, batch, teacher, told)
+        states = text(ids[batch.rows]).last_hidden_state
+        out = model(batch.noisy, batch.t, states, return_dict=False)[0]
+        return distillation_loss(out, batch, teacher, states)
 
     Trainer(stage, model, steps, 1.2e-3, work).run(loss_of)
 

@@ -48,8 +48,8 @@ def make(name: str, pairs: Pairs, settings: Settings, out: Path, checkpoint_ever
 
 def run_of(spec: Spec, pairs: Pairs, settings: Settings) -> dict:
     """What a checkpoint is of: all that the weights depend on."""
-    of = {"weights": fingerprint(spec), "pairs": f"{len(pairs)} of {pairs.name}"}
-    return {**asdict(settings), **of, "processes": PartialState().num_processes}
+    inputs = {"weights": fingerprint(spec), "pairs": f"{len(pairs)} of {pairs.name}"}
+    return {**asdict(settings), **inputs, "processes": PartialState().num_processes}
 
 
 def checkpoints_of(out: Path, run: dict) -> Path:
@@ -137,8 +137,8 @@ def finetune(
 
 
 def diverged(step: int, loss: float, also: str = "") -> FloatingPointError:
-    told = f"the training diverged: the loss of step {step} is {loss:g}{f', {also}' if also else ''}"
-    return FloatingPointError(f"{told}; nothing is written of it (a lower --lr may do)")
+    message = f"the training diverged: the loss of step {step} is {loss:g}{f', {also}' if also else ''}"
+    return FloatingPointError(f"{message}; nothing is written of it (a lower --lr may do)")
 
 
 def draw_low(settings: Settings, order: int) -> bool:

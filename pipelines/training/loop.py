@@ -213,7 +213,7 @@ def conditioned_latents(work: Path, n: int = 8000) -> tuple[np.ndarray, np.ndarr
     if not all(file.exists() for file in files):
         images, _ = data("train", N_TRAIN, work)
         vae = load_ema(mini.autoencoder(), work, "autoencoder")
-        rng, found, ids = np.random.default_rng(SEED), [], []
+        rng, latents, ids = np.random.default_rng(SEED), [], []
         for i in tqdm(range(n), desc="encode crops and small originals"):
             image = to_tensor(images[i : i + 1])
             if i % 2:
@@ -224,8 +224,8 @@ def conditioned_latents(work: Path, n: int = 8000) -> tuple[np.ndarray, np.ndarr
                 small = int(rng.integers(20, 49))
                 image = F.interpolate(F.interpolate(image, small, mode="bilinear", antialias=True), 64, mode="bilinear")
                 ids.append([small, small, 0, 0, 64, 64])
-            found.append(vae.encode(image).latent_dist.mean.half().numpy())
-        for file, values in zip(files, (np.concatenate(found), np.array(ids, np.int64)), strict=True):
+            latents.append(vae.encode(image).latent_dist.mean.half().numpy())
+        for file, values in zip(files, (np.concatenate(latents), np.array(ids, np.int64)), strict=True):
             np.save(file.with_suffix(".tmp.npy"), values)
             os.replace(file.with_suffix(".tmp.npy"), file)
     return np.load(files[0], mmap_mode="r"), np.load(files[1])

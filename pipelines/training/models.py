@@ -118,18 +118,18 @@ def restore(work: Path, folder: Path) -> None:
     """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
     stages = {**MODELS, "mini-pixart": "pixart"}
     pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
-    found = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
+    modules = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
     for name, pipe in pipes.items():
         parts = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
         if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
             parts |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
-            found[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
+            modules[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
         else:
-            found[stages[name]] = pipe.unet
-    if there := [f"{stage}.pt" for stage in found if (work / f"{stage}.pt").exists()]:
-        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(there)} in {work}")
+            modules[stages[name]] = pipe.unet
+    if existing := [f"{stage}.pt" for stage in modules if (work / f"{stage}.pt").exists()]:
+        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(existing)} in {work}")
     work.mkdir(parents=True, exist_ok=True)
-    for stage, module in found.items():
+    for stage, module in modules.items():
         torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
 
 

@@ -75,8 +75,8 @@ def teach(stage: str, model: torch.nn.ModuleDict, draw: Callable, loss: Callable
         hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
         size = 4 * batch.x0.shape[-1]
         text, rules = {"text": hidden, "mask": mask}, FAMILIES["pixart"]
-        told = rules.tell(text, (size, size), 1.0, model["transformer"].config)
-        out = rules.predict(model["transformer"], batch.noisy, batch.t, text, told)
+        conditions = rules.conditions(text, (size, size), 1.0, model["transformer"].config)
+        out = rules.predict(model["transformer"], batch.noisy, batch.t, text, conditions)
         return loss(out, batch, teacher, known(known_ids[batch.rows]).last_hidden_state)
 
     Trainer(stage, model, steps, lr, work, matrices=block_matrices(model)).run(loss_of)

@@ -10,8 +10,8 @@ from postdiff.mechanisms.token_cache import TokenCache
 from postdiff.plan import Mechanism
 
 MECHANISMS: dict[str, type[Mechanism]] = {
-    of.__name__: of
-    for of in (
+    mechanism.__name__: mechanism
+    for mechanism in (
         AttentionCache,
         DeepCache,
         EncoderPropagation,

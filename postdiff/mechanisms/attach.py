@@ -1,11 +1,12 @@
-"""A plan on a denoiser: its mechanisms' wrappers, for the length of a `with`; then the model is exactly what it was.
+"""Attaching a plan to a denoiser: the modules that its mechanisms change are wrapped for the length of a `with`, and
+after it the model is exactly what it was before.
 
     with attach(unet, plan) as running:
         running.begin(Pass(index, ...), cache)   # before every forward pass
         unet(...)
 
-Nothing here knows a mechanism. What they store lives in `cache`, which belongs to one batch of images. The denoiser is
-its thread's alone until the `with` ends.
+Nothing here knows a mechanism. What mechanisms store lives in `cache`, which belongs to one batch of images. Until the
+`with` ends, other threads that want the denoiser wait.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ Drawn = Callable[[int, str, Draw], "torch.Tensor"]  # step, name -> what each im
 
 @dataclass
 class Pass:
-    """What mechanisms know of the forward pass that comes.
+    """The next forward pass of the denoiser, as mechanisms see it.
 
-    index: of its step; guided: both halves of guidance are in the batch, the unconditional first.
-    size: (height, width) of the latents. guidance: w.
-    drawn: where chance comes from.
-    copies: of the batch, one a step, where the steps after `index` are computed with it.
+    index: of its step in the plan.
+    guided: whether both halves of guidance are in the batch, the unconditional first.
+    size: (height, width) of the latents.
+    guidance: w of classifier-free guidance.
+    drawn: (step, name, draw) -> what each image draws from its own stream of that name: [B, ...].
+    copies: how many steps, from `index` on, this pass computes: its batch holds one copy of the latents for each.
     """
 
     index: int
@@ -48,11 +51,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Retrace:
-    """How the cost of a module that runs otherwise is found: by running it so, on the meta device and one half.
+    """How the cost of a module that a mechanism changes is counted: it is run that way on the meta device, on one half.
 
-    mechanism: alone, in a plan of `steps` steps, of which those of `runs` are run; the last one counts. None: it is
-        run as in the whole pass of that step.
-    halves: of guidance that the module runs; None: those of the step.
+    mechanism: the only one of the plan that is run; None if the module runs as it does in a dense plan.
+    steps: how many steps that plan has.
+    runs: which of them are run; the last one counts.
+    halves: how many halves of guidance the module runs; None for those of the step.
     """
 
     mechanism: Mechanism | None = None
@@ -62,20 +66,21 @@ class Retrace:
 
 
 class Runner:
-    """What carries out a mechanism on one denoiser. `now` and `store` are set before every pass.
+    """What carries out a mechanism on one denoiser.
 
-    now: the pass. store: this mechanism's own dict, of this batch.
+    now: the pass that comes, set before each.
+    store: this mechanism's own dict, which belongs to the batch; set before each pass.
     """
 
     now: Pass
     store: dict[Any, Any]
 
     def wrappers(self) -> list[tuple[str, Wrap]]:
-        """(name of a module, what wraps its forward), those inside first."""
+        """(name of a module, wrapper of its forward), inner modules before those that contain them."""
         raise NotImplementedError
 
     def draws(self, i: int, size: tuple[int, int]) -> Iterator[tuple[str, Draw]]:
-        """(name of a stream, what an image draws from it) of step i on latents of `size`."""
+        """The random draws of step i on latents of `size` (h, w): (name of a stream, what an image draws from it)."""
         return iter(())
 
     def skipped(self, i: int) -> list[str]:
@@ -83,7 +88,7 @@ class Runner:
         return []
 
     def retraced(self, i: int) -> dict[str, Retrace]:
-        """{module: how it runs at step i}, where it runs otherwise; "" is the whole denoiser.
+        """{module: how to count its cost} of the modules that step i runs in another way; "" is the whole denoiser.
 
         Raises: ValueError if its cost is not known.
         """
@@ -91,55 +96,55 @@ class Runner:
 
 
 class Running:
-    """Tells the wrapped modules which pass comes."""
+    """An attached plan: it tells the plan's mechanisms which pass comes next."""
 
     def __init__(self, runners: dict[str, Runner]):
         self.runners = runners
 
     def begin(self, now: Pass, cache: Cache) -> None:
-        """Before a forward pass. cache: of the batch, empty at its first."""
+        """Call it before each forward pass. cache: the batch's own, {} before its first pass."""
         for name, runner in self.runners.items():
             runner.now, runner.store = now, cache.setdefault(name, {})
 
     def draw_ahead(self, i: int, size: tuple[int, int], drawn: Drawn) -> None:
-        """Draw what step i needs of chance, on latents of `size`."""
+        """Make the random draws of step i, on latents of `size` (h, w), before the first step."""
         for runner in self.runners.values():
-            for name, one in runner.draws(i, size):
-                drawn(i, name, one)
+            for name, draw in runner.draws(i, size):
+                drawn(i, name, draw)
 
 
 def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
-    """What carries out each of the plan's mechanisms, those inside first.
+    """{kind of mechanism: what carries it out} for each of the plan's mechanisms, the innermost first.
 
     Raises: ValueError, with the reason, if the denoiser lacks what one needs, or one has nothing to change there.
     """
-    made = {kind(mechanism): mechanism.runner(denoiser, plan) for mechanism in plan.mechanisms}
-    for name, runner in made.items():
+    by_kind = {kind(mechanism): mechanism.runner(denoiser, plan) for mechanism in plan.mechanisms}
+    for name, runner in by_kind.items():
         if not runner.wrappers():
             raise ValueError(f"{plan.name}: {name} finds nothing to wrap in a {type(denoiser).__name__}")
-    return made
+    return by_kind
 
 
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Running]:
-    """Wrap what `plan` stores or reuses, for the length of the `with`. A plan that reuses nothing wraps nothing.
+    """Wrap the modules of `denoiser` that `plan` changes, for the length of the `with`. A dense plan wraps nothing.
 
     Raises: RuntimeError if this thread is in the middle of another run (other threads' runs are waited for);
         ValueError as `runners` does.
     """
     with owned(denoiser):
         running = Running(runners(denoiser, plan))
-        done = []
+        wrapped = []
         try:
             for runner in running.runners.values():
                 for name, wrap in runner.wrappers():
                     module = denoiser.get_submodule(name)
                     # An instance attribute may be there already (offloading puts one); it is called, and put back.
-                    done.append((module, module.__dict__.get("forward")))
+                    wrapped.append((module, module.__dict__.get("forward")))
                     module.forward = wrap(name, module.forward)
             yield running
         finally:
-            for module, before in reversed(done):
+            for module, before in reversed(wrapped):
                 if before is None:
                     del module.forward
                 else:

@@ -59,9 +59,9 @@ class AttentionCache(Mechanism):
         return {title: marks for title, marks in ((CROSS, self.cross), (SELF, self.own)) if marks}
 
     def runner(self, denoiser: torch.nn.Module, plan: Plan) -> Runner:
-        found = anatomy(denoiser)
+        parts = anatomy(denoiser)
         return _AttentionRunner(
-            self.mode, {name: marks for title, marks in self.rows().items() for name in found.layers(title)}
+            self.mode, {name: marks for title, marks in self.rows().items() for name in parts.layers(title)}
         )
 
 

@@ -52,14 +52,14 @@ class KeyDownsampling(Mechanism):
 
 
 class _KeyRunner(Runner):
-    def __init__(self, of: KeyDownsampling, factors: dict[str, int]):
-        self.of, self.factors = of, factors
+    def __init__(self, settings: KeyDownsampling, factors: dict[str, int]):
+        self.settings, self.factors = settings, factors
 
     def wrappers(self) -> list[tuple[str, Wrap]]:
         return [(name, self._wrap) for name in self.factors]
 
     def retraced(self, i: int) -> dict[str, Retrace]:
-        return {"": Retrace(self.of)}
+        return {"": Retrace(self.settings)}
 
     def _wrap(self, name: str, forward: Forward) -> Forward:
         def attention(hidden_states, *args, **kwargs):

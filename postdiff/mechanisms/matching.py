@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Matching:
     """Which of N tokens are merged: row numbers of the flattened [B * N, C], and of the merged [B * (N - r), C].
 
-    kept, sources, destinations: the B * N tokens, split into those that stay, the B * r that are merged, and those that
-        others are merged into.
+    unmerged, sources, destinations: the B * N tokens, split into those that stay, the B * r that are merged, and those
+        that others are merged into.
     into: the place of each source's destination among the destinations.
     size: of each destination, how many tokens it becomes the mean of.
     back: for each of the B * N tokens, its row of the merged tokens.
     """
 
-    kept: torch.Tensor
+    unmerged: torch.Tensor
     sources: torch.Tensor
     destinations: torch.Tensor
     into: torch.Tensor
@@ -64,19 +64,19 @@ def match(
         if not r:
             return None
     ranked = best.argsort(dim=-1, descending=True)
-    merged, kept = ranked[:, :r], ranked[:, r:]
+    merged, unmerged = ranked[:, :r], ranked[:, r:]
     into = nearest.gather(1, merged)
-    merged, kept = source.gather(1, merged), source.gather(1, kept)
+    merged, unmerged = source.gather(1, merged), source.gather(1, unmerged)
 
-    count = kept.shape[1]
+    count = unmerged.shape[1]
     back = torch.empty(batch, n, dtype=torch.int64, device=device)
-    back.scatter_(1, kept, torch.arange(count, device=device).expand(batch, -1))
+    back.scatter_(1, unmerged, torch.arange(count, device=device).expand(batch, -1))
     back.scatter_(1, destination, torch.arange(count, n - r, device=device).expand(batch, -1))
     back.scatter_(1, merged, into + count)
     place = into + image * destination.shape[1]
     size = torch.ones(destination.numel(), dtype=torch.float32, device=device)  # counts stall at 256 in bfloat16
     size.index_add_(0, place.flatten(), torch.ones(place.numel(), dtype=torch.float32, device=device))
-    return Matching(kept + first, merged + first, destination + first, place, size, back + image * (n - r))
+    return Matching(unmerged + first, merged + first, destination + first, place, size, back + image * (n - r))
 
 
 def pick(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def merge_tokens(x: torch.Tensor, how: Matching) -> torch.Tensor:
     into = pick(rows, how.destinations)
     sources = rows.index_select(0, how.sources.flatten()).float()
     means = into.flatten(0, 1).float().index_add(0, how.into.flatten(), sources) / how.size[:, None]
-    return torch.cat([pick(rows, how.kept), means.to(x.dtype).view_as(into)], dim=1)
+    return torch.cat([pick(rows, how.unmerged), means.to(x.dtype).view_as(into)], dim=1)
 
 
 def unmerge_tokens(y: torch.Tensor, how: Matching) -> torch.Tensor:

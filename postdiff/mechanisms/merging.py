@@ -125,39 +125,39 @@ def _shares(block: str, row: Any) -> tuple[float, ...]:
 
 
 class _MergingRunner(Runner):
-    def __init__(self, of: TokenMerging, plan: Plan, blocks: list[Block]):
-        self.of, self.plan, self.blocks, self.known = of, plan, blocks, dict(of.merged)
+    def __init__(self, settings: TokenMerging, plan: Plan, blocks: list[Block]):
+        self.settings, self.plan, self.blocks, self.known = settings, plan, blocks, dict(settings.merged)
         self.how: list[Matching | None] = []  # of the block that runs: one for all images, or one each
 
     def wrappers(self) -> list[tuple[str, Wrap]]:
-        layers = [name for block in self.blocks for kind, name in block.layers.items() if kind in self.of.around]
+        layers = [name for block in self.blocks for kind, name in block.layers.items() if kind in self.settings.around]
         return [*((block.name, self._wrap_block) for block in self.blocks), *((name, self._wrap) for name in layers)]
 
     def draws(self, i: int, size: tuple[int, int]) -> Iterator[tuple[str, Draw]]:
         """A partition a block."""
-        if self.of.random and self._runs(i) and self._mark(i) != ".":
+        if self.settings.random and self._runs(i) and self._mark(i) != ".":
             for block in self.blocks:
                 yield f"tokens-{block.name}", partial(self._draw, grid=shrink(size, block.shrunk))
 
     def retraced(self, i: int) -> dict[str, Retrace]:
         if not self._runs(i):
             return {}
-        if self.of.threshold is not None and not self.known:
+        if self.settings.threshold is not None and not self.known:
             raise ValueError(
                 f"{self.plan.name} merges what is alike in an image: `postdiff search ca_tome` measures its cost"
             )
         marks = "S." if self._mark(i) == "." else "#"
         shares = tuple((name, (row[i],) * len(marks)) for name, row in self.known.items())
         # Chance changes which tokens are merged, not how many.
-        alone = replace(self.of, random=False, matching=marks, merged=shares)
+        alone = replace(self.settings, random=False, matching=marks, merged=shares)
         return {"": Retrace(alone, len(marks), tuple(range(len(marks))))}
 
     def _mark(self, i: int) -> str:
-        return self.of.matching[i] if self.of.matching else "#"
+        return self.settings.matching[i] if self.settings.matching else "#"
 
     def _runs(self, i: int) -> bool:
         """Does any layer that tokens are merged around run at step i? Otherwise they need not be matched."""
-        return bool(self.of.around - self.plan.reuses(i))
+        return bool(self.settings.around - self.plan.reuses(i))
 
     def _wrap_block(self, name: str, forward: Forward) -> Forward:
         def block(hidden_states, *args, **kwargs):
@@ -191,22 +191,22 @@ class _MergingRunner(Runner):
 
         grid, i = token_grid(self.now.size, x.shape[1]), self.now.index
         cells = self._cells(name, grid, x)
-        if self.of.threshold is None:
-            return [match(x, grid, cells, self.of)]
+        if self.settings.threshold is None:
+            return [match(x, grid, cells, self.settings)]
         # How many are merged is an image's own: with the batch's maximum, as in the authors' code, it would depend on
         # what else is in the batch.
         count = round(self.known[name][i] * x.shape[1]) if x.is_meta else None
-        found = [
-            match(image, grid, own, self.of, count)
-            for image, own in zip(self._images(x), self._images(cells), strict=True)
+        matchings = [
+            match(image, grid, image_cells, self.settings, count)
+            for image, image_cells in zip(self._images(x), self._images(cells), strict=True)
         ]
-        counts = [0 if how is None else how.sources.shape[1] for how in found]
+        counts = [0 if matching is None else matching.sources.shape[1] for matching in matchings]
         self.store.setdefault(SHARES, {}).setdefault(name, {})[i] = sum(counts) / len(counts) / x.shape[1]
-        return found
+        return matchings
 
     def _cells(self, block: str, grid: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
-        if not self.of.random:
-            return x.new_zeros(len(x), grid[0] // self.of.sy, grid[1] // self.of.sx).long()
+        if not self.settings.random:
+            return x.new_zeros(len(x), grid[0] // self.settings.sy, grid[1] // self.settings.sx).long()
         # Both halves of guidance share an image's partition, which is its own, whatever else is in the batch.
         cells = self.now.drawn(self.now.index, f"tokens-{block}", partial(self._draw, grid=grid))
         return cells.repeat(len(x) // len(cells), 1, 1)
@@ -215,5 +215,5 @@ class _MergingRunner(Runner):
         """Which token of every cell is its destination: [h // sy, w // sx]."""
         import torch
 
-        shape = grid[0] // self.of.sy, grid[1] // self.of.sx, 1
-        return torch.randint(self.of.sx * self.of.sy, shape, generator=generator, device="cpu")[..., 0]
+        shape = grid[0] // self.settings.sy, grid[1] // self.settings.sx, 1
+        return torch.randint(self.settings.sx * self.settings.sy, shape, generator=generator, device="cpu")[..., 0]

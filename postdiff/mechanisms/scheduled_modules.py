@@ -64,11 +64,11 @@ class ScheduledModules(Mechanism):
             _check(name, marks, plan)
         if any(plan.reuses(i) & {"deep", "encoder", "self-attention"} for i in range(len(plan))):
             raise ValueError("modules with schedules of their own may not be skipped by what else the plan reuses")
-        others = {type(mechanism).__name__ for mechanism in plan.mechanisms}
-        there = {mark for _, marks in self.modules for mark in marks}
-        if there & set("Swx") and others & {"TokenMerging", "KeyDownsampling"}:
+        kinds = {type(mechanism).__name__ for mechanism in plan.mechanisms}
+        used = {mark for _, marks in self.modules for mark in marks}
+        if used & set("Swx") and kinds & {"TokenMerging", "KeyDownsampling"}:
             raise ValueError("attention in windows needs all tokens, in their order: it does not go with fewer tokens")
-        if "c" in there and "TokenMerging" in others:
+        if "c" in used and "TokenMerging" in kinds:
             raise ValueError("tokens are merged in both halves of guidance: it does not go with one half for both")
 
     def restarted(self, at: int) -> ScheduledModules:
@@ -84,13 +84,13 @@ class ScheduledModules(Mechanism):
 
     def runner(self, denoiser: torch.nn.Module, plan: Plan) -> Runner:
         anatomy(denoiser)  # raises if the names of its modules are not known
-        there = dict(denoiser.named_modules())
+        submodules = dict(denoiser.named_modules())
         for name, marks in self.modules:
-            if name not in there:
+            if name not in submodules:
                 raise ValueError(
                     f"{plan.name} has a schedule of {name}, which a {type(denoiser).__name__} of this size lacks"
                 )
-            if set(marks) & set("Swx") and not _is_plain(there[name]):
+            if set(marks) & set("Swx") and not _is_plain(submodules[name]):
                 raise ValueError(f"{name} must be plain self-attention to be split into windows")
         return _ScheduledRunner(self, denoiser)
 
@@ -124,13 +124,13 @@ def _restarted(marks: str, at: int) -> str:
 
 def _is_plain(module: torch.nn.Module) -> bool:
     """Is a self-attention no more than projections and softmax?"""
-    others = ("residual_connection", "norm_q", "group_norm", "spatial_norm", "is_cross_attention")
-    return not any(getattr(module, name) for name in others) and module.rescale_output_factor == 1
+    extras = ("residual_connection", "norm_q", "group_norm", "spatial_norm", "is_cross_attention")
+    return not any(getattr(module, name) for name in extras) and module.rescale_output_factor == 1
 
 
 class _ScheduledRunner(Runner):
-    def __init__(self, of: ScheduledModules, denoiser: torch.nn.Module):
-        self.window, self.schedules, self.denoiser = of.window, dict(of.modules), denoiser
+    def __init__(self, settings: ScheduledModules, denoiser: torch.nn.Module):
+        self.window, self.schedules, self.denoiser = settings.window, dict(settings.modules), denoiser
 
     def wrappers(self) -> list[tuple[str, Wrap]]:
         attention = {name: partial(self._wrap_attention, self.denoiser.get_submodule(name)) for name in self.schedules}
@@ -143,16 +143,16 @@ class _ScheduledRunner(Runner):
         return [name for name, marks in self.schedules.items() if marks[i] == "."]
 
     def retraced(self, i: int) -> dict[str, Retrace]:
-        found = {}
+        retraces = {}
         for name, marks in self.schedules.items():
             mark, halves = marks[i], 1 if marks[i] in "cx" else None
             if mark == "c":
-                found[name] = Retrace(halves=halves)
+                retraces[name] = Retrace(halves=halves)
             elif mark in "Swx":  # a window needs what a step before it stored
-                every = tuple((other, "Sw") for other in anatomy(self.denoiser).layers("self-attention"))
+                every = tuple((attention, "Sw") for attention in anatomy(self.denoiser).layers("self-attention"))
                 runs = (0,) if mark == "S" else (0, 1)
-                found[name] = Retrace(ScheduledModules(every, self.window), 2, runs, halves)
-        return found
+                retraces[name] = Retrace(ScheduledModules(every, self.window), 2, runs, halves)
+        return retraces
 
     def _keeps(self, name: str) -> bool:
         """Is this step's output reused by the next?"""
@@ -175,7 +175,7 @@ class _ScheduledRunner(Runner):
 
         from postdiff.mechanisms.windows import split_attention
 
-        rest = f"{name} beyond its window"
+        residual = f"{name} beyond its window"
 
         def attention(hidden_states, *args, **kwargs):
             mark = self.schedules[name][self.now.index]
@@ -185,9 +185,9 @@ class _ScheduledRunner(Runner):
             if mark in "#c":
                 output = forward(x, *args, **kwargs)
             elif mark == "S":
-                output, self.store[rest] = split_attention(module, x, self.window)
+                output, self.store[residual] = split_attention(module, x, self.window)
             else:
-                output, _ = split_attention(module, x, self.window, self.store[rest][-len(x) :])
+                output, _ = split_attention(module, x, self.window, self.store[residual][-len(x) :])
             if mark in "cx":
                 output = torch.cat([output] * 2)
             if self._keeps(name):

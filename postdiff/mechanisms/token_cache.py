@@ -73,10 +73,10 @@ class TokenCache(Mechanism):
         return {"blocks": self.marks}
 
     def runner(self, denoiser: torch.nn.Module, plan: Plan) -> Runner:
-        found = anatomy(denoiser)
-        if found.encoder:
+        parts = anatomy(denoiser)
+        if parts.encoder:
             raise ValueError(f"token caching needs a transformer, got {type(denoiser).__name__}")
-        return _TokenRunner(self, denoiser, found)
+        return _TokenRunner(self, denoiser, parts)
 
     def share(self, step: int, depth: int, blocks: int, layer: str) -> float:
         """The share of the tokens that a layer of block `depth` computes at `step`; ToCa's rule."""
@@ -85,8 +85,8 @@ class TokenCache(Mechanism):
 
 
 class _TokenRunner(Runner):
-    def __init__(self, of: TokenCache, denoiser: torch.nn.Module, found: Anatomy):
-        self.of, self.denoiser, self.blocks = of, denoiser, found.blocks
+    def __init__(self, settings: TokenCache, denoiser: torch.nn.Module, parts: Anatomy):
+        self.settings, self.denoiser, self.blocks = settings, denoiser, parts.blocks
 
     def wrappers(self) -> list[tuple[str, Wrap]]:
         layers = [
@@ -100,7 +100,7 @@ class _TokenRunner(Runner):
         """A score a token."""
         from postdiff.mechanisms.token_scores import uniform
 
-        if self.of.score == "random" and self.of.marks[i] == REFRESH:
+        if self.settings.score == "random" and self.settings.marks[i] == REFRESH:
             for depth, block in enumerate(self.blocks):
                 h, w = shrink(size, block.shrunk)
                 for layer in ("cross-attention", "feed-forward"):
@@ -108,24 +108,24 @@ class _TokenRunner(Runner):
                         yield f"tokens-{block.layers[layer]}", partial(uniform, n=h * w)
 
     def skipped(self, i: int) -> list[str]:
-        return [block.name for block in self.blocks] if self.of.marks[i] == "." else []
+        return [block.name for block in self.blocks] if self.settings.marks[i] == "." else []
 
     def retraced(self, i: int) -> dict[str, Retrace]:
-        mark, steps = self.of.marks[i], len(self.of.marks)
+        mark, steps = self.settings.marks[i], len(self.settings.marks)
         if mark not in ("S", REFRESH):
             return {}
-        alone = replace(self.of, marks="S" + REFRESH * (steps - 1))  # how many tokens are computed is a step's own
+        alone = replace(self.settings, marks="S" + REFRESH * (steps - 1))  # each step computes so many
         return {"": Retrace(alone, steps, (0,) if mark == "S" else (0, i))}
 
     def _count(self, i: int, n: int, depth: int, layer: str) -> int:
         """How many of `n` tokens a layer computes at step i."""
-        return int(n * self.of.share(i, depth, len(self.blocks), layer))
+        return int(n * self.settings.share(i, depth, len(self.blocks), layer))
 
     def _wrap_block(self, name: str, forward: Forward) -> Forward:
         last = self.blocks[-1].name
 
         def block(hidden_states, *args, **kwargs):
-            mark = self.of.marks[self.now.index]
+            mark = self.settings.marks[self.now.index]
             if mark == ".":  # what the last one gave is all that is read
                 return self.store["last"] if name == last else hidden_states
             output = forward(hidden_states, *args, **kwargs)
@@ -139,7 +139,7 @@ class _TokenRunner(Runner):
         from postdiff.mechanisms.token_scores import stored
 
         def run(x, *args, **kwargs):
-            mark = self.of.marks[self.now.index]
+            mark = self.settings.marks[self.now.index]
             if mark == "#":
                 return forward(x, *args, **kwargs)
             if mark == "S":
@@ -155,7 +155,7 @@ class _TokenRunner(Runner):
         """The layer's output, and of cross-attention the entropies [B, N] if they choose tokens, else None."""
         from postdiff.mechanisms.token_scores import attend
 
-        if layer != "cross-attention" or self.of.score != "entropy":
+        if layer != "cross-attention" or self.settings.score != "entropy":
             return forward(x, *args, **kwargs), None
         output, entropy = attend(self.denoiser.get_submodule(name), x, **kwargs)
         return output, entropy.unflatten(0, (1 + self.now.guided, -1)).mean(0)
@@ -171,14 +171,14 @@ class _TokenRunner(Runner):
         count = self._count(self.now.index, x.shape[1], depth, layer)
         if not count:
             return before
-        if self.of.score == "random":
+        if self.settings.score == "random":
             draw = partial(uniform, n=x.shape[1])
             importance = self.now.drawn(self.now.index, f"tokens-{name}", draw)
         else:
             importance = self.store[self.blocks[depth].layers["cross-attention"]].entropy
-        scores = score(importance, self.of, before.age, self.now.size)
+        scores = score(importance, self.settings, before.age, self.now.size)
         chosen = scores.topk(count, dim=1).indices
         rows = chosen.repeat(1 + self.now.guided, 1)
-        here = rows[..., None].expand(-1, -1, x.shape[2])
-        fresh, entropies = self._compute(layer, name, forward, x.gather(1, here), *args, **kwargs)
+        index = rows[..., None].expand(-1, -1, x.shape[2])
+        fresh, entropies = self._compute(layer, name, forward, x.gather(1, index), *args, **kwargs)
         return put_back(before, chosen, rows, fresh, entropies)

@@ -43,14 +43,14 @@ def put_back(
     return Layer(output, before.age.scatter(1, chosen, 0.0), entropy)
 
 
-def score(importance: torch.Tensor, of: TokenCache, age: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def score(importance: torch.Tensor, settings: TokenCache, age: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, N]: what attends widely, was not computed for long, or is the best of its neighbourhood.
 
     importance: [B, N], the entropy of each token's cross-attention, or numbers of chance. size: of the latents.
     """
-    if of.score == "entropy":
+    if settings.score == "entropy":
         importance = F.normalize(1 + importance, dim=1)
-    total = importance + of.soft * age / of.interval
+    total = importance + settings.soft * age / settings.interval
     grid = total.unflatten(1, token_grid(size, total.shape[1]))[:, None]
     _, best = F.max_pool2d(grid, CELL, ceil_mode=True, return_indices=True)
     bonus = BONUS * total.amax(dim=1, keepdim=True)
@@ -69,8 +69,8 @@ def attend(
     attention to the text, averaged over heads."""
     text = encoder_hidden_states
     q, k, v = (
-        project(of).unflatten(-1, (module.heads, -1)).transpose(1, 2)
-        for project, of in ((module.to_q, x), (module.to_k, text), (module.to_v, text))
+        project(tokens).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+        for project, tokens in ((module.to_q, x), (module.to_k, text), (module.to_v, text))
     )
     likeness = q @ k.transpose(-1, -2) * module.scale
     if attention_mask is not None:  # a bias [rows, 1, L]

@@ -1,12 +1,26 @@
-"""Schedules from settings: what the functions of `methods` and `baselines` have in common."""
+"""What the functions of `methods` and `baselines` have in common: types of settings, and schedules made from them."""
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Annotated
 
 from postdiff.arguments import instance, number, one_of, plain, shown, whole_number
 from postdiff.mechanisms import AttentionCache, DeepCache
 from postdiff.mechanisms.attention import Mode
 from postdiff.plan import MAX_STEPS, SIZE_CONDITIONS, Plan, SizeCondition, Step
+
+# Settings that several methods take. What a setting means is said here, or where its method alone takes it, and nowhere
+# else: the command line's help is made of it (`postdiff.settings`).
+Steps = Annotated[int, "T, the number of denoising steps"]
+Beta = Annotated[float, "scale of the low resolution, in (0, 1]; 1 is off"]
+LowShare = Annotated[float, "share of the steps at low resolution, the first round(s*T); in [0, 1), 0 is off"]
+Interval = Annotated[int, "DeepCache's interval: every k-th step runs the whole U-Net; 1 is off"]
+Gate = Annotated[int | float, "guidance ends at this step (15), or share of the steps (0.75); T is off"]
+CacheMode = Annotated[Mode, "which guidance the cached cross-attention holds"]
+Branch = Annotated[int, "DeepCache's skip branch; 0 is the outermost, the paper's is 1"]
+SizeTold = Annotated[SizeCondition, "the size that SDXL and PixArt are told at low resolution"]
+RandomCell = Annotated[bool, "draw which token of a cell that is; off: the upper left one; CA-ToMe too"]
+MaxDownsample = Annotated[int, "merge where the grid is at most so many times smaller than the latents'; CA-ToMe too"]
 
 
 def compose(
@@ -21,12 +35,19 @@ def compose(
     cache_attention: bool = False,
     size_condition: SizeCondition = "target",
 ) -> Plan:
-    """Every schedule of the paper's own methods, of which each is a few of these settings.
+    """The plan that combines the paper's savings. Each of its methods is this function with some of them on.
 
-    m: the step at which guidance ends, T or None for never. cache_attention: from then on the cross-attention of step
-    m - 1 is reused. beta = 1 or s = 0, and k = 1: off.
+    Args:
+        name: of the plan.
+        steps: T, at least 1.
+        beta, s: the first round(s*T) steps run at scale beta; off if beta = 1 or s = 0.
+        k, branch: DeepCache runs the whole U-Net at every k-th step, and else the skip branch alone; off if k = 1.
+        m: the step at which guidance ends; T or None for never.
+        mode: what the cached cross-attention holds of guidance.
+        cache_attention: from step m on, the cross-attention of step m - 1 is reused.
+        size_condition: the size that a low-resolution step tells a model which is conditioned on size.
 
-    Raises: ValueError, saying what was expected and what came, for a setting out of range.
+    Raises: ValueError, with what was expected and what was given, if a setting is out of range.
     """
     steps, k = check_steps(steps), whole_number("k", k, note=" (1 is off)")
     low = low_steps(steps, beta, s)

@@ -59,10 +59,10 @@ class Anatomy:
 
 def anatomy(denoiser: torch.nn.Module) -> Anatomy:
     """The parts of `denoiser`. Raises ValueError if the names of its class's modules are not known."""
-    found = KNOWN.get(type(denoiser).__name__)
-    if found is None:
+    describe = KNOWN.get(type(denoiser).__name__)
+    if describe is None:
         raise ValueError(f"the denoiser must be one of {', '.join(KNOWN)}, got {type(denoiser).__name__}")
-    return found(denoiser)
+    return describe(denoiser)
 
 
 def _unet(unet: torch.nn.Module) -> Anatomy:
@@ -111,7 +111,7 @@ def kind_of(name: str) -> str:
 
 def word_of(kind: str) -> str:
     """The word of diffusers' names that a kind of layer is known by."""
-    return next(word for word, each in KINDS.items() if each == kind)
+    return next(word for word, layer in KINDS.items() if layer == kind)
 
 
 def layer_of(name: str) -> str:

@@ -190,19 +190,19 @@ def folder_spec(name: str, folder: Path) -> Spec:
     return spec
 
 
-def _check_run(spec: Spec, kinds: Sequence[str], scheduler: dict[str, Any], file: Path, told_solver: bool) -> None:
+def _check_run(spec: Spec, kinds: Sequence[str], scheduler: dict[str, Any], file: Path, solver_given: bool) -> None:
     """Raise ValueError if the scheduler is one of distilled models and the family guides; warn if it is replaced.
 
-    kinds: the scheduler's class as its own config has it, and as the pipeline's index. told_solver: in `file`.
+    kinds: the scheduler's class as its own config has it, and as the pipeline's index. solver_given: in `file`.
     """
     rules = FAMILIES[spec.family]
     for kind in kinds:
         certain = kind in ("LCMScheduler", "TCDScheduler")
-        if rules.guided and (certain or not told_solver) and (reason := distilled(kind, scheduler)):
-            says = "" if certain else f'; if it is not, say the solver in {file}: {{"solver": "euler"}}'
-            raise ValueError(f"{spec.name} must run guided, as models of {rules.pipeline} do here: {reason}{says}")
-    if not told_solver and (told := replaced(spec.name, kinds[0], scheduler, spec.solver)):
-        warnings.warn(f"{told}; choose with solver={'|'.join(rules.solvers)}", stacklevel=4)
+        if rules.guided and (certain or not solver_given) and (reason := distilled(kind, scheduler)):
+            advice = "" if certain else f'; if it is not, say the solver in {file}: {{"solver": "euler"}}'
+            raise ValueError(f"{spec.name} must run guided, as models of {rules.pipeline} do here: {reason}{advice}")
+    if not solver_given and (difference := replaced(spec.name, kinds[0], scheduler, spec.solver)):
+        warnings.warn(f"{difference}; choose with solver={'|'.join(rules.solvers)}", stacklevel=4)
 
 
 def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:

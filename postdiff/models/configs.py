@@ -160,10 +160,10 @@ def text_tokens(folder: Path, rules: Family, encoders: Mapping[str, Mapping[str,
     Raises: ValueError if it is no number, is not one number, or is more than a text encoder has positions.
     """
     parts = rules.tokenizers
-    found = [read_json(folder / part / "tokenizer_config.json").get("model_max_length", 77) for part in parts]
-    tokens, where = found[0], f"model_max_length of {' and '.join(parts)} of {folder}"
-    if not all(isinstance(n, int | float) and n == tokens and n >= 2 for n in found):
-        raise ValueError(f"{where} must be one number, got {', '.join(map(repr, found))}")
+    lengths = [read_json(folder / part / "tokenizer_config.json").get("model_max_length", 77) for part in parts]
+    tokens, where = lengths[0], f"model_max_length of {' and '.join(parts)} of {folder}"
+    if not all(isinstance(n, int | float) and n == tokens and n >= 2 for n in lengths):
+        raise ValueError(f"{where} must be one number, got {', '.join(map(repr, lengths))}")
     if rules.most_tokens:  # T5's positions are relative
         return int(min(tokens, rules.most_tokens))
     for part, config in encoders.items():
@@ -173,10 +173,10 @@ def text_tokens(folder: Path, rules: Family, encoders: Mapping[str, Mapping[str,
 
 
 def check_denoiser(rules: Family, config: Mapping[str, Any], name: str = "the model") -> None:
-    """Check that a denoiser is told all that it asks for, and that its output is what is expected.
+    """Check that a denoiser gets all the inputs that its config asks for, and that its output is what is expected.
 
-    config: as JSON or diffusers has it; what is not there is the class's default.
-    Raises: ValueError, which says what of `name` was expected and what came.
+    config: as JSON or diffusers has it; a key that is missing has the class's default.
+    Raises: ValueError, which names `name`, with what was expected and what was given.
     """
     where = f"{rules.denoiser} of {name}"
     rules.check(config, where)
@@ -191,7 +191,7 @@ def check_denoiser(rules: Family, config: Mapping[str, Any], name: str = "the mo
 
 
 def check_unet(rules: Family, config: Mapping[str, Any], where: str, added: str | None) -> None:
-    """Check what a U-Net is told: of a guided family nothing of w; `added`, its `addition_embed_type`, and no more."""
+    """Check a U-Net's config: in a guided family it takes no w, and its `addition_embed_type` must be `added`."""
     width = config.get("time_cond_proj_dim")
     if not rules.guided:
         if type(width) is not int or width < 4 or width % 2:
@@ -201,8 +201,8 @@ def check_unet(rules: Family, config: Mapping[str, Any], where: str, added: str 
             f"time_cond_proj_dim of {where} must be None, got {width!r}: guidance was distilled into the model, which "
             f"is told w; models of {rules.pipeline} run guided here"
         )
-    if (found := config.get("addition_embed_type")) != added:
-        raise ValueError(f"addition_embed_type of {where} must be {added}, got {found!r}: nothing else is passed on")
+    if (addition := config.get("addition_embed_type")) != added:
+        raise ValueError(f"addition_embed_type of {where} must be {added}, got {addition!r}: nothing else is passed on")
     for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
         if added:
             _whole(config, key, None, where)
@@ -215,14 +215,16 @@ def check_unet(rules: Family, config: Mapping[str, Any], where: str, added: str 
     _whole(config, "cross_attention_dim", 1280, where)
 
 
-def check_pixart(config: Mapping[str, Any], where: str, told: bool) -> None:
-    """Check what PixArt's transformer is told. told: does its pipeline tell it the size of the image?"""
+def check_pixart(config: Mapping[str, Any], where: str, size_conditioned: bool) -> None:
+    """Check the config of PixArt's transformer. size_conditioned: does its pipeline tell it the size of the image?"""
     _whole(config, "caption_channels", None, where)
     _whole(config, "patch_size", 2, where)
     side = config.get("sample_size", 128)
     asks = config.get("use_additional_conditions")
-    if (side == 128 if asks is None else asks) != told:
-        raise ValueError(f"use_additional_conditions of {where} must be {told} at sample_size {side!r}, got {asks!r}")
+    if (side == 128 if asks is None else asks) != size_conditioned:
+        raise ValueError(
+            f"use_additional_conditions of {where} must be {size_conditioned} at sample_size {side!r}, got {asks!r}"
+        )
 
 
 def check_vae(config: Mapping[str, Any], channels: int, name: str = "the model") -> None:

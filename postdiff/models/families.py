@@ -26,7 +26,7 @@ def adapt(plan: Plan, family: str) -> Plan:
     rules = FAMILIES[family]
     if rules.no_deep and any("deep" in plan.reuses(i) for i in range(len(plan))):
         raise ValueError(f"{family} cannot cache deep features: {rules.no_deep}; expected k=1, got {plan.name}")
-    if plan.size_condition != "target" and not rules.told_size:
+    if plan.size_condition != "target" and not rules.size_conditioned:
         raise ValueError(f"{family} is told no size; expected size_condition target, got {plan.size_condition}")
     if rules.guided:
         return plan

@@ -2,11 +2,11 @@
 
 A family is a class in a file of its own beside this one; `postdiff.models.families` has all of them by name.
 
-Text and Told are dicts of tensors, one row an image (unconditional half first, then the conditional one, where guided):
+Text and Conditions are dicts of tensors with one row an image; where guided, the unconditional half first:
     text        [B, L, D]  token embeddings
     pooled      [B, P]     SDXL: one embedding a prompt
     mask        [B, L]     PixArt: 1 where a token is, 0 where padding is
-What the denoiser is told beside the text is a family's own.
+Conditions are what a denoiser takes beside latents, timestep and text: the image's size (SDXL, PixArt), w (LCM).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from postdiff.models.spec import Spec
 
 Text = dict[str, "torch.Tensor"]
-Told = dict[str, "torch.Tensor"]
+Conditions = dict[str, "torch.Tensor"]
 Size = tuple[int, int]  # height, width
 
 
@@ -40,8 +40,8 @@ class Family:
     solvers: those offered; solver: the one that is taken where a checkpoint ships another. guidance: w.
     settings: the paper's for its method (sec. 3.1), arguments of `methods.postdiff`. m is a share of the steps, so that
         it fits any T.
-    guided: classifier-free guidance runs two halves; else it was distilled into the model, which is told w.
-    told_size: the denoiser is told the size of the image.
+    guided: classifier-free guidance runs two halves; else it was distilled into the model, which takes w.
+    size_conditioned: the denoiser takes the size of the image.
     no_deep: why deep features cannot be cached, or "".
     upcast_vae: decode in fp32 if the autoencoder's config asks for it.
     """
@@ -59,7 +59,7 @@ class Family:
     guidance: float = 7.5
     settings: Mapping[str, Any]
     guided = True
-    told_size = False
+    size_conditioned = False
     no_deep = ""
     upcast_vae = False
 
@@ -68,7 +68,7 @@ class Family:
         return tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoders)
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
-        """Check what a denoiser's config says of what it is told. Raises ValueError, which names `where`."""
+        """Raise ValueError, which names `where`, if a denoiser's config asks for other inputs than the family gives."""
         raise NotImplementedError
 
     def check_text(self, denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str) -> None:
@@ -92,26 +92,31 @@ class Family:
 
         Raises: OSError if the tokenizer must come from the hub, and cannot.
         """
-        of = class_of(self.tokenizer, "transformers")
-        tokenizer = of.from_pretrained(spec.source, revision=spec.revision or "main", subfolder="tokenizer")
+        tokenizer_class = class_of(self.tokenizer, "transformers")
+        revision = spec.revision or "main"
+        tokenizer = tokenizer_class.from_pretrained(spec.source, revision=revision, subfolder="tokenizer")
         return [len(ids) for ids in tokenizer(list(texts)).input_ids]
 
-    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
-        """What the denoiser is told beside latents, timestep and `text`: made once a batch, before the first step.
+    def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
+        """The denoiser's inputs beside latents, timestep and `text`; made once a batch, before the first step.
 
-        size: of the image in pixels; guidance: w; config: the denoiser's.
+        Args:
+            text: of the batch; its rows, dtype and device are those of the result.
+            size: (height, width) of the image in pixels.
+            guidance: w of classifier-free guidance.
+            config: the denoiser's.
         """
         return {}
 
-    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
-        """`text` and `told` by the names of the denoiser's arguments."""
+    def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
+        """`text` and `conditions` by the names of the denoiser's arguments."""
         return {"encoder_hidden_states": text["text"]}
 
     def predict(
-        self, denoiser: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, text: Text, told: Told
+        self, denoiser: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, text: Text, conditions: Conditions
     ) -> torch.Tensor:
         """What the denoiser predicts for latents `x` [rows, C, h, w] at timesteps `t` [rows]: of the shape of `x`."""
-        output = denoiser(x, timestep=t, return_dict=False, **self.inputs(text, told))[0]
+        output = denoiser(x, timestep=t, return_dict=False, **self.inputs(text, conditions))[0]
         # A model that learned its variance predicts it beside the noise.
         return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x.shape[1] else output
 

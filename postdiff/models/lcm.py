@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import log
 from typing import TYPE_CHECKING, Any
 
-from postdiff.models.family import Size, Text, Told
+from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.sd import StableDiffusion
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ class LatentConsistency(StableDiffusion):
     guided = False
     no_deep = "a consistency model's few steps are too far apart for features to be alike (paper, sec. 3.1)"
 
-    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
+    def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
         w = guidance_embedding(guidance, config["time_cond_proj_dim"]).to(text["text"])
         return {"w": w.expand(len(text["text"]), -1)}
 
-    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
-        return {**super().inputs(text, told), "timestep_cond": told["w"]}
+    def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
+        return {**super().inputs(text, conditions), "timestep_cond": conditions["w"]}
 
 
 def guidance_embedding(guidance: float, width: int) -> torch.Tensor:

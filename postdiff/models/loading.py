@@ -57,42 +57,43 @@ class Backbone:
 
 
 def load(
-    where: str | Path,
+    name: str | Path,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     parts: Literal["all", "text", "denoiser"] = "all",
 ) -> Backbone:
-    """Load a backbone by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
+    """Load a pretrained pipeline by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
 
     Args:
-        device: a torch device; the GPU if there is one.
+        name: of a backbone, a folder in diffusers' format, or a repository of the hub with a commit of 40 hex digits.
+        device: a torch device; by default the GPU, if there is one.
         dtype: float32, float16 or bfloat16, of torch or by name; float16 on a GPU, float32 on a CPU by default.
         parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
             `sample` with `embeddings`): the two need never be in memory together.
 
-    Raises: ValueError, before any weights are read, if `where` is none of these or would not be run as it was made to
+    Raises: ValueError, before any weights are read, if `name` is none of these or would not be run as it was made to
         (`resolve`); ValueError if the weights are not those that its configs tell.
     """
-    spec = resolve(where)
+    spec = resolve(name)
     rules = FAMILIES[spec.family]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    own = torch.float32 if torch.device(device).type == "cpu" else torch.float16
-    dtype = own if dtype is None else as_dtype(dtype)
+    default_dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    dtype = default_dtype if dtype is None else as_dtype(dtype)
     images, words = {rules.denoiser: rules.model, "vae": "AutoencoderKL"}, rules.text_encoders
-    wanted = {"all": {**images, **words}, "text": words, "denoiser": images}
+    classes = {"all": {**images, **words}, "text": words, "denoiser": images}
     left_out = {"all": (), "text": tuple(images), "denoiser": (*words, *rules.tokenizers)}
     components: dict[str, Any] = {**rules.options, **dict.fromkeys(left_out[parts])}
     pipeline = class_of(rules.pipeline)
     with _quiet():
         if spec.vae and parts != "text":
             options = {"dtype": dtype, "use_safetensors": True}
-            of = class_of("AutoencoderKL")
-            components["vae"] = of.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
+            vae_class = class_of("AutoencoderKL")
+            components["vae"] = vae_class.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
         folder = _fetch(spec, components) if spec.revision else Path(spec.source)
-        for part, kind in wanted[parts].items():
+        for part, kind in classes[parts].items():
             if part not in components:
                 components[part] = _component(folder / part, kind, dtype)
-        with _told(f"{spec.name} cannot be loaded as {rules.pipeline}"):
+        with _as_value_error(f"{spec.name} cannot be loaded as {rules.pipeline}"):
             if spec.scheduler:
                 # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
                 components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
@@ -147,24 +148,26 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
     if library == "transformers":
         # A checkpoint's own choice of attention could name a kernel on the hub, which is code.
         options |= {"attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
-    of = class_of(kind, library)
+    model_class = class_of(kind, library)
     if variant := _variant(folder):
         options["variant"] = variant
-    with _told(f"{folder} cannot be loaded as {kind}"):
-        model, info = of.from_pretrained(folder, **options)
-    for what, keys in (
+    with _as_value_error(f"{folder} cannot be loaded as {kind}"):
+        model, info = model_class.from_pretrained(folder, **options)
+    for fault, keys in (
         ("lack", info["missing_keys"]),
         ("have, beside what its config tells,", info["unexpected_keys"]),
         ("have, in another shape than its config tells,", [key for key, *_ in info["mismatched_keys"]]),
     ):
         if keys:
-            some = ", ".join(map(printable, sorted(keys)[:3]))
-            raise ValueError(f"the weights in {folder} {what} {len(keys)} tensors: {some}{', ...' * (len(keys) > 3)}")
+            examples = ", ".join(map(printable, sorted(keys)[:3]))
+            raise ValueError(
+                f"the weights in {folder} {fault} {len(keys)} tensors: {examples}{', ...' * (len(keys) > 3)}"
+            )
     return model
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_value_error(failure: str) -> Iterator[None]:
     """Raise ValueError, `what` and the first sentence of the cause, for whatever a library raises: settings that do not
     go together and torn files end as errors of every kind."""
     try:
@@ -173,7 +176,7 @@ def _told(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = printable(" ".join(str(error).split()).split(". ")[0])
-        raise ValueError(f"{what}: {type(error).__name__}: {cause}") from error
+        raise ValueError(f"{failure}: {type(error).__name__}: {cause}") from error
 
 
 def _variant(folder: Path) -> str | None:
@@ -188,11 +191,11 @@ def _variant(folder: Path) -> str | None:
             index = f"{stem}.safetensors.index{middle}.json"
             if f"{stem}{middle}.safetensors" in names or index in names:
                 return variant
-    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
-    if not others:
+    unusable = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
+    if not unusable:
         raise ValueError(f"{folder} must hold weights (.safetensors), got none")
-    got = printable(", ".join(others))
-    raise ValueError(f"{folder} must hold its weights as safetensors, got {got}: {_convert(str(folder.parent))}")
+    listed = printable(", ".join(unusable))
+    raise ValueError(f"{folder} must hold its weights as safetensors, got {listed}: {_convert(str(folder.parent))}")
 
 
 @contextmanager
@@ -218,7 +221,7 @@ def outline(spec: Spec) -> torch.nn.Module:
     """
     rules = FAMILIES[spec.family]
     check_denoiser(rules, spec.denoiser, spec.name)
-    with _told(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
+    with _as_value_error(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
         return class_of(rules.model).from_config(spec.denoiser).eval()
 
 

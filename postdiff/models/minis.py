@@ -51,10 +51,10 @@ def folder(name: str) -> Path:
     for mini in _installed():
         if (mini / name).is_dir():
             sums = {file: digest for file, digest in read_sums(MINI).items() if file.startswith(f"{name}/")}
-            if other := [f for f, digest in sums.items() if not (mini / f).is_file() or sha256(mini / f) != digest]:
+            if different := [f for f, digest in sums.items() if not (mini / f).is_file() or sha256(mini / f) != digest]:
                 raise ValueError(
                     f"the {name} that is installed on this node must be the one of this job's code, got another "
-                    f"{mini / other[0]}: install this checkout there (cluster.yaml does)"
+                    f"{mini / different[0]}: install this checkout there (cluster.yaml does)"
                 )
             return mini / name
     raise FileNotFoundError(

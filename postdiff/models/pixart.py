@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postdiff.models.configs import check_pixart
-from postdiff.models.family import Family, Size, Text, Told, halves
+from postdiff.models.family import Conditions, Family, Size, Text, halves
 
 
 class PixArtAlpha(Family):
@@ -19,13 +19,13 @@ class PixArtAlpha(Family):
     most_tokens = 120  # as it was trained; T5 takes 512
     guidance = 4.5
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75}
-    told_size = True
+    size_conditioned = True
     no_deep = "a transformer has no skip connections between shallow and deep blocks"
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
-        check_pixart(config, where, self.is_told(config))
+        check_pixart(config, where, self.is_size_conditioned(config))
 
-    def is_told(self, config: Mapping[str, Any]) -> bool:
+    def is_size_conditioned(self, config: Mapping[str, Any]) -> bool:
         """Is a model told the size? As the pipeline has it: those that were trained at many sizes (1024-MS) are."""
         return config.get("sample_size", 128) == 128
 
@@ -45,18 +45,18 @@ class PixArtAlpha(Family):
     def token_lengths(self, spec, texts: Sequence[str]) -> list[int]:
         return super().token_lengths(spec, [text.lower().strip() for text in texts])  # as its pipeline
 
-    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
+    def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
         import torch
 
-        if not self.is_told(config):
+        if not self.is_size_conditioned(config):
             return {}
         rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
-        told = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
-        return {key: torch.tensor(row, dtype=dtype, device=device).expand(rows, -1) for key, row in told.items()}
+        sizes = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
+        return {key: torch.tensor(row, dtype=dtype, device=device).expand(rows, -1) for key, row in sizes.items()}
 
-    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
-        added = {"resolution": None, "aspect_ratio": None, **told}
-        return {**super().inputs(text, told), "encoder_attention_mask": text["mask"], "added_cond_kwargs": added}
+    def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
+        added = {"resolution": None, "aspect_ratio": None, **conditions}
+        return {**super().inputs(text, conditions), "encoder_attention_mask": text["mask"], "added_cond_kwargs": added}
 
 
 class PixArtSigma(PixArtAlpha):
@@ -64,7 +64,7 @@ class PixArtSigma(PixArtAlpha):
 
     pipeline = "PixArtSigmaPipeline"
     most_tokens = 300
-    told_size = False
+    size_conditioned = False
 
-    def is_told(self, config: Mapping[str, Any]) -> bool:
+    def is_size_conditioned(self, config: Mapping[str, Any]) -> bool:
         return False

@@ -153,11 +153,11 @@ def replaced(name: str, kind: str, config: Mapping[str, Any], solver: str) -> st
     """What `solver` does otherwise than the scheduler that a checkpoint ships, as a sentence, or ""."""
     if kind != SCHEDULERS[solver]:
         return f"{name} ships {kind}, which is not offered: {solver} ({SCHEDULERS[solver]}) is used instead"
-    other = _unpinned(config, solver)
-    if not other:
+    changes = _unpinned(config, solver)
+    if not changes:
         return ""
-    ours = ", ".join(f"{key}={PINNED[solver][key]!r}" for key in other)
-    theirs = ", ".join(f"{key}={value!r}" for key, value in other.items())
+    ours = ", ".join(f"{key}={PINNED[solver][key]!r}" for key in changes)
+    theirs = ", ".join(f"{key}={value!r}" for key, value in changes.items())
     return f"{name} ships {kind} with {theirs}, which is not offered: {solver} has {ours}"
 
 
@@ -179,18 +179,18 @@ def check_scheduler(spec: Spec, scheduler: Any, solver: str | None = None) -> No
     from postdiff.models.families import FAMILIES
 
     kind, config, offered = type(scheduler).__name__, scheduler.config, FAMILIES[spec.family].solvers
-    loaded, own = spec.scheduler.get("_class_name"), solver or spec.solver
+    loaded, name = spec.scheduler.get("_class_name"), solver or spec.solver
     if kind != loaded and "lcm" not in offered and (reason := distilled(kind, config)):
         raise ValueError(f"the pipeline's scheduler was changed to {kind}, but {spec.name} runs guided: {reason}")
     check_noise_schedule(spec.name, kind, config)
     if solver is not None or loaded is None:
         return
-    if kind not in (loaded, SCHEDULERS[own]):
+    if kind not in (loaded, SCHEDULERS[name]):
         same = solver_of(kind, offered)
         do = f"pass solver={same!r}" if same else f"pass solver= one of {', '.join(offered)}, which are offered"
         raise ValueError(f"the pipeline's scheduler was changed from {loaded} to {kind}: {do}")
-    if kind == SCHEDULERS[own]:
-        changed = {key: value for key, value in _unpinned(config, own).items() if value != spec.scheduler.get(key)}
+    if kind == SCHEDULERS[name]:
+        changed = {key: value for key, value in _unpinned(config, name).items() if value != spec.scheduler.get(key)}
         if changed:
-            said = ", ".join(f"{key} {PINNED[own][key]!r}, got {value!r}" for key, value in changed.items())
-            raise ValueError(f"the pipeline's {kind} must have, to be {own}, {said}; or pass solver={own!r}")
+            expected = ", ".join(f"{key} {PINNED[name][key]!r}, got {value!r}" for key, value in changed.items())
+            raise ValueError(f"the pipeline's {kind} must have, to be {name}, {expected}; or pass solver={name!r}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postdiff.models.configs import check_pooled
-from postdiff.models.family import Size, Text, Told, halves
+from postdiff.models.family import Conditions, Size, Text, halves
 from postdiff.models.sd import CLIP, NO_IMAGES, StableDiffusion
 
 
@@ -17,7 +17,7 @@ class StableDiffusionXL(StableDiffusion):
     solver = "euler"
     guidance = 5.0
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.2, "k": 2, "m": 0.75}
-    told_size = True
+    size_conditioned = True
     upcast_vae = True
     addition_embed_type = "text_time"
 
@@ -38,13 +38,13 @@ class StableDiffusionXL(StableDiffusion):
             uncond = uncond_pooled = None
         return {"text": halves(uncond, cond), "pooled": halves(uncond_pooled, pooled)}
 
-    def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
+    def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
         """Original size, crop (none) and target size."""
         import torch
 
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype, device=text["text"].device)
         return {"time_ids": ids.expand(len(text["text"]), -1)}
 
-    def inputs(self, text: Text, told: Told) -> dict[str, Any]:
-        added = {"text_embeds": text["pooled"], "time_ids": told["time_ids"]}
-        return {**super().inputs(text, told), "added_cond_kwargs": added}
+    def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
+        added = {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]}
+        return {**super().inputs(text, conditions), "added_cond_kwargs": added}

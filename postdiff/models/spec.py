@@ -59,7 +59,7 @@ class Spec:
 
 
 class SamplingSettings(TypedDict, total=False):
-    """How images are sampled, as a user says it; the backbone's own where it is None or not there."""
+    """How images are sampled, as a user gives it: the backbone's own where a setting is None or missing."""
 
     guidance: float | None
     solver: str | None
@@ -77,25 +77,25 @@ class Sampling:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The three as a user says them, a square's size as one number: what configurations and files are named by."""
+        """The three as a user gives them (a square's size is one number); names of files have them."""
         return {**vars(self), "size": arguments.one_size(self.size)}
 
 
 def spec_of(
-    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **own: Any
+    name: str, source: str, revision: str | None, family: str, size: int | Size, denoiser: dict, **overrides: Any
 ) -> Spec:
-    """A checkpoint's spec: as its family is run where `own` does not say otherwise."""
+    """A checkpoint's spec: its family's defaults, but for `overrides`."""
     rules = FAMILIES[family]
-    usual = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
+    defaults = {"settings": dict(rules.settings), "guidance": rules.guidance, "solver": rules.solver}
     tokens = rules.most_tokens or Spec.text_tokens
-    of = name, source, revision, family, arguments.size(size), denoiser
-    return Spec(*of, **{**usual, "text_tokens": tokens, **own})
+    required = name, source, revision, family, arguments.size(size), denoiser
+    return Spec(*required, **{**defaults, "text_tokens": tokens, **overrides})
 
 
 def settle(
     spec: Spec, guidance: float | None = None, solver: str | None = None, size: int | Size | None = None
 ) -> Sampling:
-    """How images of `spec` are sampled: its own where None. Raises ValueError if one is out of range."""
+    """The sampling settings of `spec`: its own where None. Raises ValueError if one is out of range."""
     instead = "; for none use a plan without it (no_cfg)"
     guidance = arguments.number("guidance", spec.guidance if guidance is None else guidance, "[1, inf)", instead)
     if guidance > arguments.LARGEST_GUIDANCE:

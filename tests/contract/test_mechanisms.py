@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import FAMILIES, PROMPTS, SEEDS, flops_of_run, latents
+from conftest import KINDS, PROMPTS, SEEDS, flops_of_run, latents
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
 import postdiff
@@ -26,7 +26,6 @@ from postdiff.models.families import adapt
 from postdiff.plan import Mechanism, Plan, Step, check_marks, restarted
 
 STEPS = 4
-KINDS = ["sd", *FAMILIES]
 
 
 def every_other(denoiser):
@@ -46,9 +45,47 @@ EXAMPLES = {
 U_NETS_ALONE, TRANSFORMERS_ALONE = {"DeepCache", "EncoderPropagation"}, {"TokenCache"}
 
 
+@pytest.fixture(params=KINDS)
+def model(request, random_backbones):
+    return random_backbones(request.param)
+
+
+@pytest.fixture(scope="module")
+def dense_latents():
+    """A function: a backbone -> what its dense plan gives, computed once."""
+    computed = {}
+
+    def get(backbone):
+        name = backbone.spec.name
+        if name not in computed:
+            plan = adapt(methods.dense(STEPS), backbone.spec.family)
+            computed[name] = latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
+        return computed[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def flops():
+    """A function: a backbone -> the cost model's FLOPs of the dense plan, and of each mechanism's; traced together."""
+    computed = {}
+
+    def get(backbone):
+        name = backbone.spec.name
+        if name not in computed:
+            plans = {mechanism: plan_of(backbone, mechanism) for mechanism in MECHANISMS}
+            plans = {"dense": methods.dense(STEPS)} | {key: plan for key, plan in plans.items() if plan}
+            prices = postdiff.costs(list(plans.values()), backbone.spec)
+            computed[name] = {key: price.flops for key, price in zip(plans, prices, strict=True)}
+        return computed[name]
+
+    return get
+
+
 @pytest.fixture
-def model(backbone, backbones):
-    return lambda kind: backbone if kind == "sd" else backbones(kind)
+def unet(random_backbones):
+    """Stable Diffusion's architecture."""
+    return random_backbones("sd")
 
 
 def plan_of(backbone, name):
@@ -66,50 +103,47 @@ def test_every_mechanism_has_an_example():
     assert EXAMPLES.keys() == MECHANISMS.keys()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_it_changes_the_latents_and_leaves_the_model_as_it_was(model, kind, name):
-    backbone = model(kind)
-    transformer = not anatomy(backbone.denoiser).encoder
-    plan = plan_of(backbone, name)
+def test_it_changes_the_latents_and_leaves_the_model_as_it_was(model, dense_latents, name):
+    transformer = not anatomy(model.denoiser).encoder
+    plan = plan_of(model, name)
     if plan is None:  # only where the reason is the architecture's, or the family's
         refused = name in (U_NETS_ALONE if transformer else TRANSFORMERS_ALONE)
-        assert refused or (name == "DeepCache" and kind == "lcm")
+        assert refused or (name == "DeepCache" and model.spec.family == "lcm")
         return
-    dense = adapt(methods.dense(STEPS), backbone.spec.family)
-    before = latents(backbone, PROMPTS[:1], SEEDS[:1], dense)
-    saved = latents(backbone, PROMPTS[:1], SEEDS[:1], plan)
+    dense = adapt(methods.dense(STEPS), model.spec.family)
+    before = dense_latents(model)
+    saved = latents(model, PROMPTS[:1], SEEDS[:1], plan)
     assert saved.isfinite().all()
     assert not torch.equal(saved, before)
-    assert torch.equal(latents(backbone, PROMPTS[:1], SEEDS[:1], dense), before)
-    assert not any("forward" in vars(module) for module in backbone.denoiser.modules())
+    assert torch.equal(latents(model, PROMPTS[:1], SEEDS[:1], dense), before)
+    assert not any("forward" in vars(module) for module in model.denoiser.modules())
 
 
-@pytest.mark.parametrize("kind", ["sd", "pixart"])
+@pytest.mark.parametrize("model", ["sd", "sdxl", "pixart"], indirect=True)  # the others' denoisers are of these kinds
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_its_cost_is_that_of_a_run(model, kind, name):
-    backbone = model(kind)
-    plan = plan_of(backbone, name)
+def test_its_cost_is_that_of_a_run(model, flops, name):
+    plan = plan_of(model, name)
     if plan is not None:
-        assert postdiff.cost(plan, backbone.spec).flops == flops_of_run(backbone, plan)
-        assert postdiff.cost(plan, backbone.spec).flops < postdiff.cost(methods.dense(STEPS), backbone.spec).flops
+        assert flops(model)[name] == flops_of_run(model, plan)
+        assert flops(model)[name] < flops(model)["dense"]
 
 
-def test_the_cost_of_two_mechanisms_in_one_module_is_that_of_a_run(backbone):
+def test_the_cost_of_two_mechanisms_in_one_module_is_that_of_a_run(unet):
     """Of one half where it has fewer keys, not of one half of all keys."""
-    attentions = anatomy(backbone.denoiser).layers("self-attention")
+    attentions = anatomy(unet.denoiser).layers("self-attention")
     shared = ScheduledModules(tuple((name, "#c.#") for name in attentions))
     plan = methods.dense(STEPS).plus(shared, KeyDownsampling((2, 2)))
-    assert postdiff.cost(plan, backbone.spec).flops == flops_of_run(backbone, plan)
+    assert postdiff.cost(plan, unet.spec).flops == flops_of_run(unet, plan)
     with pytest.raises(ValueError, match="tokens are merged in both halves of guidance"):
         methods.dense(STEPS).plus(shared, TokenMerging(max_downsample=2))
 
 
-def test_two_mechanisms_that_change_the_whole_denoiser_have_no_cost(backbone, monkeypatch):
+def test_two_mechanisms_that_change_the_whole_denoiser_have_no_cost(unet, monkeypatch):
     monkeypatch.setattr(HalvingRunner, "retraced", lambda self, i: {"": Retrace()})
     plan = methods.dense(STEPS).plus(Halving("S.S."), KeyDownsampling((2,)))
     with pytest.raises(ValueError, match="dense: two mechanisms change how the denoiser runs"):
-        postdiff.cost(plan, backbone.spec)
+        postdiff.cost(plan, unet.spec)
 
 
 @pytest.mark.parametrize("off", [DeepCache("###"), EncoderPropagation("#####"), TokenCache("#")], ids=str)
@@ -119,8 +153,8 @@ def test_marks_of_what_is_off_are_one_a_step_too(off):
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_a_plan_with_it_goes_through_json_and_back(backbone, name):
-    plan = methods.dense(STEPS).plus(EXAMPLES[name](backbone.denoiser))
+def test_a_plan_with_it_goes_through_json_and_back(unet, name):
+    plan = methods.dense(STEPS).plus(EXAMPLES[name](unet.denoiser))
     again = planfile.from_json(planfile.to_json(plan))
     assert (again, again.id) == (plan, plan.id)
     assert plan.id != methods.dense(STEPS).id
@@ -138,9 +172,9 @@ def test_what_is_off_is_not_in_the_plan(off):
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_nothing_is_reused_across_a_switch_but_what_is_resized(backbone, name):
+def test_nothing_is_reused_across_a_switch_but_what_is_resized(unet, name):
     for at in range(1, STEPS):
-        low = postdiff.low_first(methods.dense(STEPS).plus(EXAMPLES[name](backbone.denoiser)), 0.5, at / STEPS)
+        low = postdiff.low_first(methods.dense(STEPS).plus(EXAMPLES[name](unet.denoiser)), 0.5, at / STEPS)
         assert low.switches == (at,)
         assert low.reuses(at) <= {"cross-attention"}
 
@@ -211,22 +245,22 @@ class HalvingRunner(Runner):
         return run
 
 
-def test_a_new_mechanism_is_one_file_and_one_row(backbone, monkeypatch):
+def test_a_new_mechanism_is_one_file_and_one_row(unet, monkeypatch):
     monkeypatch.setitem(mechanisms.MECHANISMS, "Halving", Halving)
     plan = Plan("mine", (Step(),) * 4, (Halving("S.S."),))
     assert "halves      S.S." in str(plan)
     assert planfile.from_json(planfile.to_json(plan)) == plan
-    assert postdiff.cost(plan, backbone.spec).flops == flops_of_run(backbone, plan)
-    dense = latents(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(4))
-    assert not torch.equal(latents(backbone, PROMPTS[:1], SEEDS[:1], plan), dense)
+    assert postdiff.cost(plan, unet.spec).flops == flops_of_run(unet, plan)
+    dense = latents(unet, PROMPTS[:1], SEEDS[:1], methods.dense(4))
+    assert not torch.equal(latents(unet, PROMPTS[:1], SEEDS[:1], plan), dense)
     low = postdiff.low_first(plan, 0.5, 0.25)
     assert low.mechanisms == (Halving("##S."),)  # nothing of step 0 is left at step 1, and nothing is stored in vain
     with pytest.raises(ValueError, match="step 0: nothing halves is stored"):
         Plan("mine", (Step(),) * 4, (Halving("...S"),))
 
 
-def test_a_mechanism_that_wraps_nothing_is_refused(backbone, monkeypatch):
+def test_a_mechanism_that_wraps_nothing_is_refused(unet, monkeypatch):
     monkeypatch.setattr(HalvingRunner, "wrappers", lambda self: [])
     plan = Plan("mine", (Step(),) * 4, (Halving("S.S."),))
     with pytest.raises(ValueError, match="mine: Halving finds nothing to wrap in a UNet2DConditionModel"):
-        runners(backbone.denoiser, plan)
+        runners(unet.denoiser, plan)

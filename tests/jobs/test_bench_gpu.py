@@ -13,7 +13,7 @@ from conftest import refusal
 
 from jobs import bench_gpu
 from pipelines.gpu import checks, speed, tables
-from pipelines.gpu.runs import Budget, Found, Settings
+from pipelines.gpu.runs import Budget, Outcome, Settings
 from postdiff import methods
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,13 @@ def test_it_runs_without_the_evaluations_packages_and_ends_inside_a_part(tmp_pat
         [sys.executable, "-c", script, "agree", "latency", *options], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "agree.json").read_text())
-    assert told["rehearsal"] is True
-    assert told["settings"]["device"] == "cpu"
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["numbers"], "something was measured"
-    assert all(row["off"] == 0 and row["repeats"] for row in told["numbers"].values() if isinstance(row, dict))
-    assert not told["failed"]
+    result = json.loads((tmp_path / "agree.json").read_text())
+    assert result["rehearsal"] is True
+    assert result["settings"]["device"] == "cpu"
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["numbers"], "something was measured"
+    assert all(row["off"] == 0 and row["repeats"] for row in result["numbers"].values() if isinstance(row, dict))
+    assert not result["failed"]
     assert json.loads((tmp_path / "latency.json").read_text())["left_out"], "no machine draws all of it in ten seconds"
     assert "REHEARSAL" in (tmp_path / "latency.md").read_text()
     assert done.stdout.splitlines()[-1] == f"nothing failed: {tmp_path}"
@@ -58,7 +58,7 @@ def test_a_part_that_raises_is_told_last_and_the_others_are_written(tmp_path, mo
     def broken(settings, budget):
         raise RuntimeError("no kernel\nfor this card")
 
-    parts = {"agree": broken, "full": lambda settings, budget: Found({"sd15": "finite"})}
+    parts = {"agree": broken, "full": lambda settings, budget: Outcome({"sd15": "finite"})}
     monkeypatch.setattr(bench_gpu, "PARTS", {**bench_gpu.PARTS, **parts})
     assert run(tmp_path, "agree", "full") == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -84,8 +84,8 @@ def test_a_part_that_raises_is_told_last_and_the_others_are_written(tmp_path, mo
 )
 def test_what_cannot_be_meant_is_refused_before_any_work(tmp_path, capsys, arguments, why):
     out = tmp_path / "out"
-    told = refusal(bench_gpu.main, [*arguments, "--device", "cpu", "--thin", "--out", out], capsys)
-    assert told.startswith(why)
+    result = refusal(bench_gpu.main, [*arguments, "--device", "cpu", "--thin", "--out", out], capsys)
+    assert result.startswith(why)
     assert not out.exists()
 
 
@@ -97,8 +97,8 @@ def test_minis_that_were_not_sent_are_not_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench_gpu.minis, "folder", sent)
     assert bench_gpu.parse([]).minis == ["mini-sd"]
-    told = run(tmp_path, "agree", "--minis", "mini-lcm")
-    assert told == "error: unknown mini model 'mini-lcm': expected one of mini-sd"
+    result = run(tmp_path, "agree", "--minis", "mini-lcm")
+    assert result == "error: unknown mini model 'mini-lcm': expected one of mini-sd"
 
 
 def test_no_gpu_and_no_folder_are_told_in_one_line(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_what_one_item_leaves_over_those_after_it_have():
 
 
 def test_cases_end_with_the_time_and_one_that_raises_does_not_end_the_others():
-    found, budget = Found(), Budget(100)
+    outcome, budget = Outcome(), Budget(100)
 
     def broken():
         raise ValueError("no such module")
@@ -126,10 +126,12 @@ def test_cases_end_with_the_time_and_one_that_raises_does_not_end_the_others():
         budget.until = 0.0
         return 3
 
-    found.run("m", {"a": lambda: 1, "b": broken, "c": last, "d": lambda: 4}, budget, lambda n: "odd" if n == 1 else "")
-    assert found.numbers == {"m a": 1, "m c": 3}
-    assert found.failed == {"m a": "odd", "m b": "ValueError: no such module"}
-    assert found.left_out == ["m d"]
+    outcome.run(
+        "m", {"a": lambda: 1, "b": broken, "c": last, "d": lambda: 4}, budget, lambda n: "odd" if n == 1 else ""
+    )
+    assert outcome.numbers == {"m a": 1, "m c": 3}
+    assert outcome.failed == {"m a": "odd", "m b": "ValueError: no such module"}
+    assert outcome.left_out == ["m d"]
 
 
 @pytest.mark.parametrize(
@@ -154,20 +156,20 @@ def test_latents_that_are_not_finite_have_failed(monkeypatch):
     drawn = torch.ones(1, 4, 8, 8, dtype=torch.float16)
     drawn[0, 0, 0, :3] = float("nan")
     monkeypatch.setattr(checks, "latents", lambda *args: drawn)
-    found = Found()
-    found.run("sd15", {"dense": partial(checks._runs, None, None, CASE, torch.float16)}, Budget(9))
-    assert found.failed == {"sd15 dense": "ArithmeticError: 3 of 256 latents are not finite in float16"}
+    outcome = Outcome()
+    outcome.run("sd15", {"dense": partial(checks._runs, None, None, CASE, torch.float16)}, Budget(9))
+    assert outcome.failed == {"sd15 dense": "ArithmeticError: 3 of 256 latents are not finite in float16"}
 
 
 def test_half_precision_of_a_mini_is_near_float32(monkeypatch):
     every = checks.cases
     monkeypatch.setattr(checks, "cases", lambda *args: [c for c in every(*args) if c.label == "postdiff dpm"])
     monkeypatch.setattr(checks, "HALF", (torch.bfloat16,))
-    found = checks.half(THIN, Budget(600))
-    assert not found.failed
-    assert not found.left_out
-    assert found.numbers["mini-sd decoded bfloat16"] == "finite"
-    assert 0 < found.numbers["mini-sd postdiff dpm bfloat16"]["off"] < 0.05
+    outcome = checks.half(THIN, Budget(600))
+    assert not outcome.failed
+    assert not outcome.left_out
+    assert outcome.numbers["mini-sd decoded bfloat16"] == "finite"
+    assert 0 < outcome.numbers["mini-sd postdiff dpm bfloat16"]["off"] < 0.05
 
 
 def test_every_method_is_a_case_and_what_cannot_be_is_told_with_the_reason():
@@ -191,13 +193,13 @@ def test_batches_grow_until_memory_ends(monkeypatch):
         return (0.3 * n, 0.1 * n), 2.0 * n
 
     monkeypatch.setattr(speed, "_draw", draw)
-    backbone, found = THIN.backbone("sd15"), Found()
+    backbone, outcome = THIN.backbone("sd15"), Outcome()
     plans = {"dense": methods.dense(), "PostDiff": methods.postdiff()}
-    speed._grow(backbone, plans, Settings("cpu", False, (), 1), Budget(600), found)
-    assert found.notes == ["memory ends: sd15 dense x8"]
-    assert not found.failed
-    assert [row["batch"] for row in found.numbers.values() if row["plan"] == "dense"] == [1, 2, 4]
-    assert found.numbers["sd15 PostDiff x32"] == {
+    speed._grow(backbone, plans, Settings("cpu", False, (), 1), Budget(600), outcome)
+    assert outcome.notes == ["memory ends: sd15 dense x8"]
+    assert not outcome.failed
+    assert [row["batch"] for row in outcome.numbers.values() if row["plan"] == "dense"] == [1, 2, 4]
+    assert outcome.numbers["sd15 PostDiff x32"] == {
         "model": "sd15", "plan": "PostDiff", "batch": 32, "images_per_s": 2.5, "decode_share": 0.25, "peak_gib": 64.0,
     }  # fmt: skip
 
@@ -206,10 +208,10 @@ def test_a_batch_that_would_not_end_in_time_is_not_begun(monkeypatch):
     clock = iter(range(0, 1000, 50))  # every batch takes 50 s
     monkeypatch.setattr(speed, "now", lambda device: next(clock))
     monkeypatch.setattr(speed, "_draw", lambda *args: ((1.0, 1.0), None))
-    found = Found()
-    speed._grow(THIN.backbone("sd15"), {"dense": methods.dense()}, THIN, Budget(60), found)
-    assert list(found.numbers) == ["sd15 dense x1"]
-    assert found.left_out == ["sd15 dense x2"]
+    outcome = Outcome()
+    speed._grow(THIN.backbone("sd15"), {"dense": methods.dense()}, THIN, Budget(60), outcome)
+    assert list(outcome.numbers) == ["sd15 dense x1"]
+    assert outcome.left_out == ["sd15 dense x2"]
 
 
 def test_a_compiled_model_is_put_back():

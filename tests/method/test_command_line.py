@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from postdiff import cli, commands, search
 from postdiff.methods import METHODS, settings_of
 from postdiff.models import checkpoints
-from postdiff.settings import GROUPS, SEARCHES, SETTINGS, flag
+from postdiff.settings import GROUPS, SEARCHES, SETTINGS, flag, meaning
 from postdiff.terminal import doing, one_line
 
 ROOT = Path(__file__).parents[2]
@@ -269,12 +270,28 @@ def test_the_settings_of_a_search_are_those_of_its_function(name):
                 getattr(search, name)(SimpleNamespace(), ["a"], [0], METHODS["dense"](2), **{key: outside})
 
 
-def test_every_setting_of_every_method_is_told_once_and_is_a_flag():
-    told = [name for group in GROUPS for name in group.settings]
-    assert len(told) == len(set(told))
-    assert set(told) == set(SETTINGS) == {name for method in METHODS for name in settings_of(method)}
-    for group in GROUPS:
-        assert set(group.settings) <= set(settings_of(group.method))
+def test_every_setting_has_one_meaning_and_stands_in_one_group_of_flags():
+    listed = [name for group in GROUPS for name in group.settings]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {name for method in METHODS for name in settings_of(method)}
+    for method in METHODS:
+        for name in settings_of(method):
+            assert meaning(method, name) == SETTINGS[name]
+            assert f"\n    {name}: " not in METHODS[method].__doc__  # not another time
+
+
+def test_the_readme_lists_the_settings_of_each_method():
+    text = (ROOT / "README.md").read_text().split("## Methods")[1]
+    listed = set()
+    for names, cell in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|.*\| (.*) \|$", text, re.MULTILINE):
+        row = re.findall(r"\w+", names)
+        listed |= {*row}
+        settings, shown = {name for method in row for name in settings_of(method)}, {*re.findall(r"`(\w+)`", cell)}
+        if cell != "all of the above":
+            assert shown <= settings, names
+            # steps is every method's; beta and s of the others' methods are told below the table
+            assert "..." in cell or settings - shown <= {"steps", "beta", "s", "size_condition"}, names
+    assert listed == METHODS.keys()
 
 
 def test_help_fits_80_columns_and_shows_defaults(monkeypatch):

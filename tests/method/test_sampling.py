@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS, SEEDS, diffusers_solver
+from conftest import PROMPTS, SEEDS, diffusers_solver, pipeline_images
 from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
@@ -20,19 +20,6 @@ from postdiff import methods, sampling, solvers
 from postdiff.models.schedulers import ODE, PINNED, SCHEDULERS
 from postdiff.models.spec import Sampling, settle
 from postdiff.resolution import upsample
-
-
-def pipeline_images(backbone, n, solver, steps=4, guidance=None):
-    """What the untouched diffusers pipeline makes of the same prompts and noise."""
-    pipe, before = backbone.pipe, backbone.pipe.scheduler
-    pipe.scheduler = diffusers_solver(solver, before.config)
-    noise = sampling.draw(SEEDS[:n], "initial", 8, (16, 16))
-    guidance = backbone.spec.guidance if guidance is None else guidance
-    images = pipe(
-        PROMPTS[:n], num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np"
-    ).images
-    pipe.scheduler = before
-    return (images * 255).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("solver", ODE)
