@@ -60,23 +60,6 @@ def test_an_fsspec_url_works():
     assert store.get("x/y.bin") == b"1"
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """A bucket of an S3 server on this machine, as the part of a URL after s3://."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    saved = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    os.environ |= dict.fromkeys(saved, "test")
-    boto3 = pytest.importorskip("boto3")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-    yield lambda path: f"s3://bucket/{path}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    server.stop()
-    os.environ |= {name: value for name, value in saved.items() if value is not None}
-    for name in (name for name, value in saved.items() if value is None):
-        del os.environ[name]
-
-
 def test_s3_holds_what_a_folder_holds(s3, tmp_path):
     features = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
     name = "features/e/c/00000-of-00001.parquet"
@@ -205,25 +188,13 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
         Store("gs://bucket/x")
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"{", "must hold JSON, got Expecting property name"),
-        (b"[" * 100_000, "must hold JSON, got maximum recursion depth exceeded"),
-        (b"\xff\xfe\x00", "must hold JSON, got 'utf-16-le' codec can't decode"),
-        (b"[1]", "must hold a JSON object, got list"),
-    ],
-)
-def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"[1]"])
+def test_json_of_another_shape_is_told_with_its_file(tmp_path, data):
     store = Store(tmp_path)
     store.put("spec.json", data)
     with pytest.raises(cluster.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
         store.claim({"prompts": "abc"})
     assert store.get("spec.json") == data
-    store.put("runs/x.json", data)
-    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
-        store.json("runs/x.json")
-    assert str(refused.value).startswith(f"{tmp_path}/runs/x.json {message}")
     store.put(f"{latency.KEPT}x.json", data)
     with pytest.raises(cluster.DamagedError, match=r"latency/\d+-x.json must be sealed"):
         latency.measured(store)
