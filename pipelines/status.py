@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pyarrow import fs
-
 from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
 from pipelines.engine.identity import digest
@@ -24,7 +22,7 @@ ASIDE = re.compile(r"failed/.+\.json")
 MOST_ROWS, MOST_REASONS, WIDTH = 20, 3, 80
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """size: bytes. time: seconds since 1970 of its last change, None where the file system does not tell."""
 
@@ -141,12 +139,11 @@ def _reason(store: Store, name: str) -> str:
 
 def _files(store: Store) -> dict[str, File]:
     """Every file of the store by its name: one listing."""
-    found = {}
-    for info in store.fs.get_file_info(fs.FileSelector(store.root, recursive=True, allow_not_found=True)):
-        name = info.path[len(store.root) + 1 :]
-        if info.type == fs.FileType.File and not info.base_name.startswith(".tmp-"):
-            found[name] = File(info.size, info.mtime.timestamp() if info.mtime else None)
-    return found
+    return {
+        name: File(info.size, info.mtime.timestamp() if info.mtime else None)
+        for name, info in store.listing()
+        if not info.base_name.startswith(".tmp-")
+    }
 
 
 def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:

@@ -43,7 +43,7 @@ class Verification:
 def verify(store: Store) -> Verification:
     """Read every file that a job would read. Raises ValueError if there is no store, with nothing in it."""
     found = Verification()
-    listed = sorted(store.listing())
+    listed = sorted(name for name, _ in store.listing())
     if not listed:
         raise ValueError(f"no store at {store.shown!r}: nothing is there")
     made_of: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # {(shard, shards): {file: what it is made of}}

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def put_file(path: str, data: bytes, replace: bool) -> bool:
         return True
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def below(folder: str) -> Iterator[str]:
+    """Paths of all files below `folder`. None is opened or looked at: on a share that would be a call for each."""
+    folders = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    else:
+                        yield entry.path
+        except FileNotFoundError:  # not made yet, or removed since
+            pass
 
 
 def check_folder(folder: Path) -> bool:

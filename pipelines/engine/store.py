@@ -15,10 +15,11 @@ that is committed under a name stays. `NAME.bad` is a file that was not what its
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -28,13 +29,14 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.engine import records
-from pipelines.engine.files import check_folder, put_file
+from pipelines.engine.files import below, check_folder, put_file
 from pipelines.engine.retry import PATIENCE, persistently
 from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_credentials
 from postdiff.terminal import one_line
 
 T = TypeVar("T")
 SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
+LISTED = 32  # folders of a bucket whose names are asked for at once
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
 
 
@@ -183,15 +185,34 @@ class Store:
         return records.from_json(self.get(name), name)
 
     def names(self, folder: str = "") -> set[str]:
-        """Names of the complete files below `folder`: one listing, whatever their number."""
-        return {name for name in self.listing(folder) if not name.rpartition("/")[2].startswith(".tmp-")}
+        """Names of the complete files below `folder`."""
+        if self.is_local:
+            base = f"{self.root}/{folder}".rstrip("/")
+            found = self._persist(lambda: [path[len(self.root) + 1 :] for path in below(base)])
+        else:
+            found = [name for name, _ in self.listing(folder)]
+        return {name for name in found if not name.rpartition("/")[2].startswith(".tmp-")}
 
-    def listing(self, folder: str = "") -> list[str]:
-        """Names of all files below `folder`, those that are being written or were left half-written too."""
-        base = f"{self.root}/{folder}".rstrip("/")
-        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        infos = self._persist(lambda: self.fs.get_file_info(selector))
-        return [info.path[len(self.root) + 1 :] for info in infos if info.type == fs.FileType.File]
+    def listing(self, folder: str = "") -> Iterator[tuple[str, fs.FileInfo]]:
+        """Names of all files below `folder`, those that are being written or were left half-written too, and what the
+        file system tells of each.
+
+        A folder is one call, or one for each 1,000 names in a bucket, which is asked for LISTED folders at once.
+        """
+        level = [f"{self.root}/{folder}".rstrip("/")]
+        with ThreadPoolExecutor(1 if self.is_local else LISTED) as pool:
+            while level:
+                folders = []
+                for at in range(0, len(level), LISTED):
+                    for info in chain.from_iterable(pool.map(self._in_folder, level[at : at + LISTED])):
+                        if info.type == fs.FileType.Directory:
+                            folders.append(info.path)
+                        elif info.type == fs.FileType.File:
+                            yield info.path[len(self.root) + 1 :], info
+                level = folders
+
+    def _in_folder(self, path: str) -> list[fs.FileInfo]:
+        return self._persist(lambda: self.fs.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
     def shards(self, folder: str) -> list[str]:
         """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""

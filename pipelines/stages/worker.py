@@ -62,7 +62,8 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
     """
     from pipelines.engine import workers
 
-    there = store.names()
+    kinds = {unit.name.partition("/")[0] for unit in units} | {"failed"}
+    there = set().union(*map(store.names, kinds))
     if all(unit.on_demand or unit.name in there for unit in units):
         return {}
     for unit in units:

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines import evaluation, verification
+from pipelines import evaluation, status, verification
 from pipelines.data import prompts
-from pipelines.engine import records, retry
-from pipelines.engine.cluster import DamagedError
+from pipelines.engine import records, retry, workers
+from pipelines.engine.cluster import DamagedError, Resources, Unit
+from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
 from pipelines.engine.urls import refuse_credentials
 from pipelines.metrics.intervals import mean_interval
@@ -160,6 +161,25 @@ def test_every_kind_of_damage_is_named(tmp_path, kind, how, capsys):
     again = verification.verify(store)
     assert not again.damaged
     assert not [left for left in again.left if not left.endswith(".bad")]
+
+
+def test_what_a_run_leaves_beside_its_shards_is_sealed_too(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    fill(store)
+    status.announce(store, {"c": "dense"}, {"c": 1.0}, 2, ["e"])
+    monkeypatch.setattr(workers, "run", lambda *_, **__: {"images/d/x": "ValueError: x"})
+    worker.run([Unit("images/d/x", "", 1.0, None)], store, Resources(1), "images")
+    with lease(store):
+        for folder in ("failed", "runs", "lease"):
+            found = verification.verify(store)
+            assert found.is_whole
+            assert found.there[folder] == 1
+            (name,) = store.names(folder)
+            good = store.get(name)
+            damage(tmp_path, name, "bit")
+            assert list(verification.verify(store).damaged) == [name]
+            store.put(name, good)
+    assert store.record("failed/images/d/x.json") == {"unit": "images/d/x", "reason": "ValueError: x"}
 
 
 def test_the_job_says_what_is_there_and_ends_with_its_state(tmp_path):

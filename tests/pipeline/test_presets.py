@@ -7,6 +7,7 @@ import pytest
 from conftest import PROMPTS, SEEDS
 
 import postdiff
+from pipelines import verification
 from pipelines.engine.store import Store
 from pipelines.paper import presets, searched_plans
 from pipelines.stages import generation, latency
@@ -73,6 +74,7 @@ def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypa
     store = Store(tmp_path)
     (kept,) = (name for name in store.names("plans") if b"a red star" in store.get(name))
     store.put(kept, store.get(kept).replace(b"a red star", b"a bad star"))
+    assert list(verification.verify(store).damaged) == [kept]
     assert (find(("another",)), find(), find()) == (2, 3, 3)
     assert f"{kept} was damaged: set aside as .bad, and searched again" in capsys.readouterr().err
     assert store.has(f"{kept}.bad")

@@ -82,6 +82,23 @@ def test_s3_holds_what_a_folder_holds(s3, tmp_path):
         Store(s3("sweep").replace("//bucket", "//no-such-bucket")).check_writable()
 
 
+def test_all_names_are_listed_wherever_they_are(s3, tmp_path, monkeypatch):
+    there = {f"{folder}/{i}.bin" for folder in ("a", "a/b", "a/b/c", *(f"d/{n}" for n in range(40))) for i in range(2)}
+    for store in (Store(tmp_path), Store(s3("names")), Store("memory://bucket/names")):
+        for name in there:
+            store.commit(name, b"1")
+        store.put("a/.tmp-x", b"half")
+        assert store.names() == there
+        assert store.names("a/b") == {name for name in there if name.startswith("a/b/")}
+        assert store.names("a/none") == set()
+        assert {(name, info.size) for name, info in store.listing("a/b")} == {(name, 1) for name in store.names("a/b")}
+        assert {name for name, _ in store.listing()} == there | {"a/.tmp-x"}
+    calls, inside = [], Store._in_folder
+    monkeypatch.setattr(Store, "_in_folder", lambda of, path: calls.append(path) or inside(of, path))
+    assert len(Store(s3("names")).names("d")) == 80
+    assert len(calls) == 41  # a folder each
+
+
 class Faulty(LocalFileSystem):
     """A file system over fsspec that breaks in the middle of a file, where the name says so."""
 
