@@ -4,6 +4,7 @@ python jobs/bench.py overhead    the Ray pipeline's wall time over the bare samp
 python jobs/bench.py compression a unit of 512 px images from a stand-in denoiser that sleeps, over that sleep
 python jobs/bench.py planning    time and memory to plan 150,000 units
 python jobs/bench.py driver      the loop without Ray: planning 150,000 units, and microseconds a unit, 64 workers
+python jobs/bench.py listing     time and memory to list a folder of 1,000,000 files
 python jobs/bench.py reuse       seconds saved by encoding prompts once for 10 configurations of mini-PixArt
 python jobs/bench.py latency     seconds an image of methods on a backbone, alone on a GPU (or this machine), by stage
 
@@ -30,6 +31,7 @@ TAKES = {
     "compression": ("pairs",),
     "planning": (),
     "driver": (),
+    "listing": (),
     "reuse": ("pairs",),
     "latency": ("backbone", "methods", "rounds"),
 }
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
             "compression": lambda: bench.compression(args.pairs),
             "planning": bench.planning,
             "driver": lambda: {"free": bench.driver(), "text outstanding": bench.driver(held=True)},
+            "listing": bench.listing,
             "reuse": lambda: bench.reuse(args.pairs),
             "latency": lambda: bench.measure_latency(args.backbone, args.methods, args.rounds),
         }[args.what]()

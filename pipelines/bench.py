@@ -173,6 +173,23 @@ def driver(configurations: int = 2500, shards: int = 30, workers: int = 64, held
     }
 
 
+def listing(configurations: int = 2500, shards: int = 100) -> dict:
+    """What it takes to list a folder of 1,000,000 empty files, as a run that is resumed does."""
+    with tempfile.TemporaryDirectory() as folder:
+        for c in range(configurations):
+            for kind in ("images", "timings", "features/clip", "features/inception"):
+                (own := Path(folder, kind, f"{c:012x}")).mkdir(parents=True)
+                for i in range(shards):
+                    (own / f"{i:05d}-of-{shards:05d}.parquet").touch()
+        store = Store(folder)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.perf_counter()
+        names = store.names()
+        seconds = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"names": len(names), "seconds": round(seconds, 2), "megabytes": round((after - before) / 1024, 1)}
+
+
 def reuse(pairs: int, images: int = 32) -> dict:
     """Ten configurations of mini-PixArt (8 steps), same prompts: encoded for each, or once and read from the store.
 

@@ -3,7 +3,6 @@
 A driver leaves in `runs/<id>.json` what it is going to make, each time that it starts. All else is one listing.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pyarrow import fs
-
+from pipelines.engine import records
+from pipelines.engine.cluster import DamagedError
 from pipelines.engine.identity import digest
-from pipelines.engine.lease import STALE
+from pipelines.engine.lease import NAME, STALE
 from pipelines.engine.store import SHARD, Store
 from postdiff.terminal import one_line
 
 WINDOW, FEWEST = 1800.0, 10  # seconds and units that a pace is of: the longer stretch of the two
+ASIDE = re.compile(r"failed/.+\.json")
 MOST_ROWS, MOST_REASONS, WIDTH = 20, 3, 80
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """size: bytes. time: seconds since 1970 of its last change, None where the file system does not tell."""
 
@@ -84,11 +84,12 @@ def announce(
     """
     configurations = {id: {"label": label, "cost": costs[id]} for id, label in labels.items()}
     run = {"configurations": configurations, "shards": shards, "encoders": sorted(set(encoders))}
-    store.put(f"runs/{digest(run)}.json", json.dumps(run, indent=2).encode())
+    name = f"runs/{digest(run)}.json"
+    store.put(name, records.to_json(run, name))
 
 
 def read(store: Store, now: float | None = None) -> State:
-    """The state of `store`. Raises ValueError if it is no store of a run."""
+    """The state of `store`. Raises ValueError if it is no store of a run; DamagedError if a record of a run is."""
     files = _files(store)
     if "spec.json" not in files:
         raise ValueError(f"{store.shown!r} must be the store of a run, got a folder without spec.json")
@@ -96,14 +97,17 @@ def read(store: Store, now: float | None = None) -> State:
     progress: dict[str, Progress] = {}
     for name in runs:
         try:
-            run = store.json(name)
+            run = store.record(name)
             for id, facts in run["configurations"].items():
                 progress[id] = Progress(facts["label"], run["shards"], facts["cost"], len(run["encoders"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{store.shown}/{name} must hold what a run makes, got {one_line(repr(error))}") from None
     _count(files, progress)
-    failed = sorted(name for name in files if name.startswith("failed/"))
-    started = [time for name in runs if (time := files[name].time) is not None]
+    failed = sorted(filter(ASIDE.fullmatch, files))
+    started, signs = (
+        max((time for name in names if (time := files[name].time) is not None), default=None)
+        for names in (runs, filter(NAME.fullmatch, files))
+    )
     return State(
         store.shown,
         datetime.now(UTC).timestamp() if now is None else now,
@@ -112,8 +116,8 @@ def read(store: Store, now: float | None = None) -> State:
         progress,
         len(failed),
         _why(store, failed[:MOST_REASONS]),
-        max(started, default=None),
-        files["lease.json"].time if "lease.json" in files else None,
+        started,
+        signs,
     )
 
 
@@ -122,18 +126,24 @@ def _why(store: Store, names: Sequence[str]) -> dict[str, str]:
     reasons = {}
     for name in names:
         with suppress(FileNotFoundError):
-            reasons[name] = one_line(store.json(name).get("reason", ""))
+            reasons[name] = _reason(store, name)
     return reasons
+
+
+def _reason(store: Store, name: str) -> str:
+    try:
+        return one_line(store.record(name).get("reason", ""))
+    except DamagedError as error:
+        return f"not known: {error.why}"
 
 
 def _files(store: Store) -> dict[str, File]:
     """Every file of the store by its name: one listing."""
-    files = {}
-    for info in store.fs.get_file_info(fs.FileSelector(store.root, recursive=True, allow_not_found=True)):
-        name = info.path[len(store.root) + 1 :]
-        if info.type == fs.FileType.File and not info.base_name.startswith(".tmp-"):
-            files[name] = File(info.size, info.mtime.timestamp() if info.mtime else None)
-    return files
+    return {
+        name: File(info.size, info.mtime.timestamp() if info.mtime else None)
+        for name, info in store.listing()
+        if not info.base_name.startswith(".tmp-")
+    }
 
 
 def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:
@@ -152,7 +162,7 @@ def _count(files: Mapping[str, File], progress: dict[str, Progress]) -> None:
             progress[id].features += 1
         elif (scored := re.match(r"scores/([^/]+)-[^-/]+\.json", name)) and scored[1] in progress:
             progress[scored[1]].scored = True
-        elif name.startswith("failed/"):
+        elif ASIDE.fullmatch(name):
             for id in (id for id in progress if id in name):  # of images, features or the score
                 progress[id].failed += 1
 
@@ -205,7 +215,7 @@ def describe(state: State) -> str:
 
 def _driver(state: State) -> str:
     if state.lease is None:
-        return "none (no lease.json)"
+        return "none (no lease)"
     ago = max(state.now - state.lease, 0)
     if ago <= STALE:
         return f"alive, its last sign {_time(ago)} ago"

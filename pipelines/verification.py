@@ -10,7 +10,8 @@ from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
 from pipelines.engine.store import SHARD, Store, shard_name
 
-KINDS = ("images", "timings", "features", "text", "scores", "dynamics", "latency")  # folders, whose files are sealed
+# Folders, whose files are sealed.
+KINDS = ("images", "timings", "features", "text", "scores", "dynamics", "latency", "plans", "runs", "failed", "lease")
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Verification:
 def verify(store: Store) -> Verification:
     """Read every file that a job would read. Raises ValueError if there is no store, with nothing in it."""
     found = Verification()
-    listed = sorted(store.listing())
+    listed = sorted(name for name, _ in store.listing())
     if not listed:
         raise ValueError(f"no store at {store.shown!r}: nothing is there")
     made_of: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # {(shard, shards): {file: what it is made of}}
@@ -50,7 +51,7 @@ def verify(store: Store) -> Verification:
         kind = name.partition("/")[0]
         if name.rpartition("/")[2].startswith(".tmp-") or name.endswith(".bad"):
             found.left.append(name)
-        elif name in ("spec.json", "lease.json") or (kind in KINDS and name.endswith((".json", ".parquet"))):
+        elif name == "spec.json" or (kind in KINDS and name.endswith((".json", ".parquet"))):
             try:
                 of = _read(store, name)
             except DamagedError as error:

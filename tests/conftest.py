@@ -1,8 +1,9 @@
-"""Fixtures: the mini backbones, loaded once; Ray, started once. And `--quick`, which has neither."""
+"""Fixtures: the mini backbones, loaded once; Ray and an S3, started once. And `--quick`, without the first two."""
 
 import os
 import struct
 import sys
+import threading
 import zlib
 from dataclasses import replace
 
@@ -243,3 +244,32 @@ def bomb():
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Host and port of an S3 server with an empty bucket, `bucket`."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    responses, lock = pytest.importorskip("moto.s3.responses").S3Response, threading.Lock()
+    put = responses.put_object
+
+    def alone(of):  # S3 looks and writes in one step, moto in two
+        with lock:
+            return put(of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses, "put_object", alone)
+        server.start()
+        yield server.get_host_and_port()
+        server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The URL of a path in that bucket."""
+    host, port = s3_server
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    client = pytest.importorskip("boto3").client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    return lambda path: f"s3://bucket/{path}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"

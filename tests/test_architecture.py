@@ -105,7 +105,14 @@ def test_every_branch_counts():
 
 
 @pytest.mark.parametrize(
-    ("package", "door"), [("ray", "workers.py"), ("wandb", "tracking.py"), ("matplotlib", "plots.py")]
+    ("package", "door"),
+    [
+        ("ray", "workers.py"),
+        ("wandb", "tracking.py"),
+        ("matplotlib", "plots.py"),
+        ("obstore", "bucket.py"),
+        ("boto3", "bucket.py"),
+    ],
 )
 def test_one_door_for_each_heavy_dependency(package, door):
     users = {file.name for file in SOURCES if package in imports(file)}

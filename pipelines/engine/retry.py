@@ -17,7 +17,7 @@ PASSING = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, 
 # Of an object store: what is wrong with the request, the bucket or who asks. By its code: paths stand in messages too.
 FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|VALIDATION)\b|"
-    r"HTTP status 40[134]\b"
+    r"HTTP status 40[134]\b|status code: 501\b"
 )
 
 

@@ -1,7 +1,7 @@
 """Shards of records on any file system: written once, atomically, under names that say what they are.
 
     <root>/spec.json                                            what this store was made for
-    <root>/lease.json                                           who runs it now
+    <root>/lease/00001.json                                     who runs it now
     <root>/images/<configuration>/00003-of-00013.parquet
     <root>/timings/<configuration>/00003-of-00013.json          seconds an image, committed before those images
     <root>/features/<encoder>/<configuration | prompts | reference-...>/00003-of-00013.parquet
@@ -12,15 +12,14 @@ What is listed is done: there is no other state. A file is complete from the mom
 that is committed under a name stays. `NAME.bad` is a file that was not what its name says, kept to be looked at.
 """
 
-import errno
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -30,13 +29,14 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.engine import records
+from pipelines.engine.files import below, check_folder, put_file
 from pipelines.engine.retry import PATIENCE, persistently
 from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_credentials
 from postdiff.terminal import one_line
 
 T = TypeVar("T")
 SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
-NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # such file systems there are
+LISTED = 32  # folders of a bucket whose names are asked for at once
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
 
 
@@ -104,16 +104,19 @@ class Store:
     def commit(self, name: str, data: bytes) -> bool:
         """As `put`, but what is there already stays: the first writer wins. Returns whether this was the first.
 
-        An object store is asked a moment before: two that write in that moment both do, and the last one's stays.
+        Of two that write at once one does, in a folder with links and in a bucket with conditional writes. Elsewhere
+        both may, and the last one's stays: `check_writable` tells it.
         """
         return self._persist(partial(self._put, name, data, False))
 
     def _put(self, name: str, data: bytes, replace: bool) -> bool:
         path = f"{self.root}/{name}"
         if self.is_local:
-            return _put_file(path, data, replace)
-        if not replace and self._has(name):
+            return put_file(path, data, replace)
+        if not replace and self._has(name):  # before the bytes are sent in vain
             return False
+        if not replace and self._conditional:
+            return self._create(name, data)
         # Others than object stores write in place: there a finished file is moved.
         target = path if self.appears_whole else f"{path.rpartition('/')[0]}/.tmp-{uuid4().hex}"
         try:
@@ -132,6 +135,22 @@ class Store:
                 with suppress(OSError):  # the first error is the one to tell
                     self.fs.delete_file(target)
             raise
+
+    @cached_property
+    def _conditional(self) -> Callable[[str, bytes], bool] | None:
+        """`bucket.create` of an object that is not there yet; None where the store is no bucket of S3 or GCS."""
+        if self.is_local or self.fs.type_name not in ("s3", "gcs"):
+            return None
+        from pipelines.engine import bucket  # its libraries take 0.2 s to load
+
+        return partial(bucket.create, bucket.conditional(self.fs, self.root.partition("/")[0]))
+
+    def _create(self, name: str, data: bytes) -> bool:
+        assert self._conditional
+        wrote = self._conditional(f"{self.root}/{name}".partition("/")[2], data)
+        if not wrote and not self._has(name):  # S3's answer to a write beside a removal, too: it asks for another try
+            raise OSError(f"{self.shown}/{name} was refused as if it were there, and is not")
+        return wrote
 
     def _write(self, path: str, data: bytes) -> None:
         if isinstance(self.fs, fs.PyFileSystem):  # in one call: a stream that is dropped half-way would be completed
@@ -166,15 +185,34 @@ class Store:
         return records.from_json(self.get(name), name)
 
     def names(self, folder: str = "") -> set[str]:
-        """Names of the complete files below `folder`: one listing, whatever their number."""
-        return {name for name in self.listing(folder) if not name.rpartition("/")[2].startswith(".tmp-")}
+        """Names of the complete files below `folder`."""
+        if self.is_local:
+            base = f"{self.root}/{folder}".rstrip("/")
+            found = self._persist(lambda: [path[len(self.root) + 1 :] for path in below(base)])
+        else:
+            found = [name for name, _ in self.listing(folder)]
+        return {name for name in found if not name.rpartition("/")[2].startswith(".tmp-")}
 
-    def listing(self, folder: str = "") -> list[str]:
-        """Names of all files below `folder`, those that are being written or were left half-written too."""
-        base = f"{self.root}/{folder}".rstrip("/")
-        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        infos = self._persist(lambda: self.fs.get_file_info(selector))
-        return [info.path[len(self.root) + 1 :] for info in infos if info.type == fs.FileType.File]
+    def listing(self, folder: str = "") -> Iterator[tuple[str, fs.FileInfo]]:
+        """Names of all files below `folder`, those that are being written or were left half-written too, and what the
+        file system tells of each.
+
+        A folder is one call, or one for each 1,000 names in a bucket, which is asked for LISTED folders at once.
+        """
+        level = [f"{self.root}/{folder}".rstrip("/")]
+        with ThreadPoolExecutor(1 if self.is_local else LISTED) as pool:
+            while level:
+                folders = []
+                for at in range(0, len(level), LISTED):
+                    for info in chain.from_iterable(pool.map(self._in_folder, level[at : at + LISTED])):
+                        if info.type == fs.FileType.Directory:
+                            folders.append(info.path)
+                        elif info.type == fs.FileType.File:
+                            yield info.path[len(self.root) + 1 :], info
+                level = folders
+
+    def _in_folder(self, path: str) -> list[fs.FileInfo]:
+        return self._persist(lambda: self.fs.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
     def shards(self, folder: str) -> list[str]:
         """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""
@@ -206,25 +244,35 @@ class Store:
 
         self._persist(move)
 
-    def json(self, name: str) -> dict:
-        """The JSON object that `name` holds. Raises ValueError, naming the file, if it holds none."""
-        return json_object(self.get(name), f"{self.shown}/{name}")
-
     def check_writable(self) -> None:
-        """Raise ValueError, naming the store, if it cannot be written. Leaves nothing behind, no folder either."""
+        """Raise ValueError, naming the store, if it cannot be written. Leaves nothing behind, no folder either.
+
+        Tells in a line where the first of two writers does not win: numbers stay what they are, since both write the
+        same, but of two drivers or specs that come at one moment both may be let in.
+        """
         try:
             if self.is_local:
-                check_folder(Path(self.root))
+                first_wins = check_folder(Path(self.root))
             else:
                 hasty = Store(self.url)
                 hasty.patience = 0  # what is wrong now is to be told now
-                in_time(hasty._write_and_delete)
+                first_wins = in_time(hasty._try_to_write)
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             raise ValueError(f"store {self.shown!r} is not writable: {clean(error)}") from None
+        if not first_wins:
+            lacks = "links" if self.is_local else "conditional writes (If-None-Match)"
+            print(f"warning: store {self.shown!r} has no {lacks}: run one driver at a time on it", file=sys.stderr)
 
-    def _write_and_delete(self) -> None:
-        self.put(".writable", b"")
-        self.delete(".writable")
+    def _try_to_write(self) -> bool:
+        """Whether the first of two writers wins."""
+        name = f".tmp-{uuid4().hex}"
+        if self._conditional:
+            first_wins = self._create(name, b"") and not self._create(name, b"")
+        else:
+            self.put(name, b"")
+            first_wins = False
+        self.delete(name)
+        return first_wins
 
     def check(self, spec: dict) -> None:
         """Raise ValueError if this is the store of another spec: their shards would mix."""
@@ -243,31 +291,6 @@ class Store:
         self.check(spec)
 
 
-def _put_file(path: str, data: bytes, replace: bool) -> bool:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        if replace:
-            os.replace(temporary, path)
-            return True
-        try:
-            os.link(temporary, path)  # fails where a file is: the first writer wins
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            os.replace(temporary, path)
-        return True
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def in_time(work: Callable[[], T]) -> T:
     """What `work` returns or raises; OSError if that takes longer than `ANSWER`: clients of object stores try for a
     quarter of an hour to find credentials or a network that are not there."""
@@ -283,32 +306,6 @@ def in_time(work: Callable[[], T]) -> T:
     if wait([answer], ANSWER).not_done:
         raise OSError(f"no answer in {ANSWER:g} s (no network, or no credentials?)")
     return answer.result()
-
-
-def json_object(data: bytes, where: str) -> dict:
-    """The JSON object in `data`. Raises ValueError, naming `where` it is from, if it is none."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
-        raise ValueError(f"{where} must hold JSON, got {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
-def check_folder(folder: Path) -> None:
-    """Raise OSError if `folder` is no folder that can be written to, or made. Leaves nothing behind."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError("expected a folder, got a file")
-    missing = [at for at in (folder, *folder.parents) if not at.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    finally:
-        for at in missing:
-            with suppress(OSError):  # not made, or another process's by now
-                at.rmdir()
 
 
 def shard_name(folder: str, index: int, count: int) -> str:

@@ -3,9 +3,8 @@
 Plain actors and a `ray.wait` loop of our own. Ray restarts and retries nothing (`max_restarts=0`,
 `max_task_retries=0`): the loop owns the retries, and asks the store whether a unit was committed before it gives it
 again. `queue` decides what is next and what a failure means. Execution is at least once; the commit is one atomic write
-under a fixed name, where the first stays (in a bucket two that write at one moment both do, the same bytes). Only a
-worker that has answered is given work, and one unit at a time; a worker that failed is replaced, since a GPU or a disk
-that failed one unit would fail the next.
+under a fixed name, where the first stays. Only a worker that has answered is given work, and one unit at a time; a
+worker that failed is replaced, since a GPU or a disk that failed one unit would fail the next.
 """
 
 import os

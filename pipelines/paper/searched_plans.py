@@ -1,18 +1,23 @@
 """Plans that a method must learn from the model (DiTFastAttn's schedule, CA-ToMe's share of merged tokens): searched on
 a few calibration prompts that no table is made of, and kept in the store."""
 
+import json
+import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 import postdiff
 from pipelines.data import prompts, shapes
+from pipelines.engine import records
+from pipelines.engine.cluster import DamagedError
 from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
 from pipelines.paper import presets
 from pipelines.stages.generation import Configuration
 from postdiff import planfile
 from postdiff.plan import Plan
+from postdiff.terminal import one_line
 
 CALIBRATION = 8  # prompts
 FORMAT = 2  # of what is kept: a search of another one is made anew
@@ -39,13 +44,27 @@ def find(
         preset = presets.PRESETS[name]
         asked = [FORMAT, preset.method, preset.settings, of.weights, of.dtype, of.settings, *captions]
         file = f"plans/{name}-T{steps}-{digest(asked)}.json"
-        if not store.has(file):
+        plan = _kept(store, file)
+        if plan is None:
             backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
             with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
                 plan = presets.find(
                     name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **of.settings
                 )  # fmt: skip
-            store.put(file, planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)).encode())
-        found[name] = planfile.from_json(store.get(file), file)
+            told = json.loads(planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)))
+            store.put(file, records.to_json(told, file))
+        found[name] = plan
     return found
+
+
+def _kept(store: Store, file: str) -> Plan | None:
+    """The plan that was found before. One that is not what it was is set aside with a line."""
+    try:
+        return planfile.from_json(json.dumps(store.record(file)), file)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        store.set_aside(file)
+        tqdm.write(one_line(f"{error.name} was damaged: set aside as .bad, and searched again"), file=sys.stderr)
+        return None

@@ -1,6 +1,5 @@
 """What workers do, one handler for all types of task, and the run that makes what a store lacks."""
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError, Resources, Stopped, Unit, WorkersError
 from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
@@ -62,7 +62,8 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
     """
     from pipelines.engine import workers
 
-    there = store.names()
+    kinds = {unit.name.partition("/")[0] for unit in units} | {"failed"}
+    there = set().union(*map(store.names, kinds))
     if all(unit.on_demand or unit.name in there for unit in units):
         return {}
     for unit in units:
@@ -78,7 +79,8 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
         raise
     finally:
         for name, reason in failed.items():
-            store.put(f"failed/{name}.json", json.dumps({"unit": name, "reason": reason}, indent=2).encode())
+            file = f"failed/{name}.json"
+            store.put(file, records.to_json({"unit": name, "reason": reason}, file))
     return failed
 
 

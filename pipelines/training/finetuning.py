@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines.data.pairs import Pairs
-from pipelines.engine.store import check_folder
+from pipelines.engine.files import check_folder
 from pipelines.training.finetune_settings import FAMILY, Settings, check_model
 from postdiff.models.checkpoints import fingerprint, resolve, write_run
 from postdiff.models.families import FAMILIES

@@ -16,7 +16,7 @@ def test_a_few_kills_faults_and_flipped_bits_leave_the_store_of_an_undisturbed_s
     few = ["--kills", "6", "--flips", "2", "--outage", "5", "--limit", "16"]
     done = subprocess.run([*CHAOS, *few], capture_output=True, text=True, timeout=900)
     summary = json.loads(done.stdout)
-    assert (summary["lost"], summary["different"]) == ([], []), summary
+    assert (summary["lost"], summary["different"], summary["twice"]) == ([], [], []), summary
     assert summary["noticed"] == len(summary["flipped"]) == 2
     assert sum(summary["kills"][kind] for kind in ("worker", "node", "driver")) == 6
     assert summary["refused"] > 10

@@ -1,24 +1,21 @@
 """A file is what its name says, or it is named: no flipped bit, torn or foreign file changes a number in silence."""
 
 import json
-import os
 import pickle
 import random
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pipelines import evaluation, verification
+from pipelines import evaluation, status, verification
 from pipelines.data import prompts
-from pipelines.engine import lease as leases
-from pipelines.engine import records, retry
-from pipelines.engine.cluster import DamagedError, Stopped
+from pipelines.engine import records, retry, workers
+from pipelines.engine.cluster import DamagedError, Resources, Unit
 from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
 from pipelines.engine.urls import refuse_credentials
@@ -166,6 +163,25 @@ def test_every_kind_of_damage_is_named(tmp_path, kind, how, capsys):
     assert not [left for left in again.left if not left.endswith(".bad")]
 
 
+def test_what_a_run_leaves_beside_its_shards_is_sealed_too(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    fill(store)
+    status.announce(store, {"c": "dense"}, {"c": 1.0}, 2, ["e"])
+    monkeypatch.setattr(workers, "run", lambda *_, **__: {"images/d/x": "ValueError: x"})
+    worker.run([Unit("images/d/x", "", 1.0, None)], store, Resources(1), "images")
+    with lease(store):
+        for folder in ("failed", "runs", "lease"):
+            found = verification.verify(store)
+            assert found.is_whole
+            assert found.there[folder] == 1
+            (name,) = store.names(folder)
+            good = store.get(name)
+            damage(tmp_path, name, "bit")
+            assert list(verification.verify(store).damaged) == [name]
+            store.put(name, good)
+    assert store.record("failed/images/d/x.json") == {"unit": "images/d/x", "reason": "ValueError: x"}
+
+
 def test_the_job_says_what_is_there_and_ends_with_its_state(tmp_path):
     fill(Store(tmp_path))
     command = [sys.executable, str(ROOT / "jobs/verify.py"), str(tmp_path)]
@@ -191,38 +207,6 @@ def test_the_job_says_what_is_there_and_ends_with_its_state(tmp_path):
 def test_a_damaged_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(DamagedError("a/b.parquet", "is torn")))
     assert (error.name, error.why) == ("a/b.parquet", "is torn")
-
-
-def test_the_first_writer_wins(tmp_path):
-    for store in (Store(tmp_path), Store("memory://bucket/first")):
-        assert store.commit("a/x.bin", b"first")
-        assert not store.commit("a/x.bin", b"second")
-        assert store.get("a/x.bin") == b"first"
-        store.put("a/x.bin", b"replaced")
-        assert store.get("a/x.bin") == b"replaced"
-    assert os.listdir(tmp_path / "a") == ["x.bin"]
-
-
-def test_of_two_specs_that_claim_a_store_at_once_one_does(tmp_path):
-    for n in range(60):
-        claimed, refused, barrier = [], [], threading.Barrier(2)
-
-        def claim(spec, root=tmp_path / str(n), claimed=claimed, refused=refused, barrier=barrier):
-            barrier.wait()
-            try:
-                Store(root).claim(spec)
-                claimed.append(spec)
-            except ValueError as error:
-                refused.append(str(error))
-
-        threads = [threading.Thread(target=claim, args=({"prompts": text},)) for text in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert (len(claimed), len(refused)) == (1, 1)
-        assert "is of another spec" in refused[0]
-        assert Store(tmp_path / str(n)).record("spec.json") == claimed[0]
 
 
 class Passing(OSError):
@@ -308,126 +292,6 @@ def test_a_store_without_its_spec_is_claimed_by_its_own_prompts_alone(tmp_path):
             evaluation.open_store(str(tmp_path), of)
     assert not store.has("spec.json")
     assert evaluation.open_store(str(tmp_path), protocol(LISTED)).has("spec.json")
-
-
-def test_a_second_driver_is_told_who_runs_the_store(tmp_path):
-    store = Store(tmp_path)
-    with lease(store):
-        with (
-            pytest.raises(Stopped, match=rf"is run by process {os.getpid()} on .* since .* UTC, renewed 0 s ago: wait"),
-            lease(Store(tmp_path)),
-        ):
-            pytest.fail("two drivers")
-        assert store.has("lease.json")
-    assert not store.has("lease.json")
-    with lease(store):
-        pass
-
-
-@pytest.mark.parametrize("gone", ["process", "host", "damaged"])
-def test_what_a_dead_driver_left_is_taken_over(tmp_path, capsys, gone):
-    store = Store(tmp_path)
-    held = {"id": "x", "host": "elsewhere", "process": 1, "since": 0.0, "renewed": 0.0}
-    if gone == "process":
-        ended = subprocess.Popen([sys.executable, "-c", ""])
-        ended.wait()
-        held |= {"host": leases.platform.node(), "process": ended.pid, "renewed": leases.time.time()}
-    store.put("lease.json", records.to_json(held, "lease.json") if gone != "damaged" else b"{")
-    with lease(store):
-        assert store.record("lease.json")["process"] == os.getpid()
-    assert ("taking over from process" in capsys.readouterr().err) == (gone != "damaged")
-
-
-@pytest.mark.parametrize("left", [False, True])
-def test_of_two_drivers_at_the_same_moment_one_runs(tmp_path, monkeypatch, left):
-    """Both read that there is no lease, or the same one that is stale, before either writes."""
-    store, both = Store(tmp_path), threading.Barrier(2)
-    if left:
-        held = {"id": "x", "host": "elsewhere", "process": 1, "since": 0.0, "renewed": 0.0}
-        store.put("lease.json", records.to_json(held, "lease.json"))
-    read, first, lock = leases._read, [], threading.Lock()
-
-    def read_together(of):
-        there = read(of)
-        with lock:
-            first.append(threading.get_ident())
-            wait = first.count(threading.get_ident()) == 1
-        if wait:
-            both.wait(20)
-        return there
-
-    monkeypatch.setattr(leases, "_read", read_together)
-    ran, refused, ended = [], [], threading.Barrier(2)
-
-    def drive():
-        try:
-            with lease(Store(tmp_path)):
-                ran.append(1)
-                ended.wait(20)
-        except Stopped as error:
-            refused.append(str(error))
-            ended.wait(20)
-
-    threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(ran), len(refused)) == (1, 1)
-
-
-def test_a_driver_that_deletes_what_another_has_taken_leaves_one_of_them(tmp_path, monkeypatch):
-    """The second finds the gone one's lease just before the first takes it over, and deletes just after."""
-    store, taken = Store(tmp_path), threading.Event()
-    held = {"id": "x", "host": "elsewhere", "process": 1, "since": 0.0, "renewed": 0.0}
-    store.put("lease.json", records.to_json(held, "lease.json"))
-    delete, commit, deleting = Store.delete, Store.commit, threading.Barrier(2)
-    order = iter(("first", "second"))
-    role = threading.local()
-
-    def late(of, name):
-        deleting.wait(20)  # both are about to delete the same
-        role.name = next(order)
-        if role.name == "second":
-            taken.wait(20)
-        delete(of, name)
-
-    def told(of, name, data):
-        wrote = commit(of, name, data)
-        taken.set()
-        return wrote
-
-    ran, refused, ended = [], [], threading.Barrier(2)
-
-    def drive():
-        try:
-            with lease(Store(tmp_path)):
-                ran.append(role.name)
-                monkeypatch.setattr(Store, "delete", delete)
-                ended.wait(20)
-        except Stopped:
-            refused.append(role.name)
-            ended.wait(20)
-
-    monkeypatch.setattr(Store, "delete", late)
-    monkeypatch.setattr(Store, "commit", told)
-    threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (ran, refused) == (["second"], ["first"])
-
-
-def test_a_lease_is_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(leases, "RENEWED", 0.05)
-    store = Store(tmp_path)
-    with lease(store):
-        first = store.record("lease.json")["renewed"]
-        until = leases.time.monotonic() + 20
-        while store.record("lease.json")["renewed"] == first:
-            assert leases.time.monotonic() < until
-            leases.time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from conftest import PROMPTS, SEEDS
 
 import postdiff
+from pipelines import verification
 from pipelines.engine.store import Store
 from pipelines.paper import presets, searched_plans
 from pipelines.stages import generation, latency
@@ -54,7 +55,7 @@ def test_steps_of_the_tables_scale_with_t_as_everywhere_else():
     assert presets.plan("table4.postdiff", 10).id == methods.postdiff(10, 0.75, 0.5, 1, 0.75).id
 
 
-def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypatch):
+def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypatch, capsys):
     of = generation.configure("mini-pixart", methods.dense(4))
     searches = []
 
@@ -70,6 +71,14 @@ def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypa
         return len(searches)
 
     assert (find(), find(), find(("another",))) == (1, 1, 2)
+    store = Store(tmp_path)
+    (kept,) = (name for name in store.names("plans") if b"a red star" in store.get(name))
+    store.put(kept, store.get(kept).replace(b"a red star", b"a bad star"))
+    assert list(verification.verify(store).damaged) == [kept]
+    assert (find(("another",)), find(), find()) == (2, 3, 3)
+    assert f"{kept} was damaged: set aside as .bad, and searched again" in capsys.readouterr().err
+    assert store.has(f"{kept}.bad")
+    searches.pop()
     preset = presets.PRESETS["table4.ditfastattn"]
     changed = replace(preset, settings={**preset.settings, "threshold": 0.5})
     monkeypatch.setitem(presets.PRESETS, "table4.ditfastattn", changed)

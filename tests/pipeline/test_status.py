@@ -1,6 +1,5 @@
 """What a store tells of its run: counts, pace and the driver, from one listing."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from pyarrow import fs
 
 from pipelines import status
+from pipelines.engine import cluster, records
 from pipelines.engine.store import Store, shard_name
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
@@ -42,7 +42,8 @@ def store(tmp_path):
             at(store, shard_name(f"features/{encoder}/prompts", i, 4), 30)
     at(store, "scores/bbb-12345678.json", 10)
     reason = {"unit": "x", "reason": "ValueError: all is\nlost " + "x" * 100}
-    at(store, "failed/images/aaa/00003-of-00004.parquet.json", 5, json.dumps(reason).encode())
+    name = "failed/images/aaa/00003-of-00004.parquet.json"
+    at(store, name, 5, records.to_json(reason, name))
     return store
 
 
@@ -94,7 +95,7 @@ def test_no_unit_since_the_start_is_no_pace_and_times_that_are_not_told_are_none
 @pytest.mark.parametrize(
     ("ago", "told"),
     [
-        (None, "driver   none (no lease.json)"),
+        (None, "driver   none (no lease)"),
         (20, "driver   alive, its last sign 20 s ago"),
         (100, "driver   gone, its last sign 100 s ago; run the job again to go on"),  # as the next driver would find it
         (3600, "driver   gone, its last sign 60 min ago; run the job again to go on"),
@@ -102,7 +103,8 @@ def test_no_unit_since_the_start_is_no_pace_and_times_that_are_not_told_are_none
 )
 def test_the_lease_says_whether_a_driver_lives(store, ago, told):
     if ago is not None:
-        at(store, "lease.json", ago)
+        at(store, "lease/00001.json", ago + 50)
+        at(store, "lease/00002.json", ago)  # two drivers that came at one moment; one of them goes
     assert told in status.describe(status.read(store, NOW)).splitlines()
 
 
@@ -132,25 +134,14 @@ def test_a_store_without_a_plan_tells_what_its_names_say(store):
     assert status.describe(state)
 
 
-def test_a_bucket_is_read_by_one_listing(store, tmp_path, monkeypatch):
-    moto = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(key, "testing")
-    moto.start()
-    try:
-        import boto3
-
-        host, port = moto.get_host_and_port()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-        remote = Store(f"s3://bucket/status?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
-        for name in store.names():
-            remote.put(name, store.get(name))
-        local, found = status.read(store, NOW), status.read(remote)
-        assert {id: (one.images, one.features) for id, one in found.progress.items()} == {"aaa": (3, 0), "bbb": (4, 8)}
-        assert (found.size, found.failed, found.reasons) == (local.size, 1, local.reasons)
-        assert sum(len(one.times) for one in found.progress.values()) == 7
-    finally:
-        moto.stop()
+def test_a_bucket_is_read_by_one_listing(store, s3):
+    remote = Store(s3("status"))
+    for name in store.names():
+        remote.put(name, store.get(name))
+    local, found = status.read(store, NOW), status.read(remote)
+    assert {id: (one.images, one.features) for id, one in found.progress.items()} == {"aaa": (3, 0), "bbb": (4, 8)}
+    assert (found.size, found.failed, found.reasons) == (local.size, 1, local.reasons)
+    assert sum(len(one.times) for one in found.progress.values()) == 7
 
 
 def test_another_folder_is_refused(tmp_path):
@@ -178,13 +169,27 @@ def test_a_half_written_file_is_not_counted(store):
 
 
 def test_a_score_that_is_set_aside_is_of_its_configuration(store):
-    store.put("failed/scores/aaa-12345678.json.json", b'{"reason": "no memory"}')
+    name = "failed/scores/aaa-12345678.json.json"
+    store.put(name, records.to_json({"reason": "no memory"}, name))
     state = status.read(store, NOW)
     assert (state.progress["aaa"].failed, state.progress["bbb"].failed, state.failed) == (2, 0, 2)
 
 
 def test_a_plan_that_is_none_is_named_and_a_unit_taken_up_again_has_no_reason(store):
     assert status._why(store, ["failed/images/aaa/00000-of-00004.parquet.json"]) == {}
-    store.put("runs/x.json", b'{"configurations": {"aaa": 3}}')
+    store.put("runs/x.json", records.to_json({"configurations": {"aaa": 3}}, "runs/x.json"))
     with pytest.raises(ValueError, match=r"/runs/x\.json must hold what a run makes, got TypeError"):
+        status.read(store)
+
+
+def test_damage_is_told_where_a_run_and_a_reason_are_read(store):
+    (failed,) = store.names("failed")
+    store.put(failed, store.get(failed).replace(b"lost", b"last"))
+    reasons = status.read(store).reasons
+    assert reasons[failed].startswith("not known: must hold what was written")
+    store.put(f"{failed}.bad", b"")
+    assert status.read(store).failed == 1
+    (run,) = store.names("runs")
+    store.put(run, store.get(run).replace(b"mini-sd dense", b"mini-sd tense"))
+    with pytest.raises(cluster.DamagedError, match=r"^runs/\w+\.json must hold what was written, got .*--repair"):
         status.read(store)

@@ -60,23 +60,6 @@ def test_an_fsspec_url_works():
     assert store.get("x/y.bin") == b"1"
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """A bucket of an S3 server on this machine, as the part of a URL after s3://."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    saved = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    os.environ |= dict.fromkeys(saved, "test")
-    boto3 = pytest.importorskip("boto3")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-    yield lambda path: f"s3://bucket/{path}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    server.stop()
-    os.environ |= {name: value for name, value in saved.items() if value is not None}
-    for name in (name for name, value in saved.items() if value is None):
-        del os.environ[name]
-
-
 def test_s3_holds_what_a_folder_holds(s3, tmp_path):
     features = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
     name = "features/e/c/00000-of-00001.parquet"
@@ -97,6 +80,23 @@ def test_s3_holds_what_a_folder_holds(s3, tmp_path):
         Store(s3("sweep")).claim({"prompts": "xyz"})
     with pytest.raises(ValueError, match="is not writable"):
         Store(s3("sweep").replace("//bucket", "//no-such-bucket")).check_writable()
+
+
+def test_all_names_are_listed_wherever_they_are(s3, tmp_path, monkeypatch):
+    there = {f"{folder}/{i}.bin" for folder in ("a", "a/b", "a/b/c", *(f"d/{n}" for n in range(40))) for i in range(2)}
+    for store in (Store(tmp_path), Store(s3("names")), Store("memory://bucket/names")):
+        for name in there:
+            store.commit(name, b"1")
+        store.put("a/.tmp-x", b"half")
+        assert store.names() == there
+        assert store.names("a/b") == {name for name in there if name.startswith("a/b/")}
+        assert store.names("a/none") == set()
+        assert {(name, info.size) for name, info in store.listing("a/b")} == {(name, 1) for name in store.names("a/b")}
+        assert {name for name, _ in store.listing()} == there | {"a/.tmp-x"}
+    calls, inside = [], Store._in_folder
+    monkeypatch.setattr(Store, "_in_folder", lambda of, path: calls.append(path) or inside(of, path))
+    assert len(Store(s3("names")).names("d")) == 80
+    assert len(calls) == 41  # a folder each
 
 
 class Faulty(LocalFileSystem):
@@ -205,25 +205,13 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
         Store("gs://bucket/x")
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"{", "must hold JSON, got Expecting property name"),
-        (b"[" * 100_000, "must hold JSON, got maximum recursion depth exceeded"),
-        (b"\xff\xfe\x00", "must hold JSON, got 'utf-16-le' codec can't decode"),
-        (b"[1]", "must hold a JSON object, got list"),
-    ],
-)
-def test_json_of_another_shape_is_told_with_its_file(tmp_path, data, message):
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"\xff\xfe\x00", b"[1]"])
+def test_json_of_another_shape_is_told_with_its_file(tmp_path, data):
     store = Store(tmp_path)
     store.put("spec.json", data)
     with pytest.raises(cluster.DamagedError, match=r"^spec.json must be sealed by its SHA-256, got \d+ bytes without"):
         store.claim({"prompts": "abc"})
     assert store.get("spec.json") == data
-    store.put("runs/x.json", data)
-    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
-        store.json("runs/x.json")
-    assert str(refused.value).startswith(f"{tmp_path}/runs/x.json {message}")
     store.put(f"{latency.KEPT}x.json", data)
     with pytest.raises(cluster.DamagedError, match=r"latency/\d+-x.json must be sealed"):
         latency.measured(store)
