@@ -149,8 +149,9 @@ def write_report(
     metrics = tables.comparable(rows)
     figures = []
     for metric in metrics:
-        features = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
-        title = f"{options.backbone}, n = {len(protocol.prompts)}, {features}"
+        by = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
+        held = "to 60 steps from the same noise" if metric.is_paired else by
+        title = f"{options.backbone}, n = {rows[0].interval(metric).n}, {held}"
         figures.append(plots.front_plot(rows, metric, title))
     fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, options.backbone)

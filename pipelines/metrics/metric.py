@@ -146,15 +146,15 @@ METRICS: dict[str, Metric] = {
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),
         _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2),
         _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4),
-        _judged("attributes", "attributes right", "attributes as asked, two objects in their better order",
+        _judged("attributes", "right attributes", "attributes as asked, two objects in their better order",
                 judge.attributes, shown=True),
-        _judged("content", "all right", "images in which all is as asked", judge.content),
-        _judged("objects", "objects right", "images with as many objects as asked", judge.objects),
-        _judged("binding", "binding right", "objects with all attributes as asked", judge.binding),
-        _judged("relation", "relation right", "of two objects: pairs that stand as asked", judge.relation,
+        _judged("content", "right images", "images in which all is as asked", judge.content),
+        _judged("objects", "right counts", "images with as many objects as asked", judge.objects),
+        _judged("binding", "right objects", "objects with all attributes as asked", judge.binding),
+        _judged("relation", "right relations", "of two objects: pairs that stand as asked", judge.relation,
                 applies=judge.asks_for_two),
-        _judged("backgrounds", "background right", "images on the background as asked", judge.background),
-        _judged("agreement", "judges agree", "questions to which both give one answer", judge.agreement),
+        _judged("backgrounds", "right backgrounds", "images on the background as asked", judge.background),
+        _judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement),
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric
-from pipelines.report.tables import FAMILIES, Row, front
+from pipelines.report.tables import FAMILIES, Row, front, judges
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ class Labelled:
 
 
 def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
-    """Quality against FLOPs with 95 % intervals; the fewer-step curve and the front are lines."""
+    """Quality against FLOPs with 95 % intervals; the fewer-step curve and the front are lines. What `metric` cannot
+    judge is not drawn."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    rows = [row for row in rows if judges(metric, row)]
     for family, (colour, marker) in STYLE.items():
         own = sorted((row for row in rows if row.family == family), key=lambda r: r.flops)
         if not own:
