@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import command_line, evaluation, options, sweeps
+from pipelines import command_line, evaluation, options, probe, sweeps
 from pipelines.engine.urls import local_path
 from pipelines.stages import worker
 from pipelines.sweeps import Options
@@ -35,11 +35,12 @@ def run(given: Options) -> None:
         return print(sweeps.dry_run(given, entries, protocol))
     resources = evaluation.connect(given, [given.backbone])
     store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
+    warnings = probe.warnings(given, [entry.configuration.plan for entry in entries], protocol, resources)
 
     def evaluate_and_report() -> evaluation.Evaluated:
         evaluated = evaluation.evaluate(store, entries, protocol, resources)
         with doing("writing the report"):
-            print(sweeps.write_report(given, store, entries, evaluated, protocol, time.time() - began))
+            print(sweeps.write_report(given, store, entries, evaluated, protocol, warnings, time.time() - began))
         return evaluated
 
     worker.mending(store, evaluate_and_report).check()

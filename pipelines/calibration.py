@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 import postdiff
-from pipelines import candidates, evaluation
+from pipelines import candidates, evaluation, probe
 from pipelines.candidates import UNITS, Candidate, Options
 from pipelines.data import prompts
 from pipelines.engine.records import Prompt
@@ -97,6 +97,7 @@ def run(options: Options) -> None:
         evaluation.check_store(folder, protocol)
     resources = evaluation.connect(options, [options.backbone])
     store = evaluation.open_store(options.out, whole_protocol)  # all that can be refused is refused before
+    warnings = probe.warnings(options, [c.plan for c in affordable], whole_protocol, resources)
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
     racing = affordable
@@ -110,7 +111,7 @@ def run(options: Options) -> None:
             curves.setdefault(c.plan.id, []).append(value)
         racing = [racing[i] for i in ranked(values, metric)[: part.keep]]
     with doing("writing the report"):
-        print(write(options, store, affordable, racing[0], curves, whole_protocol, budget, whole))
+        print(write(options, store, affordable, racing[0], curves, whole_protocol, budget, whole, warnings))
 
 
 def judged(plans: list[Candidate], metric: Metric, configuration: Configuration) -> list[Candidate]:
@@ -255,8 +256,9 @@ def write(
     protocol: Protocol,
     budget: float,
     whole: float,
+    warnings: Sequence[str],
 ) -> str:
-    """Write the plan, the report and its numbers; returns what is to be printed."""
+    """Write the plan, the report and its numbers; returns what is to be printed. warnings: of the probe."""
     from pipelines.report import document, plots
 
     metric, unit = METRICS[options.by], UNITS[options.of]
@@ -275,6 +277,7 @@ def write(
         "model": f"{options.backbone}, weights {fingerprint(resolve(options.backbone))}",
         **{fact: text for fact, text in protocol.facts().items() if fact not in [m.title for m in shown()]},
         metric.title: protocol.definition(metric),
+        **({"warning": "; ".join(warnings)} if warnings else {}),
         "commit": document.commit(),
     }
     unbiased = f"; they, and the order, are of {metric.title} without its bias at few images" if metric.biased else ""

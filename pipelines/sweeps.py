@@ -139,9 +139,11 @@ def write_report(
     entries: Sequence[Entry],
     evaluated: Evaluated,
     protocol: Protocol,
+    warnings: Sequence[str],
     seconds: float,
 ) -> str:
-    """Write report, tables and plots, and mirror them; returns what is to be printed. seconds: that the sweep took."""
+    """Write report, tables and plots, and mirror them; returns what is to be printed. warnings: of the probe. seconds:
+    that the sweep took."""
     from pipelines.engine import workers
     from pipelines.report import document, plots, tracking
 
@@ -161,6 +163,7 @@ def write_report(
         "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
         **protocol.facts(),
         **evaluated.facts,
+        **({"warning": "; ".join(warnings)} if warnings else {}),
         "seconds an image": "median over batches of "
         f"{options.batch_size}, wall time in a worker, decoding included, while other workers were busy",
         "machine": workers.machine(),
@@ -168,7 +171,8 @@ def write_report(
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
     more = tables.more_steps(rows)
-    body = document.sweep_body("" if more in answer else more, rows, fronts, figures, document.examples(store, rows))
+    note = " ".join([*(f"Warning: {line}." for line in warnings), "" if more in answer else more])
+    body = document.sweep_body(note, rows, fronts, figures, document.examples(store, rows))
     page = document.page(f"postdiff: {options.backbone}", answer, body, facts)
     pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
