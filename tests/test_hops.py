@@ -29,9 +29,9 @@ def chains(monkeypatch):
 
 
 def test_from_generate_to_eq_4(chains, tmp_path):
-    """Four hops from the command's function, which `main` calls once the command line is read."""
+    """Five hops from the command's function, which `main` calls once the command line is read."""
     cli.main(["generate", "star", "--steps", "3", "--s", "0.5", "--m", "3", "--out", str(tmp_path)])
-    assert chains == [["main", "generate", "sample", "denoise", "advance"]]
+    assert chains == [["main", "generate", "sample", "batches", "denoise", "advance"]]
 
 
 def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):

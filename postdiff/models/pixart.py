@@ -48,11 +48,13 @@ class PixArtAlpha(Family):
     def tell(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Told:
         import torch
 
+        from postdiff.transfer import send
+
         if not self.is_told(config):
             return {}
         rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
         told = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
-        return {key: torch.tensor(row, dtype=dtype, device=device).expand(rows, -1) for key, row in told.items()}
+        return {key: send(torch.tensor(row, dtype=dtype), device).expand(rows, -1) for key, row in told.items()}
 
     def inputs(self, text: Text, told: Told) -> dict[str, Any]:
         added = {"resolution": None, "aspect_ratio": None, **told}

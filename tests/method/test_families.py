@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Tokenizer
 
 import postdiff
-from postdiff import methods, sampling
+from postdiff import decoding, methods, sampling, state
 from postdiff.models import families, lcm
 from postdiff.models.checkpoints import HUB
 from postdiff.models.loading import float32_vae
@@ -37,11 +37,11 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=3.0, size=(64, 64)):
         options |= {"use_resolution_binning": False, "clean_caption": False}
         options["max_sequence_length"] = backbone.spec.text_tokens
     if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
-        options["generator"] = generators = [sampling._generator(seed, "solver-0") for seed in SEEDS[:n]]
+        options["generator"] = generators = [state.generator(seed, "solver-0") for seed in SEEDS[:n]]
 
         def next_streams(pipe, i, t, tensors):
             for generator, seed in zip(generators, SEEDS, strict=False):
-                generator.set_state(sampling._generator(seed, f"solver-{i + 1}").get_state())
+                generator.set_state(state.generator(seed, f"solver-{i + 1}").get_state())
             return tensors
 
         options["callback_on_step_end"] = next_streams
@@ -199,7 +199,7 @@ def test_large_images_are_decoded_in_equal_slices(backbones, batch, size, slices
 
     monkeypatch.setattr(backbone.pipe.vae, "decode", decode)
     latents = torch.zeros(1, 8, size // 4, size // 4).expand(batch, -1, -1, -1)
-    assert sampling.decode(backbone, latents).shape == (batch, 2, 2, 3)
+    assert decoding.decode(backbone, latents).shape == (batch, 2, 2, 3)
     assert seen == slices
 
 
@@ -222,8 +222,8 @@ def test_sdxls_own_autoencoder_decodes_in_float32_from_one_copy(backbones):
     upcast = postdiff.Backbone(whole.spec, pipe, float32_vae(whole.spec, half))
     latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0)).half()
     wide = copy.deepcopy(half).float()
-    expected = sampling.decode(postdiff.Backbone(whole.spec, SimpleNamespace(vae=wide, unet=pipe.unet)), latents)
-    np.testing.assert_array_equal(sampling.decode(upcast, latents), expected)
+    expected = decoding.decode(postdiff.Backbone(whole.spec, SimpleNamespace(vae=wide, unet=pipe.unet)), latents)
+    np.testing.assert_array_equal(decoding.decode(upcast, latents), expected)
     assert half.dtype == torch.float16  # the pipeline's own is as it was
     half.register_to_config(force_upcast=False)  # one that bears it
     assert float32_vae(whole.spec, half) is None
