@@ -61,8 +61,8 @@ def sample(
         finite, as when float16 overflows.
     """
     settings: SamplingSettings = {"guidance": guidance, "solver": solver, "size": size}
-    made = batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, **settings)
-    return np.concatenate([pixels for pixels, _ in made])
+    pixels, _ = zip(*batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, **settings), strict=True)
+    return np.concatenate(pixels)
 
 
 def batches(

@@ -35,7 +35,7 @@ def test_from_generate_to_eq_4(chains, tmp_path):
 
 
 def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):
-    """Seven hops from the actor's method `_Worker.run`, which calls this handler; here it is called without Ray."""
+    """Seven hops from the actor's method `Worker.run`, which calls this handler; here it is called without Ray."""
     store = Store(str(tmp_path))
     store.claim({})
     configuration = generation.configure("mini-sd", methods.postdiff(3, s=0.5, m=3), batch_size=1)
@@ -43,4 +43,4 @@ def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):
     handle = worker.Handler(store)
     for unit in generation.units([configuration], [shard], [1.0]):
         handle(unit.task)
-    assert chains == [["__call__", "__call__", "generate", "sample", "denoise", "advance"]]
+    assert chains == [["__call__", "__call__", "generate", "batches", "denoise", "advance"]]
