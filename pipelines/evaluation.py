@@ -66,6 +66,11 @@ class Protocol:
             **defined,
         }
 
+    @property
+    def encoders(self) -> list[str]:
+        """Of images."""
+        return list(dict.fromkeys(self.encoder(metric) for metric in METRICS.values() if not self.lacks(metric)))
+
     def definition(self, metric: Metric) -> str:
         """What `metric` is of here, in words, or why it is not computed."""
         if missing := self.lacks(metric):
@@ -166,12 +171,13 @@ def check_store(url: str, of: Protocol) -> Store:
     return store
 
 
-def open_store(url: str, of: Protocol) -> Store:
-    """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind."""
+def open_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
+    """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind.
+    batch_size: that was found, and that the store keeps."""
     store = check_store(url, of)
     if not store.has("spec.json"):
         _check_shards(store, of)
-    store.claim(_spec(of))
+    store.claim(_spec(of) | ({} if batch_size is None else {"batch_size": batch_size}))
     return store
 
 
@@ -186,8 +192,9 @@ def _check_shards(store: Store, of: Protocol) -> None:
 
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
-    """`plan` on `backbone` under the options of a job."""
-    return generation.configure(backbone, plan, options.guidance, options.solver, options.batch_size, options.dtype)
+    """`plan` on `backbone` under the options of a job. A batch size that is to be found is 1 until it is."""
+    of = options
+    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, of.dtype)
 
 
 def connect(options: Options, backbones: Sequence[str]) -> Resources:
@@ -261,8 +268,7 @@ def _announce(store: Store, entries: Sequence[Entry], of: Protocol) -> None:
         id: f"{one.configuration.backbone} {tables.name(one.method, len(one.configuration.plan), one.settings)}"
         for id, one in different.items()
     }
-    used = [of.encoder(metric) for metric in METRICS.values() if not of.lacks(metric)]
-    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), used)
+    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), of.encoders)
 
 
 def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Unit], dict[str, scores.Scoring]]:
@@ -278,7 +284,6 @@ def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Un
     if reference:
         shared += features.reference_units(of.fid, reference)
     units += shared
-    encoders_used = list(dict.fromkeys(of.encoder(metric) for metric in metrics))
     against = {metric.key: of.against(metric) for metric in metrics}
     ids = tuple(prompt.id for prompt in of.prompts)
     made_of = tuple(prompts.fingerprint(shard) for shard in shards)
@@ -288,7 +293,7 @@ def graph(store: Store, entries: Sequence[Entry], of: Protocol) -> tuple[list[Un
         images = tuple(shard_name(f"images/{id}", i, len(shards)) for i in range(len(shards)))
         own = [
             replace(unit, needs=(image,), rides=True)
-            for encoder in encoders_used
+            for encoder in of.encoders
             for unit, image in zip(features.image_units(encoder, images), images, strict=True)
         ]
         inputs = tuple(scores.Input(m.key, features.folder(of.encoder(m), id), against[m.key]) for m in metrics)
