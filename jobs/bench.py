@@ -1,7 +1,7 @@
 """Speed of the evaluation, measured side by side: alternating runs in one call, medians; one JSON line last.
 
 python jobs/bench.py overhead    the Ray pipeline's wall time over the bare sampler loop's, same work, same cores
-python jobs/bench.py compression a unit of 512 px images from a stand-in denoiser that sleeps, over that sleep
+python jobs/bench.py compression units of 512 px images from a stand-in denoiser that sleeps, over that sleep
 python jobs/bench.py planning    time and memory to plan 150,000 units
 python jobs/bench.py driver      the loop without Ray: planning 150,000 units, and microseconds a unit, 64 workers
 python jobs/bench.py listing     time and memory to list a folder of 1,000,000 files

@@ -13,13 +13,14 @@ Run it again and it goes on where it stopped: what is in the store is done.
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working directory is not installed
 
-from pipelines import command_line, evaluation, options, probe, sweeps
+from pipelines import command_line, evaluation, low_resolution, options, sweeps
 from pipelines.engine.urls import local_path
-from pipelines.stages import worker
+from pipelines.stages import probe, worker
 from pipelines.sweeps import Options
 from postdiff.terminal import doing
 
@@ -34,8 +35,17 @@ def run(given: Options) -> None:
     if given.dry_run:
         return print(sweeps.dry_run(given, entries, protocol))
     resources = evaluation.connect(given, [given.backbone])
-    store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
-    warnings = probe.warnings(given, [entry.configuration.plan for entry in entries], protocol, resources)
+    batch_size = None
+    if given.batch_size == command_line.AUTO:
+        with doing("finding the batch size"):
+            store = evaluation.check_store(given.out, protocol)
+            most = min(given.shard, len(protocol.prompts))
+            batch_size = probe.find(store, [e.configuration for e in entries], protocol.encoders, most, resources)
+        given = replace(given, batch_size=batch_size)
+        entries = sweeps.entries(given)
+    store = evaluation.open_store(given.out, protocol, batch_size)  # all that can be refused is refused before
+    plans = [entry.configuration.plan for entry in entries]
+    warnings = low_resolution.warnings(given, plans, protocol, resources)
 
     def evaluate_and_report() -> evaluation.Evaluated:
         evaluated = evaluation.evaluate(store, entries, protocol, resources)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -21,13 +21,15 @@ import postdiff
 from pipelines.data import prompts, shapes
 from pipelines.engine import records, workers
 from pipelines.engine.cluster import Resources, Unit
+from pipelines.engine.loop import UNFINISHED
 from pipelines.engine.queue import Queue
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.report import tables
 from pipelines.stages import embeddings, generation, latency
+from pipelines.stages.generation import Generation, Generator
 from pipelines.sweeps import grid
-from postdiff import methods, planfile
+from postdiff import methods, planfile, sampling
 from postdiff.models.checkpoints import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,27 +84,40 @@ def _bare(images: int, processes: int) -> float:
     return time.perf_counter() - began
 
 
-def compression(pairs: int, images: int = 96, batch: int = 8, pause: float = 0.05) -> dict:
-    """A unit of images of 512 pixels from a stand-in denoiser that sleeps `pause` seconds an image, over that sleep:
-    with the threads that a worker of six CPU threads has, and compressed in line, as a worker of one does."""
+def compression(pairs: int, units: int = 4, images: int = 48, batch: int = 8, pause: float = 0.05) -> dict:
+    """Units of images of 512 pixels from a stand-in denoiser that sleeps `pause` seconds an image, committed to a
+    folder, over that sleep: with the threads that a worker of six CPU threads has, and in line, as a worker of one."""
     rng = np.random.default_rng(0)
     scenes: list[np.ndarray] = [shapes.render(shapes.scene("val", i), 512).astype(np.int16) for i in range(batch)]
     drawn = np.stack([scene + rng.integers(-3, 4, scene.shape) for scene in scenes]).clip(0, 255).astype(np.uint8)
-    listed = prompts.load_prompts("shapes", images)
+    shards = prompts.shard(prompts.load_prompts("shapes", units * images), images)
     of = generation.configure("mini-sd", methods.dense(20), batch_size=batch)
+    planned = [unit.task for unit in generation.units([of], shards, [1.0]) if isinstance(unit.task, Generation)]
 
-    def sample(backbone, texts, *_, **__):
-        time.sleep(pause * len(texts))
-        return drawn[: len(texts)]
+    def batches(backbone, texts, *_, **__):
+        for start in range(0, len(texts), batch):
+            time.sleep(pause * batch)
+            yield drawn[: len(texts[start : start + batch])], pause * batch
 
     seconds: dict[str, list[float]] = {"threads": [], "in line": []}
     for _ in range(pairs):
         for side, threads in (("threads", "6"), ("in line", "1")):
-            with patch.object(postdiff, "sample", sample), patch.dict(os.environ, OMP_NUM_THREADS=threads):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                patch.object(sampling, "batches", batches),
+                patch.object(Generator, "_load"),
+                patch.object(embeddings, "read"),
+                patch.dict(os.environ, OMP_NUM_THREADS=threads),
+            ):
+                store, worker = Store(folder), workers.Worker(1)
+                worker.start(partial(Generator, store))
                 began = time.perf_counter()
-                generation.generate(cast(postdiff.Backbone, None), of, listed)
+                unfinished = sum(worker.run(task, ()) == UNFINISHED for task in planned)
+                for _ in range(unfinished):
+                    worker.finish()
                 seconds[side].append(time.perf_counter() - began)
-    slept = images * pause
+                assert len(store.names("images")) == units
+    slept = units * images * pause
     began = time.perf_counter()
     records.encode_image(drawn[0])
     return {
@@ -110,7 +125,7 @@ def compression(pairs: int, images: int = 96, batch: int = 8, pause: float = 0.0
         "seconds": {side: [round(s, 3) for s in took] for side, took in seconds.items()},
         "slept_s": slept,
         "one_image_s": round(time.perf_counter() - began, 4),
-        "images": images,
+        "images": units * images,
     }
 
 
@@ -206,7 +221,7 @@ def reuse(pairs: int, images: int = 32) -> dict:
     tasks: list[Any] = [unit.task for unit in units[1:]]
 
     def each() -> list[bytes]:
-        return [generation.generate(backbone, task.configuration, task.prompts).images for task in tasks]
+        return [generation.generate(backbone, task.configuration, task.prompts).file() for task in tasks]
 
     def once() -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +230,7 @@ def reuse(pairs: int, images: int = 32) -> dict:
             return [
                 generation.generate(
                     backbone, task.configuration, task.prompts, embeddings.read(store, task.text, task.prompts)
-                ).images
+                ).file()
                 for task in tasks
             ]
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 import postdiff
-from pipelines import candidates, evaluation, probe
+from pipelines import candidates, evaluation, low_resolution
 from pipelines.candidates import UNITS, Candidate, Options
 from pipelines.data import prompts
 from pipelines.engine.records import Prompt
@@ -97,7 +97,7 @@ def run(options: Options) -> None:
         evaluation.check_store(folder, protocol)
     resources = evaluation.connect(options, [options.backbone])
     store = evaluation.open_store(options.out, whole_protocol)  # all that can be refused is refused before
-    warnings = probe.warnings(options, [c.plan for c in affordable], whole_protocol, resources)
+    warnings = low_resolution.warnings(options, [c.plan for c in affordable], whole_protocol, resources)
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
     racing = affordable

@@ -20,6 +20,7 @@ MOST_OF_SHAPES = 100_000, "more of Shapes would take hours to draw, and tell no 
 MOST_REFERENCES = 1_000_000, "features of 2048 numbers each: 8 GB"
 MOST_IN_A_SHARD = 100_000, "one worker holds the images of a unit"
 MOST_IN_A_BATCH = 4096, "one forward pass"
+AUTO = 0  # of a batch size: what fits
 T = TypeVar("T")
 
 
@@ -137,6 +138,11 @@ def check(value: float, least: float, most: float, why: str = "", above: bool = 
         shown, reason = most if isinstance(most, int) else f"{most:g}", f" ({why})" if why else ""
         raise argparse.ArgumentTypeError(f"must be at most {shown}{reason}, got {value}")
     return value
+
+
+def images_a_batch(text: str) -> int:
+    """For argparse: images of a forward pass, or `auto` (AUTO)."""
+    return AUTO if text == "auto" else whole(1, *MOST_IN_A_BATCH)(text)
 
 
 def rounds(zero: bool = False) -> Callable[[str], int]:

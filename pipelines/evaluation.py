@@ -68,6 +68,12 @@ class Protocol:
             **defined,
         }
 
+    @property
+    def encoders(self) -> list[str]:
+        """Of images, each alone."""
+        used = [metric for metric in METRICS.values() if not (metric.is_paired or self.lacks(metric))]
+        return list(dict.fromkeys(map(self.encoder, used)))
+
     def definition(self, metric: Metric) -> str:
         """What `metric` is of here, in words, or why it is not computed."""
         if missing := self.lacks(metric):
@@ -180,12 +186,13 @@ def check_store(url: str, of: Protocol) -> Store:
     return store
 
 
-def open_store(url: str, of: Protocol) -> Store:
-    """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind."""
+def open_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
+    """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind.
+    batch_size: that was found, and that the store keeps."""
     store = check_store(url, of)
     if not store.has("spec.json"):
         _check_shards(store, of)
-    store.claim(_spec(of))
+    store.claim(_spec(of) | ({} if batch_size is None else {"batch_size": batch_size}))
     return store
 
 
@@ -200,8 +207,9 @@ def _check_shards(store: Store, of: Protocol) -> None:
 
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
-    """`plan` on `backbone` under the options of a job."""
-    return generation.configure(backbone, plan, options.guidance, options.solver, options.batch_size, options.dtype)
+    """`plan` on `backbone` under the options of a job. A batch size that is to be found is 1 until it is."""
+    of = options
+    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, of.dtype)
 
 
 def connect(options: Options, backbones: Sequence[str]) -> Resources:
@@ -275,8 +283,7 @@ def _announce(store: Store, entries: Sequence[Entry], of: Protocol) -> None:
         id: f"{one.configuration.backbone} {tables.name(one.method, len(one.configuration.plan), one.settings)}"
         for id, one in different.items()
     }
-    used = [of.encoder(metric) for metric in METRICS.values() if not (metric.is_paired or of.lacks(metric))]
-    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), used)
+    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), of.encoders)
 
 
 def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:

@@ -32,7 +32,6 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
         shared += features.reference_units(protocol.fid, list(protocol.reference))
     comparisons = _Comparisons([metric for metric in metrics if metric.is_paired], different, protocol)
     found += [*shared, *comparisons.baseline_units()]
-    encoders = list(dict.fromkeys(protocol.encoder(metric) for metric in alone))
     against = {metric.key: protocol.against(metric) for metric in alone}
     ids = tuple(prompt.id for prompt in protocol.prompts)
     made_of = tuple(prompts.fingerprint(shard) for shard in shards)
@@ -41,7 +40,7 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
         images = _names(id, len(shards))
         own = [
             replace(unit, needs=(image,), rides=True)
-            for encoder in encoders
+            for encoder in protocol.encoders
             for unit, image in zip(features.image_units(encoder, images), images, strict=True)
         ]
         compared, of_compared = comparisons.units(id)

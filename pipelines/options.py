@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pipelines import protocols
 from pipelines.command_line import (
-    MOST_IN_A_BATCH,
+    AUTO,
     MOST_IN_A_SHARD,
     MOST_OF_SHAPES,
     MOST_PROMPTS,
@@ -16,6 +16,7 @@ from pipelines.command_line import (
     check,
     flag,
     gpus,
+    images_a_batch,
     number,
     read,
     refuse,
@@ -61,7 +62,12 @@ class Options:
         int, flag("prompts a unit of work (default: 32 of Shapes, 256 of a file)", whole(1, *MOST_IN_A_SHARD))
     ] = 0
     batch_size: Annotated[
-        int, flag("images a forward pass; part of a configuration (default: 8)", whole(1, *MOST_IN_A_BATCH))
+        int,
+        flag(
+            "images a forward pass; part of a configuration (default: 8). auto: as many as fit a GPU, found once and "
+            "kept in the store (coco_sweep alone; untried on a GPU)",
+            images_a_batch,
+        ),
     ] = 8
     guidance: Annotated[
         float | None, flag("w of classifier-free guidance (default: the backbone's)", number(1, LARGEST_GUIDANCE))
@@ -91,6 +97,7 @@ class Options:
     ] = 120.0
     out: Out = "out"
     given: frozenset[str] = frozenset()
+    probes: ClassVar[bool] = False  # can it find a batch size?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,8 @@ def settled(options: Own) -> Own:
     """
     if options.protocol:
         options = protocols.apply(options)
+    if options.batch_size == AUTO and not options.probes:
+        raise ValueError("--batch-size auto is for jobs/coco_sweep.py alone: expected a number, as that finds it")
     mini = options.prompts in SHAPES
     limit = 256 if options.limit is None and mini else options.limit
     if mini:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import postdiff
 from pipelines import evaluation
@@ -28,6 +28,7 @@ NAMES = ("steps", "small", "laptop", "full")
 class Options(OfOneModel):
     """plans: files."""
 
+    probes: ClassVar[bool] = True
     out: Out = "out/sweep"
     grid: Annotated[str | None, flag("(default: laptop for Shapes, full else)", choices=NAMES)] = None
     plans: Annotated[

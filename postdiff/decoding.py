@@ -5,32 +5,48 @@ import torch
 
 from postdiff.models.families import FAMILIES
 from postdiff.models.loading import Backbone
+from postdiff.transfer import Fetched
 
 DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor of 2^31 numbers
 
 
-@torch.no_grad()
+class Decoding:
+    """Images of a batch on their way to the host, made of latents [B, C, h, w]. A GPU can be given the next batch
+    before `pixels` are asked for."""
+
+    @torch.no_grad()
+    def __init__(self, backbone: Backbone, latents: torch.Tensor):
+        self.backbone = backbone
+        decoder = FAMILIES[backbone.spec.family].decode
+        parts = [_pixels(decoder(backbone.decoder, part)) for part in latents.split(_slice(backbone, latents))]
+        self.fetched = Fetched(*(torch.cat(rows) for rows in zip(*parts, strict=True)))
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be a black image like
+        any other."""
+        pixels, finite = self.fetched.arrays()
+        broken = len(finite) - int(finite.sum())
+        if broken:
+            raise ArithmeticError(
+                f"{broken} of {len(finite)} images are not finite in {self.backbone.dtype}: "
+                f"expected a dtype that {self.backbone.spec.name} bears (float32, bfloat16)"
+            )
+        return pixels
+
+
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
     """Decode clean latents [B, C, h, w] to images, uint8 [B, H, W, 3] RGB.
 
-    Raises: ArithmeticError if a pixel is not finite: as uint8 it would be a black image like any other.
+    Raises: ArithmeticError as `Decoding.pixels`.
     """
-    decoder, parts = FAMILIES[backbone.spec.family].decode, latents.split(_slice(backbone, latents))
-    images = torch.cat([_pixels(decoder(backbone.decoder, part)) for part in parts])
-    finite = images.isfinite().flatten(1).all(1)
-    pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
-    broken = len(images) - int(finite.sum())
-    if broken:
-        raise ArithmeticError(
-            f"{broken} of {len(images)} images are not finite in {backbone.dtype}: "
-            f"expected a dtype that {backbone.spec.name} bears (float32, bfloat16)"
-        )
-    return pixels
+    return Decoding(backbone, latents).pixels()
 
 
-def _pixels(decoded: torch.Tensor) -> torch.Tensor:
-    """What an autoencoder gives, [B, 3, H, W] in about [-1, 1] -> fp32 [B, H, W, 3] in [0, 1], as the pipelines do."""
-    return (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+def _pixels(decoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an autoencoder gives, [B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3], as the pipelines do, and whether
+    each image was finite: bool [B]."""
+    images = (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+    return (images * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1)
 
 
 def _slice(backbone: Backbone, latents: torch.Tensor) -> int:

@@ -4,18 +4,16 @@ It runs any plan on any backbone. A dense plan gives, bit for bit, what the diff
 latents. Every draw depends on the image's own seed and on nothing else: not on batch, order or plan.
 """
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any, Unpack
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from postdiff import arguments, resolution, solvers
-from postdiff.decoding import decode
-from postdiff.mechanisms.attach import Cache, Pass, Running, attach, runners
+from postdiff.decoding import Decoding
+from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser
 from postdiff.models.families import FAMILIES, adapt
@@ -24,49 +22,11 @@ from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
 from postdiff.plan import Plan, Step
+from postdiff.state import State, draw
 from postdiff.text import Embeddings, encode
+from postdiff.transfer import Moment, send
 
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
-
-
-@dataclass
-class State:
-    """All that a batch of images holds between two steps. A `copy` of it can be sampled on independently."""
-
-    plan: Plan
-    sampling: Sampling
-    latents: torch.Tensor  # [B, C, h, w], at step `index`'s noise level
-    solver: solvers.Solver
-    timesteps: torch.Tensor  # [T], the same beside the latents, for the denoiser
-    text: Text  # 2B rows, unconditional half first, or B rows
-    seeds: tuple[int, ...]
-    index: int = 0
-    cache: Cache = field(default_factory=dict)  # what mechanisms stored
-    ahead: dict[int, torch.Tensor] = field(default_factory=dict)  # outputs of steps that were computed ahead
-    sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the latents."""
-        return self.latents.shape[2], self.latents.shape[3]
-
-    def noise(self, stream: str, grid: tuple[int, int]) -> torch.Tensor:
-        """Standard normal noise fp32 [B, C, h, w] of each image's own `stream`, beside the latents."""
-        key = "noise", stream, grid
-        if key not in self.sent:
-            self.sent[key] = draw(self.seeds, stream, self.latents.shape[1], grid).to(self.latents.device)
-        return self.sent[key]
-
-    def drawn(self, i: int, name: str, sample_one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
-        """What `sample_one` draws for each image at step `i` from its own stream `name`: [B, ...], on the device."""
-        key = "drawn", i, name
-        if key not in self.sent:
-            rows = [sample_one(_generator(seed, f"{name}-{i}")) for seed in self.seeds]
-            self.sent[key] = torch.stack(rows).to(self.latents.device)
-        return self.sent[key]
-
-    def copy(self) -> "State":
-        return copy.deepcopy(self)
 
 
 def sample(
@@ -100,22 +60,50 @@ def sample(
     Raises: ValueError, before any work is done, if an argument is out of range; ArithmeticError if an image is not
         finite, as when float16 overflows.
     """
-    prompts, seeds, plan, sampling = _checked(
-        backbone, prompts, seeds, plan, guidance=guidance, solver=solver, size=size
-    )
+    settings: SamplingSettings = {"guidance": guidance, "solver": solver, "size": size}
+    pixels, _ = zip(*batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, **settings), strict=True)
+    return np.concatenate(pixels)
+
+
+def batches(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    plan: Plan,
+    batch_size: int | None = None,
+    embeddings: Embeddings | None = None,
+    on_step: Callable[[int], None] | None = None,
+    **settings: Unpack[SamplingSettings],
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The images of `sample`, batch by batch, each with the seconds that it took from its first noise to its pixels.
+
+    A GPU is given batch n + 1 before the pixels of batch n are waited for, so that it never waits for the host.
+    """
+    prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
     batch_size = arguments.batch_size(len(prompts) if batch_size is None else batch_size)
     arguments.callback("on_step", on_step)
     if embeddings is not None:
         arguments.instance("embeddings", embeddings, Embeddings).check(backbone, len(prompts))
     embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
-    images = []
+    ahead = 1 if backbone.device.type == "cuda" else 0  # batches that were launched, and not waited for
+    launched: deque[tuple[Moment, Decoding, int]] = deque()
     for start in range(0, len(prompts), batch_size):
+        began = Moment(backbone.device)
         chunk = list(seeds[start : start + batch_size])
         padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
         text = embeddings.batch(start, batch_size, plan.needs_both_texts)
         latents = denoise(backbone, begin(backbone, text, padded, plan, sampling), on_step)
-        images.append(decode(backbone, latents)[: len(chunk)])
-    return np.concatenate(images)
+        launched.append((began, Decoding(backbone, latents), len(chunk)))
+        if len(launched) > ahead:
+            yield _fetch(*launched.popleft())
+    while launched:
+        yield _fetch(*launched.popleft())
+
+
+def _fetch(began: Moment, decoding: Decoding, count: int) -> tuple[np.ndarray, float]:
+    """The first `count` images of a batch, and the seconds that it took."""
+    pixels = decoding.pixels()
+    return pixels[:count], decoding.fetched.ready.since(began)
 
 
 def _checked(
@@ -164,13 +152,13 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, samp
     spec, dtype = backbone.spec, backbone.dtype
     solver = solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     text = {
-        name: rows.to(backbone.device, dtype if rows.is_floating_point() else rows.dtype)
+        name: send(rows, backbone.device, dtype if rows.is_floating_point() else None)
         for name, rows in text.items()
     }  # fmt: skip
     channels = FAMILIES[spec.family].latent_channels(backbone.denoiser.config)
     noise = draw(seeds, "initial", channels, _grid(spec, sampling, plan.steps[0]))
-    latents = noise.to(backbone.device, dtype) * solver.prior_scale
-    return State(plan, sampling, latents, solver, solver.timesteps.to(backbone.device), text, tuple(seeds))
+    latents = send(noise, backbone.device, dtype) * solver.prior_scale
+    return State(plan, sampling, latents, solver, send(solver.timesteps, backbone.device), text, tuple(seeds))
 
 
 def _grid(spec: Spec, sampling: Sampling, step: Step) -> tuple[int, int]:
@@ -300,15 +288,3 @@ def advance(
 def _adds_prior_noise(plan: Plan, solver: solvers.Solver, i: int) -> bool:
     """Is some of the initial noise added before step `i`? So it is in the second half of the schedule, where asked."""
     return plan.prior_noise > 0 and bool(solver.timesteps[i] < solver.train_steps / 2)
-
-
-def draw(seeds: Sequence[int], stream: str, channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """Standard normal noise, fp32 [N, channels, h, w]: a function of (seed, stream) for each image alone."""
-    shape = channels, *size
-    rows = [torch.randn(shape, generator=_generator(seed, stream), dtype=torch.float32, device="cpu") for seed in seeds]
-    return torch.stack(rows)
-
-
-def _generator(seed: int, stream: str) -> torch.Generator:
-    digest = sha256(f"{seed}/{stream}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

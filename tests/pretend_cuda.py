@@ -7,12 +7,14 @@
 
 What a real GPU would refuse is refused: an operation on tensors of two devices (but for 0-dim numbers of the host), a
 host tensor indexed by a device's, .numpy() of a device's. Values are real, and can be compared with the CPU's bit for
-bit.
+bit. A copy to the host that is not waited for arrives when an event that was recorded after it is synchronized: until
+then there are other values.
 Run under `torch.no_grad`: tensors of a subclass break under `inference_mode`.
 """
 
 import sys
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -43,7 +45,8 @@ class DeviceMix(RuntimeError):
 
 @dataclass(frozen=True)
 class Event:
-    """kind: wait, to device, to host or cast; what: the operation; where: the line of this repository."""
+    """kind: wait, to device, to host, cast or event (one was waited for); what: the operation (a `pinned copy` makes
+    nobody wait); where: the line of this repository."""
 
     kind: str
     what: str
@@ -125,9 +128,31 @@ def _where():
     return f"?{below}"
 
 
-def _crossing(source, to):
+def _crossing(source, to, pinned=False):
     if to != isinstance(source, OnGPU):
-        _note("to device" if to else "to host", "copy")
+        _note("to device" if to else "to host", "pinned copy" if pinned else "copy")
+
+
+class _Event:
+    """torch.cuda.Event: time passes by one second an event that is recorded."""
+
+    def __init__(self, enable_timing=False):
+        self.timing = enable_timing
+
+    def record(self, stream):
+        assert stream == CUDA
+        _current.recorded += 1
+        self.at, self.arrives = _current.recorded, len(_current.underway)
+
+    def synchronize(self):
+        _note("event", f"event {self.at}")
+        for there, values in _current.underway[: self.arrives]:
+            there.copy_(values)
+
+    def elapsed_time(self, later):
+        assert self.timing
+        assert later.timing
+        return 1000.0 * (later.at - self.at)
 
 
 def _dispatch(func, args, kwargs):
@@ -163,15 +188,20 @@ class PretendCuda(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.events: list[Event] = []
+        self.recorded = 0
+        self.underway: list[tuple[torch.Tensor, torch.Tensor]] = []  # copies to the host, and what arrives
+        self.cuda = patch.multiple(torch.cuda, Event=_Event, current_stream=lambda device: device)
 
     def __enter__(self):
         global _current
         _current = self
+        self.cuda.start()
         return super().__enter__()
 
     def __exit__(self, *error):
         global _current
         _current = None
+        self.cuda.stop()
         return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -201,6 +231,10 @@ class PretendCuda(TorchFunctionMode):
             return known[which] if which in known else _wrap(func(x.host))
         if name == "to" and isinstance(x, torch.Tensor):
             return self._to(x, *args[1:], **kwargs)
+        if name == "pin_memory":
+            pinned = x.clone()
+            pinned.pinned = True
+            return pinned
         if name in ("cuda", "cpu") and isinstance(x, torch.Tensor):
             return self._to(x, CUDA if name == "cuda" else "cpu")
         if name in DTYPES and isinstance(x, OnGPU):
@@ -247,7 +281,13 @@ class PretendCuda(TorchFunctionMode):
         dtype = dtype or x.dtype
         if to == isinstance(x, OnGPU) and dtype == x.dtype:
             return x
-        _crossing(x, to)
+        pinned = kwargs.get("non_blocking", False) and (not to or hasattr(x, "pinned"))
+        _crossing(x, to, pinned)
+        if pinned and not to:
+            assert dtype == x.dtype
+            there = torch.full_like(x.host, 77)
+            self.underway.append((there, x.host.clone()))
+            return there
         if to and isinstance(x, OnGPU) and dtype != x.dtype:
             _note("cast", f"{x.dtype} to {dtype}")
         out = _unwrap(x).to(dtype) if dtype != x.dtype else _unwrap(x).clone()

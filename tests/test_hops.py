@@ -29,13 +29,13 @@ def chains(monkeypatch):
 
 
 def test_from_generate_to_eq_4(chains, tmp_path):
-    """Four hops from the command's function, which `main` calls once the command line is read."""
+    """Five hops from the command's function, which `main` calls once the command line is read."""
     cli.main(["generate", "star", "--steps", "3", "--s", "0.5", "--m", "3", "--out", str(tmp_path)])
-    assert chains == [["main", "generate", "sample", "denoise", "advance"]]
+    assert chains == [["main", "generate", "sample", "batches", "denoise", "advance"]]
 
 
 def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):
-    """Seven hops from the actor's method `_Worker.run`, which calls this handler; here it is called without Ray."""
+    """Seven hops from the actor's method `Worker.run`, which calls this handler; here it is called without Ray."""
     store = Store(str(tmp_path))
     store.claim({})
     configuration = generation.configure("mini-sd", methods.postdiff(3, s=0.5, m=3), batch_size=1)
@@ -43,4 +43,4 @@ def test_from_a_sweeps_worker_to_eq_4(chains, tmp_path):
     handle = worker.Handler(store)
     for unit in generation.units([configuration], [shard], [1.0]):
         handle(unit.task)
-    assert chains == [["__call__", "__call__", "generate", "sample", "denoise", "advance"]]
+    assert chains == [["__call__", "__call__", "generate", "batches", "denoise", "advance"]]

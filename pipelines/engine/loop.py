@@ -3,7 +3,6 @@
 import errno
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from postdiff.terminal import one_line
 
 LOOK, PAUSE = 10.0, 5.0  # seconds: between looks at what nodes there are; of a unit whose store did not answer
 PLACE = 60.0  # seconds that another node has to take a worker, where what is left failed on some
-
+UNFINISHED = "unfinished"  # a worker's answer of a unit that it finishes beside the next
 
 NETWORK = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
            errno.ENETUNREACH, errno.ESTALE)  # fmt: skip
@@ -25,12 +24,13 @@ NETWORK = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE
 @dataclass(frozen=True)
 class Failed:
     """What came instead of an answer. cause: what the handler raised; died: the worker is gone, and `lost`: not by
-    itself, but with its node or for its node's lack of memory."""
+    itself, but with its node or for its node's lack of memory; hung: nothing came in time."""
 
     reason: str
     cause: Exception | None = None
     died: bool = False
     lost: bool = False
+    hung: bool = False
 
 
 class Crew(Protocol):
@@ -62,22 +62,32 @@ def is_away(cause: Exception | None) -> bool:
 
 @dataclass(eq=False)
 class Actor:
-    """A worker. elsewhere: it is to be on another node than what is left has failed on. method: what its answer is
-    awaited to, since when. group: of what it has loaded."""
+    """A worker. elsewhere: it is to be on another node than what is left has failed on. group: of what it has loaded.
+    calls: that it has not answered yet. leaves: it is given no more."""
 
     worker: Any
     elsewhere: bool = False
-    method: str = ""
-    since: float = 0.0
     node: str = ""
     process: int = 0
     reads_ahead: bool = False
-    unit: Unit | None = None
     group: str = ""
+    calls: int = 0
+    leaves: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an actor is to answer. method: `where` and `start` of a new one; of a unit `run`, which is answered when the
+    actor can take the next, and `finish`, when it is committed. since: of a unit when it was given."""
+
+    actor: Actor
+    method: str
+    since: float
+    unit: Unit | None = None
 
 
 class Loop:
-    """The actors, and what they answer. waiting: {reference: the actor that is to answer}."""
+    """The actors, and what they answer. waiting: {reference: what it is the answer to}."""
 
     def __init__(
         self,
@@ -91,7 +101,8 @@ class Loop:
     ):
         self.queue, self.crew, self.resources, self.make_handler = queue, crew, resources, make_handler
         self.is_committed, self.set_aside, self.on_worker = is_committed, set_aside, on_worker
-        self.waiting: dict[Any, Actor] = {}
+        self.waiting: dict[Any, Call] = {}
+        self.actors: set[Actor] = set()
         self.idle: list[Actor] = []
         self.addresses: dict[str, str] = {}  # of the nodes that are up
         self.told: set[str] = set()  # nodes that are left out
@@ -112,14 +123,14 @@ class Loop:
         if self.queue.resting and now - self.rested > PAUSE:
             self.queue.wake()
         wanted = min(self.resources.workers, len(self.queue.open))
-        for _ in range(wanted - len(self.waiting) - len(self.idle)):
+        for _ in range(wanted - sum(not actor.leaves for actor in self.actors)):
             self._start()
         self._give_work()
         if not self.waiting:
             time.sleep(0.1)
             return []
         ready = self.crew.wait(self.waiting.keys(), PAUSE)
-        late = [ref for ref, actor in self.waiting.items() if self._overdue(actor)]
+        late = [ref for ref, call in self.waiting.items() if self._overdue(call)]
         done = [name for ref in dict.fromkeys([*ready, *late]) for name in self._take_in(ref)]
         for node in self.queue.nodes.out.keys() - self.told:
             self.told.add(node)
@@ -131,11 +142,18 @@ class Loop:
         out = {*self.queue.nodes.out}
         without = out | self.queue.shunned()
         elsewhere = self.elsewhere and without != out and not self.queue.nodes.up <= without
-        self._call(Actor(self.crew.start(without if elsewhere else out), elsewhere), "where")
+        actor = Actor(self.crew.start(without if elsewhere else out), elsewhere)
+        self.actors.add(actor)
+        self._call(actor, "where")
 
     def stop(self) -> None:
-        for actor in [*self.idle, *self.waiting.values()]:
+        for actor in self.actors:
             self.crew.kill(actor.worker)
+
+    @property
+    def starting(self) -> int:
+        """Workers that have not started yet."""
+        return sum(call.unit is None for call in self.waiting.values())
 
     def _look(self) -> None:
         """Which nodes are there?"""
@@ -147,60 +165,79 @@ class Loop:
         self.addresses = {node: address for node, (address, _) in found.items()}
         self.queue.nodes.up = {node for node, (_, fits) in found.items() if fits}
 
-    def _call(self, actor: Actor, method: str, *args: Any) -> None:
-        actor.method, actor.since = method, time.monotonic()
-        self.waiting[self.crew.call(actor.worker, method, *args)] = actor
+    def _call(
+        self, actor: Actor, method: str, *args: Any, unit: Unit | None = None, since: float | None = None
+    ) -> None:
+        call = Call(actor, method, time.monotonic() if since is None else since, unit)
+        self.waiting[self.crew.call(actor.worker, method, *args)] = call
+        actor.calls += 1
 
     def _give_work(self) -> None:
         """Each idle worker's next unit, or its leave: kept without work, it could die unseen."""
         idle, self.idle = self.idle, []
-        up = Counter(
-            actor.node for actor in [*idle, *self.waiting.values()] if actor.node not in {"", *self.queue.nodes.out}
-        )
+        up = {actor.node for actor in self.actors if not actor.leaves} - {"", *self.queue.nodes.out}
         for actor in idle:
-            if actor.node in self.queue.nodes.out or len(self.queue.open) == len(self.queue.busy):
-                self._dismiss(actor)
+            more = len(self.queue.open) > len(self.queue.busy)
+            if actor.node in self.queue.nodes.out or not (more or actor.calls):
+                self._leave(actor)
                 continue
             elsewhere = len(up) > 1
             unit = self.queue.take(actor, actor.node, actor.group, elsewhere)
             if unit is None:
                 self.idle.append(actor)
                 continue
-            actor.unit, actor.group = unit, unit.group or actor.group
-            self._call(actor, "run", unit.task, tuple(rider.task for rider in self.queue.riders(unit.name)))
+            actor.group = unit.group or actor.group
+            riders = tuple(rider.task for rider in self.queue.riders(unit.name))
+            self._call(actor, "run", unit.task, riders, unit=unit)
             if actor.reads_ahead and (following := self.queue.hint(actor, actor.node, actor.group, elsewhere)):
                 self.crew.call(actor.worker, "ahead", following.task)
 
-    def _dismiss(self, actor: Actor) -> None:
-        self.crew.kill(actor.worker)
+    def _leave(self, actor: Actor, at_once: bool = False) -> None:
+        """It is given no more, and goes when it has answered what it was given, or at once."""
+        actor.leaves = True
         self.queue.release(actor)
+        if actor in self.idle:
+            self.idle.remove(actor)
+        if actor in self.actors and (at_once or not actor.calls):
+            self.actors.remove(actor)
+            self.crew.kill(actor.worker)
 
-    def _overdue(self, actor: Actor) -> bool:
+    def _overdue(self, call: Call) -> bool:
         """A worker that is not placed yet waits for room: the cluster may be bringing it."""
-        took = time.monotonic() - actor.since
-        if actor.unit:
-            return self.queue.overdue(actor.unit.name, took)
-        if actor.method == "where":
-            return actor.elsewhere and took > PLACE
-        return actor.method == "start" and took > self.resources.limits.start
+        took = time.monotonic() - call.since
+        if call.unit:
+            return self.queue.overdue(call.unit.name, took)
+        if call.method == "where":
+            return call.actor.elsewhere and took > PLACE
+        return call.method == "start" and took > self.resources.limits.start
 
     def _take_in(self, reference: Any) -> list[str]:
         """Take in an answer, or that there is none; returns names of units that are done."""
-        actor = self.waiting.pop(reference)
-        took = time.monotonic() - actor.since
+        call = self.waiting.pop(reference)
+        call.actor.calls -= 1
         answer = self.crew.answer(reference)
         if answer is None:
-            answer = Failed(f"hung: no answer after {took:.0f} s")
-        unit, actor.unit = actor.unit, None
+            answer = Failed(f"hung: no answer after {time.monotonic() - call.since:.0f} s", hung=True)
+        done = self._settle(call, answer)
+        if call.actor.leaves:
+            self._leave(call.actor)
+        return done
+
+    def _settle(self, call: Call, answer: Any) -> list[str]:
+        actor, unit = call.actor, call.unit
         if unit and isinstance(answer, Failed):
-            return self._not_done(actor, unit, answer)
+            return self._not_done(call, unit, answer)
         if isinstance(answer, Failed):
             self._not_started(actor, answer)
         elif unit:
-            self.idle.append(actor)
+            if call.method == "run":
+                self.idle.append(actor)
+            if answer == UNFINISHED:
+                self._call(actor, "finish", unit=unit, since=call.since)
+                return []
             self.away_since = None
-            return self._done(actor, unit, took, lambda name: name in answer)
-        elif actor.method == "where":
+            return self._done(actor, unit, time.monotonic() - call.since, lambda name: name in answer)
+        elif call.method == "where":
             self.in_vain = 0
             actor.node, actor.process = answer
             self._call(actor, "start", self.make_handler)
@@ -218,14 +255,16 @@ class Loop:
         self.made += len(names)
         return names
 
-    def _not_done(self, actor: Actor, unit: Unit, failed: Failed) -> list[str]:
+    def _not_done(self, call: Call, unit: Unit, failed: Failed) -> list[str]:
         """Settle a unit that was not answered; returns names of units that are done for all that."""
+        actor = call.actor
+        was_killed = actor not in self.actors  # for another unit
         file = getattr(failed.cause, "name", "") if isinstance(failed.cause, ValueError) else ""
         damaged = file != "" and self.set_aside is not None and self.queue.damaged[file] < DAMAGES
-        if damaged or is_away(failed.cause):
+        if not (damaged or is_away(failed.cause)):
+            self._leave(actor, at_once=failed.hung)
+        elif call.method == "run" and not actor.leaves:
             self.idle.append(actor)  # there is nothing wrong with it
-        else:
-            self._dismiss(actor)
         try:
             if damaged:
                 self._remake(unit, file)
@@ -233,6 +272,8 @@ class Loop:
                 return self._done(actor, unit, 0.0, self.is_committed)
             elif is_away(failed.cause):
                 self._rest(unit, failed.cause)
+            elif was_killed or (failed.died and call.method == "finish"):  # what runs now is what it died of
+                self.queue.lost(unit.name, failed.reason)
             else:
                 self._blame(actor, unit, failed)
         except OSError as error:
@@ -264,7 +305,7 @@ class Loop:
 
     def _not_started(self, actor: Actor, failed: Failed) -> None:
         """A worker that never comes up (a broken import, no memory, a hang) is not replaced for ever."""
-        self._dismiss(actor)
+        self._leave(actor, at_once=True)
         self._look()
         reason = failed.reason.strip().rpartition("\n")[2]  # the last line of a worker's traceback
         if actor.node in self.addresses:

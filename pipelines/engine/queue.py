@@ -39,6 +39,7 @@ class Queue:
         self.heaps: dict[str, list[tuple[int, int, float, str]]] = {}  # entries whose name is not ready are void
         self.busy: dict[str, int] = {}  # name -> when, in units given
         self.hinted: dict[object, str] = {}  # worker -> what it reads ahead: taken by others only if nothing else is
+        self.riding: dict[str, tuple[str, ...]] = {}  # busy -> units of the same need that were given with it
         self.resting: list[str] = []
         self.attempts: dict[str, list[str]] = {}  # name -> nodes on which it failed
         self.losses: Counter[str] = Counter()
@@ -109,7 +110,15 @@ class Queue:
             return None
         self.ready.discard(name)
         self.busy[name] = self.given = self.given + 1
+        if self.units[name].rides and name not in self.attempts:
+            self.riding[name] = self._siblings(name)
+            self.ready.difference_update(self.riding[name])
         return self.units[name]
+
+    def _siblings(self, name: str) -> tuple[str, ...]:
+        """Units that are ready, and can be made from what `name` reads. One that failed goes alone."""
+        others = (other for need in self.units[name].needs for other in self.needed_by[need])
+        return tuple(o for o in others if o in self.ready and self.units[o].rides and o not in self.attempts)
 
     def hint(self, worker: object, node: str, group: str, elsewhere: bool) -> Unit | None:
         """What `worker` will likely be given next: it is left to it as long as others find something else."""
@@ -168,9 +177,11 @@ class Queue:
         return None
 
     def riders(self, name: str) -> tuple[Unit, ...]:
-        """Units that wait for `name` alone, and can be made from what its worker has in memory."""
+        """Units that can be made from what the worker of `name` has in memory: they wait for it alone, or were ready
+        and need the same."""
         others = (self.units[other] for other in self.needed_by.get(name, ()))
-        return tuple(u for u in others if u.rides and self.open.get(u.name) == 1 and u.name not in self.busy)
+        waiting = [u for u in others if u.rides and self.open.get(u.name) == 1 and u.name not in self.busy]
+        return *waiting, *(self.units[other] for other in self.riding.get(name, ()) if other in self.open)
 
     def overdue(self, name: str, seconds: float) -> bool:
         """Does `name` take so much longer than any before that it must hang?"""
@@ -199,8 +210,15 @@ class Queue:
 
     def _close(self, name: str) -> None:
         self.open.pop(name, None)
-        self.busy.pop(name, None)
+        self._free(name)
         self.ready.discard(name)
+
+    def _free(self, name: str) -> None:
+        """`name` is no longer busy, and what rode with it can be given to others."""
+        self.busy.pop(name, None)
+        for other in self.riding.pop(name, ()):
+            if self.open.get(other) == 0 and other not in self.busy:
+                self._push(other)
 
     def failure(self, name: str, reason: str, node: str, died: bool = False) -> None:
         """`name` failed on `node`, by itself or (`died`) by its worker's death. Raises WorkersError as `Nodes`."""
@@ -223,7 +241,7 @@ class Queue:
 
     def rest(self, name: str) -> None:
         """The store did not answer to `name`: it waits for `wake`."""
-        self.busy.pop(name)
+        self._free(name)
         self.resting.append(name)
 
     def wake(self) -> None:
@@ -248,7 +266,7 @@ class Queue:
         self._requeue(name)
 
     def _requeue(self, name: str) -> None:
-        self.busy.pop(name, None)
+        self._free(name)
         lost = next((need for need in self.units[name].needs if need in self.failed), None)
         if lost:
             self._set_aside(name, self._because(lost))

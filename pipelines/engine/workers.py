@@ -10,7 +10,9 @@ worker that failed is replaced, since a GPU or a disk that failed one unit would
 import os
 import platform
 import sys
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from typing import Any
 
@@ -20,14 +22,17 @@ from tqdm import tqdm
 
 from pipelines.engine import cluster
 from pipelines.engine.cluster import Resources, Unit, WorkersError, in_a_cluster
-from pipelines.engine.loop import Failed, Loop
+from pipelines.engine.loop import UNFINISHED, Failed, Loop
 from pipelines.engine.queue import Queue
 from postdiff.terminal import one_line
 
 BAR = "{{desc}}: {{percentage:3.0f}}% |{{bar:30}}| {{elapsed}} elapsed{}{{postfix}}"
 
 
-class _Worker:
+class Worker:
+    """An actor: a handler, and a thread that finishes what it leaves. `run`, `finish` and `ahead` run beside each
+    other."""
+
     def __init__(self, gpus: float):
         if not gpus:  # Ray leaves a machine's GPUs visible to a worker that has none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -39,13 +44,29 @@ class _Worker:
     def start(self, make_handler: Callable[[], Callable]) -> bool:
         """Whether its handler reads ahead."""
         self.handle: Any = make_handler()
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self.unfinished: deque[Future] = deque()
         return hasattr(self.handle, "ahead")
 
-    def run(self, task, riders: tuple) -> tuple[str, ...]:
-        """Names of the riders that were committed with `task`."""
-        return tuple((self.handle(task, riders) if riders else self.handle(task)) or ())
+    def run(self, task, riders: tuple) -> tuple[str, ...] | str:
+        """Names of the riders that were committed with `task`, or UNFINISHED: `finish` tells. Where the one before is
+        not finished yet it waits for that: no more than two are in memory."""
+        answer = self.handle(task, riders) if riders else self.handle(task)
+        if not callable(answer):
+            return tuple(answer or ())
+        wait(list(self.unfinished))
+        self.unfinished.append(self.writer.submit(answer))
+        return UNFINISHED
 
-    @ray.method(concurrency_group="ahead")  # beside `run`
+    @ray.method(concurrency_group="finish")  # beside `run`
+    def finish(self) -> tuple[str, ...]:
+        """What `run` would have answered of the first unit that is not finished, once it is."""
+        try:
+            return tuple(self.unfinished[0].result() or ())
+        finally:
+            self.unfinished.popleft()
+
+    @ray.method(concurrency_group="ahead")
     def ahead(self, task) -> None:
         self.handle.ahead(task)
 
@@ -102,7 +123,7 @@ class _Crew:
 
     def __init__(self, resources: Resources):
         self.resources = resources
-        self.kind = ray.remote(concurrency_groups={"ahead": 1})(_Worker)
+        self.kind = ray.remote(concurrency_groups={"ahead": 1, "finish": 1})(Worker)
 
     def start(self, without: Collection[str]) -> Any:
         return self.kind.options(
@@ -168,7 +189,8 @@ def run(
 
     Args:
         make_handler: called once in each worker, in its own process; the handler that it returns is called with a task,
-            and with the tasks of its riders where it has any: it returns the names of those that it committed as well.
+            and with the tasks of its riders where it has any: it returns the names of those that it committed as well,
+            or a function that does the rest and returns them, which is called in a thread beside its next unit.
             Where it has a method `ahead`, that is told, beside, which task likely comes next.
         is_committed: whether a name is in the store, asked after a unit failed.
         on_worker: told the process id of every worker that comes up.
@@ -187,8 +209,7 @@ def run(
                 bar.update(min(whole.pop(name, 0.0), bar.total - bar.n))  # sums of floats depend on the order
             if bar.n >= 0.02 * bar.total:  # before, starting workers and encoding text would be taken for the pace
                 bar.bar_format = BAR.format(", {remaining} to go")
-            starting = sum(actor.unit is None for actor in loop.waiting.values())
-            waiting = f", {starting} workers starting" if starting else ""
+            waiting = f", {loop.starting} workers starting" if loop.starting else ""
             bar.set_postfix_str(f"{loop.made}/{loop.made + len(queue.open)} units{waiting}", refresh=False)
     finally:
         bar.close()

@@ -15,7 +15,7 @@ import torch
 import postdiff
 from pipelines.gpu.random_backbones import random_text
 from pipelines.gpu.runs import Budget, Outcome, Settings, count_waits, free, latents
-from postdiff import methods, sampling
+from postdiff import decoding, methods
 from postdiff.mechanisms import ScheduledModules, TokenCache, TokenMerging
 from postdiff.mechanisms.attach import runners
 from postdiff.models.anatomy import anatomy
@@ -208,7 +208,7 @@ def _disagreement(measured: dict[str, Any]) -> str:
 def _pixel_agreement(host: postdiff.Backbone, here: postdiff.Backbone, texts: list[Embeddings]) -> int:
     """Levels of 255 that a pixel of the dense plan is at most away from the CPU's."""
     plan = adapt(methods.dense(THIN_STEPS), host.spec.family)
-    expected, got = (sampling.decode(b, latents(b, texts[1], plan, None, SEEDS)) for b in (host, here))
+    expected, got = (decoding.decode(b, latents(b, texts[1], plan, None, SEEDS)) for b in (host, here))
     return int(np.abs(expected.astype(int) - got.astype(int)).max())
 
 
@@ -282,7 +282,7 @@ def _runs(backbone: postdiff.Backbone, text: Embeddings, case: Case, dtype: torc
 def _decodes(backbone: postdiff.Backbone, text: Embeddings, n: int = len(SEEDS)) -> str:
     """Dense latents of `n` images become pixels: `decode` raises for what is not finite."""
     plan = adapt(methods.dense(THIN_STEPS), backbone.spec.family)
-    sampling.decode(backbone, latents(backbone, text, plan, None, SEEDS[:n]))
+    decoding.decode(backbone, latents(backbone, text, plan, None, SEEDS[:n]))
     return FINITE
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import postdiff
 from pipelines.gpu.random_backbones import THIN_VAE, VAE, random_backbone, thin
-from postdiff import sampling
+from postdiff import decoding, sampling
 from postdiff.models.checkpoints import HUB
 from postdiff.models.spec import Spec, settle
 from postdiff.plan import Plan
@@ -137,7 +137,7 @@ def latents(
 def decode(backbone: postdiff.Backbone, clean: torch.Tensor) -> None:
     """Decode for its time alone: a random autoencoder that overflows takes as long as one that does not."""
     with suppress(ArithmeticError):
-        sampling.decode(backbone, clean)
+        decoding.decode(backbone, clean)
 
 
 @contextmanager

@@ -6,14 +6,20 @@ ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pipelines.engine.identity import digest
 from postdiff.models.checkpoints import MINI, digest_of
+
+if TYPE_CHECKING:
+    import torch
 
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -71,12 +77,19 @@ class ClipEncoder:
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(model)
 
-    def images(self, images: np.ndarray) -> np.ndarray:
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """What `encode` takes of an image, uint8 [H, W, 3]: resized and normalized, on the CPU."""
+        return self.preprocess(Image.fromarray(image))
+
+    def encode(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
         import torch
 
-        batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
+        batch = torch.stack(list(prepared)).to(self.device)
         with torch.no_grad():
-            return 10 * self.model.encode_image(batch.to(self.device), normalize=True).float().cpu().numpy()
+            return 10 * self.model.encode_image(batch, normalize=True).float().cpu().numpy()
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        return self.encode([self.prepare(image) for image in images])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         import torch
@@ -107,11 +120,17 @@ class InceptionEncoder:
         self.resize = build_resizer("clean")
         self.layers = torch.jit.load(str(inception_file(path)), map_location=device).eval().layers
 
-    def images(self, images: np.ndarray) -> np.ndarray:
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """What `encode` takes of an image, uint8 [H, W, 3]: float32 [299, 299, 3]."""
+        return self.resize(image)
+
+    def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         import torch
 
-        resized = np.stack([self.resize(image) for image in images]).transpose(0, 3, 1, 2)
-        batch = (torch.from_numpy(resized).to(self.device) - 128) / 128
+        batch = (torch.from_numpy(np.stack(prepared).transpose(0, 3, 1, 2)).to(self.device) - 128) / 128
         # Without TF32: as clean-fid on a CPU, to the last digits.
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.layers(batch).flatten(1).float().cpu().numpy()
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        return self.encode([self.prepare(image) for image in images])

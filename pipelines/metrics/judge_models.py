@@ -116,11 +116,20 @@ class JudgeEncoder:
             )
             self.judges.append(judge.to(device).eval())
 
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """What `encode` takes of an image, uint8 [H, W, 3]: float32 [3, 64, 64] in [-1, 1]."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+        if pixels.shape[-2:] != (64, 64):
+            pixels = F.interpolate(pixels[None], (64, 64), mode="bilinear", antialias=True)[0]
+        return pixels
+
     def images(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, 3] -> probabilities of each answer, float32 [N, 2, sum of QUESTIONS] flattened to [N, 2W]."""
-        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if batch.shape[-2:] != (64, 64):
-            batch = F.interpolate(batch, (64, 64), mode="bilinear", antialias=True)
+        """uint8 [N, H, W, 3] -> as `encode`."""
+        return self.encode([self.prepare(image) for image in images])
+
+    def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
+        """Probabilities of each answer, those of the one judge and then of the other: float32 [N, 2 x WIDTH]."""
+        batch = torch.stack(list(prepared)).to(self.device)
         with torch.no_grad():
             logits = [judge(batch).split(list(QUESTIONS.values()), 1) for judge in self.judges]
         return torch.cat([part.softmax(1) for judge in logits for part in judge], 1).cpu().numpy()

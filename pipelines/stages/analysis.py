@@ -9,7 +9,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from postdiff import sampling
+from postdiff import decoding, sampling
 from postdiff.models.anatomy import KINDS, anatomy, kind_of
 from postdiff.models.loading import Backbone
 from postdiff.models.spec import SamplingSettings
@@ -120,4 +120,4 @@ def trajectory(
     state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
     found: list[torch.Tensor] = []
     sampling.denoise(backbone, state, on_x0=found.append)
-    return [sampling.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]
+    return [decoding.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]

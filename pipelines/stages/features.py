@@ -2,11 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -28,6 +31,8 @@ from pipelines.metrics.encoders import (
     clip_folder,
     fingerprint,
 )
+from pipelines.stages import beside
+from pipelines.stages.beside import Ahead, Threads
 from postdiff.models.checkpoints import MINI, digest_of
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 BATCH = 50
 _SHAPES = re.compile(r"reference/\d+")
+_LOADING = Lock()  # an encoder: a run has room for one of each
 
 
 @dataclass(frozen=True)
@@ -160,51 +166,116 @@ def reference_image(key: str) -> np.ndarray:
 
 
 @cache
-def loaded_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """`make_encoder(name)`, once a process: a run has one to three, and all of a worker's tasks share them."""
+def _loaded(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
     return make_encoder(name)
 
 
+def loaded_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
+    """`make_encoder(name)`, once a process: a run has one to three, and all of a worker's tasks share them."""
+    with _LOADING:
+        return _loaded(name)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images uint8 [H, W, 3], whose they are, and what they were made of. prepared: for encoders, by their names."""
+
+    pixels: Sequence[np.ndarray]
+    ids: Sequence[str]
+    made_of: str
+    prepared: Mapping[str, list[Future]] = field(default_factory=dict)
+
+
 class Extractor:
-    """A worker's handler: commits one file a task."""
+    """A worker's handler: commits one file a task, and one a rider. All of them are of images that are decoded once."""
 
-    def __init__(self, store: Store):
-        self.store = store
+    def __init__(self, store: Store, threads: Threads | None = None):
+        self.store, self.threads = store, threads or Threads(beside.count())
+        self.stored = Ahead(self._stored)
 
-    def __call__(self, task: Encoding) -> None:
+    def ahead(self, task: Encoding) -> None:
+        """`task` is likely the next: its images are read and decoded."""
         if isinstance(task.source, str):
-            pictures, ids, made_of = self._images(task.source)
-            if not task.against:
-                return self.extract(task, pictures, ids, made_of)
-            others, theirs, _ = self._images(task.against)
-            if ids != theirs:
-                raise ValueError(f"{task.source} and {task.against} must be of the same prompts, in one order")
-            compared = pixels.compare(np.stack(pictures), np.stack(others))
-            self.store.commit(task.name, records.feature_rows(ids, compared, task.name, made_of))
-            return None
-        encoder = loaded_encoder(task.encoder)
-        if isinstance(task.source[0], Prompt):
-            if isinstance(encoder, InceptionEncoder):
-                raise ValueError(f"{task.encoder} encodes images only, not prompts")
-            made_of, ids = fingerprint_of(task.source), [prompt.id for prompt in task.source]
-            features = _batched(encoder.texts, [prompt.text for prompt in task.source])
+            self.stored.start(task.source)
+
+    def __call__(self, task: Encoding, riders: Sequence[Encoding] = ()) -> tuple[str, ...] | Callable[[], Any]:
+        """Names of the riders that are committed too."""
+        if isinstance(task.source, str):
+            pictures = self.stored.take(task.source)
+            if task.against:
+                return self._compare(task, pictures)
+        elif isinstance(task.source[0], Prompt):
+            return self._prompts(task, task.source)
         else:
-            made_of, ids = digest(task.source), list(task.source)
-            features = _batched(encoder.images, [reference_image(key) for key in task.source])
-        self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
-        return None
+            drawn = self.threads.map(reference_image, task.source)
+            pictures = Pictures(drawn, task.source, digest(task.source))
+        features = self.features(task.encoder, pictures)
+        commit_riders = self.ride(riders, pictures)
 
-    def _images(self, name: str) -> tuple[list[np.ndarray], list[str], str]:
-        """Pixels and prompt ids of a shard, and what it was made of."""
+        def commit() -> tuple[str, ...]:
+            self._commit(task.name, features, pictures)
+            return commit_riders()
+
+        return commit if beside.count() else commit()
+
+    def _compare(self, task: Encoding, pictures: Pictures) -> tuple[str, ...]:
+        others = self._stored(task.against)
+        if list(others.ids) != list(pictures.ids):
+            raise ValueError(f"{task.source} and {task.against} must be of the same prompts, in one order")
+        self._commit(task.name, pixels.compare(np.stack(pictures.pixels), np.stack(others.pixels)), pictures)
+        return ()
+
+    def _stored(self, name: str) -> Pictures:
         table = self.store.table(name, ["prompt_id", "image"])
-        pictures = [decode(row["bytes"]) for row in table["image"].to_pylist()]
-        return pictures, table["prompt_id"].to_pylist(), records.made_of(table)
+        decoded = self.threads.map(lambda row: decode(row["bytes"]), table["image"].to_pylist())
+        return Pictures(decoded, table["prompt_id"].to_pylist(), records.made_of(table))
 
-    def extract(self, task: Encoding, pictures: Sequence[np.ndarray], ids: Sequence[str], made_of: str) -> None:
-        """Commit `task`, of images whose pixels are here: uint8 [H, W, 3] each."""
-        features = _batched(loaded_encoder(task.encoder).images, pictures)
-        self.store.commit(task.name, records.feature_rows(ids, features, task.name, made_of))
+    def _prompts(self, task: Encoding, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        encoder = loaded_encoder(task.encoder)
+        if isinstance(encoder, InceptionEncoder):
+            raise ValueError(f"{task.encoder} encodes images only, not prompts")
+        texts, ids = [prompt.text for prompt in prompts], [prompt.id for prompt in prompts]
+        features = np.concatenate([encoder.texts(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
+        self.store.commit(task.name, records.feature_rows(ids, features, task.name, fingerprint_of(prompts)))
+        return ()
 
+    def prepare(self, encoder: str, pictures: Sequence[np.ndarray]) -> list[Future]:
+        """What `encoder` will take of each, or none if it cannot be loaded: who asks for its features is told."""
+        try:
+            return self.threads.each(loaded_encoder(encoder).prepare, pictures)
+        except Exception:
+            return []
 
-def _batched(encode: Callable, items: Sequence) -> np.ndarray:
-    return np.concatenate([encode(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])
+    def features(self, encoder: str, pictures: Pictures) -> np.ndarray:
+        """float32 [N, D]. Threads prepare the next batch while one is encoded."""
+        of, n = loaded_encoder(encoder), len(pictures.pixels)
+        there = pictures.prepared.get(encoder, [])
+
+        def start(i: int) -> list[Future]:
+            batch = slice(i, i + BATCH)
+            return there[batch] if len(there) == n else self.threads.each(of.prepare, pictures.pixels[batch])
+
+        found, coming = [], start(0)
+        for i in range(0, n, BATCH):
+            prepared: list[Any] = [one.result() for one in coming]
+            coming = start(i + BATCH)
+            found.append(of.encode(prepared))
+        return np.concatenate(found)
+
+    def ride(self, riders: Sequence[Encoding], pictures: Pictures) -> Callable[[], tuple[str, ...]]:
+        """Encode for `riders` too. Returns what commits their features, and tells which: one that failed is left to be
+        tried as a unit of its own, whose failure it is."""
+        found = []
+        for rider in riders:
+            with suppress(Exception):
+                found.append((rider.name, self.features(rider.encoder, pictures)))
+
+        def commit() -> tuple[str, ...]:
+            for name, features in found:
+                self._commit(name, features, pictures)
+            return tuple(name for name, _ in found)
+
+        return commit
+
+    def _commit(self, name: str, features: np.ndarray, of: Pictures) -> None:
+        self.store.commit(name, records.feature_rows(of.ids, features, name, of.made_of))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -20,9 +19,9 @@ from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
-from pipelines.stages import embeddings
-from pipelines.stages.compression import Compressor
-from pipelines.stages.features import Encoding, Extractor
+from pipelines.stages import beside, embeddings
+from pipelines.stages.beside import Ahead, Threads
+from pipelines.stages.features import Encoding, Extractor, Pictures
 from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
 from postdiff.models.checkpoints import fingerprint, resolve
@@ -33,9 +32,6 @@ from postdiff.plan import PIXELS, Plan
 
 if TYPE_CHECKING:
     from postdiff.text import Embeddings
-
-
-MOST_THREADS = 6  # that compress: a GPU makes an image of 512 pixels in about the time that two of them take for it
 
 
 @dataclass(frozen=True)
@@ -124,30 +120,49 @@ def units(
 class Generator:
     """A worker's handler: keeps a text encoder or a denoiser loaded, never both; commits one file a task.
 
-    Features of the new images are computed from the pixels in memory, where they ride along.
+    Features of the new images are computed from the pixels in memory, where they ride along. A worker with threads
+    beside the one that samples answers what remains to be done: to compress the last images, and to commit.
     """
 
     def __init__(self, store: Store):
-        self.store, self.extractor = store, Extractor(store)
+        self.store, self.threads = store, Threads(beside.count())
+        self.extractor = Extractor(store, self.threads)
+        self.text = Ahead(partial(embeddings.read, store))
         self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
 
-    def __call__(self, task: Generation | embeddings.TextEncoding, riders: Sequence[Encoding] = ()) -> tuple[str, ...]:
-        """Names of the riders, all of which are committed too."""
+    def ahead(self, task: Generation | embeddings.TextEncoding) -> None:
+        """`task` is likely the next: its text is read."""
+        if isinstance(task, Generation):
+            self.text.start(task.text, task.prompts)
+
+    def __call__(
+        self, task: Generation | embeddings.TextEncoding, riders: Sequence[Encoding] = ()
+    ) -> tuple[str, ...] | Callable[[], tuple[str, ...]]:
+        """Names of the riders that are committed too."""
         if isinstance(task, embeddings.TextEncoding):
             self.store.commit(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
             return ()
         of = task.configuration
-        text = embeddings.read(self.store, task.text, task.prompts)
+        text = self.text.take(task.text, task.prompts)
         backbone = self._load(of.backbone, of.dtype, "denoiser")
-        made = generate(backbone, of, task.prompts, text, task.name)
-        # In this order: images that are there have their seconds.
-        timings = timings_name(task.name)
-        self.store.commit(timings, records.to_json({"seconds": made.seconds}, timings))
-        self.store.commit(task.name, made.images)
+        prepared: dict[str, list[Future]] = {rider.encoder: [] for rider in riders}
+
+        def prepare(images: np.ndarray) -> None:
+            for encoder, coming in prepared.items():
+                coming += self.extractor.prepare(encoder, list(images))
+
+        made = generate(backbone, of, task.prompts, text, self.threads, prepare)
         ids, made_of = [prompt.id for prompt in task.prompts], prompting.fingerprint(task.prompts)
-        for rider in riders:
-            self.extractor.extract(rider, made.pixels, ids, made_of)
-        return tuple(rider.name for rider in riders)
+        commit_riders = self.extractor.ride(riders, Pictures(made.pixels, ids, made_of, prepared))
+
+        def commit() -> tuple[str, ...]:
+            # In this order: images that are there have their seconds.
+            timings = timings_name(task.name)
+            self.store.commit(timings, records.to_json({"seconds": made.seconds}, timings))
+            self.store.commit(task.name, made.file(task.name))
+            return commit_riders()
+
+        return commit if beside.count() else commit()
 
     def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
         wanted = backbone, dtype, parts
@@ -164,18 +179,27 @@ def timings_name(images: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """images: a Parquet file (records.IMAGES), and pixels: what is in it, uint8 [H, W, 3] each. seconds: of each, the
+    """Images of `prompts`. pixels: uint8 [H, W, 3] each; compressed: the same, as they will be; seconds: of each, the
     wall time of its batch over the images in it."""
 
-    images: bytes
+    configuration: Configuration
+    prompts: Sequence[Prompt]
     pixels: list[np.ndarray]
+    compressed: list[Future[bytes]]
     seconds: list[float]
 
-
-def encoding_threads() -> int:
-    """Threads that compress images beside the one that samples: of a worker's CPU threads, which Ray tells it. 0 where
-    there is only one, as on a laptop's workers: there, sampling itself would wait for them."""
-    return min(MOST_THREADS, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]) - 1)  # "4,2": of nested loops
+    def file(self, name: str = "") -> bytes:
+        """A Parquet file (records.IMAGES), by its name in the store."""
+        images = [image.result() for image in self.compressed]
+        columns: dict[str, Sequence] = {
+            "prompt_id": [prompt.id for prompt in self.prompts],
+            "prompt": [prompt.text for prompt in self.prompts],
+            "seed": [prompting.seed(prompt) for prompt in self.prompts],
+            "configuration": [self.configuration.id] * len(images),
+            "plan": [self.configuration.plan.id] * len(images),
+            "image": [{"bytes": data, "path": f"{i}.webp"} for i, data in enumerate(images)],
+        }
+        return records.to_parquet(records.IMAGES, columns, name, prompting.fingerprint(self.prompts))
 
 
 def generate(
@@ -183,39 +207,30 @@ def generate(
     configuration: Configuration,
     prompts: Sequence[Prompt],
     text: Embeddings | None = None,
-    name: str = "",
+    threads: Threads | None = None,
+    meanwhile: Callable[[np.ndarray], object] = len,
 ) -> Made:
-    """The images of `prompts`, compressed while the next ones are sampled.
+    """The images of `prompts`, compressed by `threads` while the next ones are sampled, or in line.
 
-    Without `text` the prompts are encoded here. name: the file's, in the store.
+    Without `text` the prompts are encoded here. meanwhile: called with the images of each batch, uint8 [B, H, W, 3].
     """
-    seeds = [prompting.seed(prompt) for prompt in prompts]
+    from postdiff import sampling
+
+    threads = threads or Threads(0)
     pixels: list[np.ndarray] = []
+    compressed: list[Future[bytes]] = []
     seconds: list[float] = []
-    with Compressor(encoding_threads()) as compressor:
-        for start in range(0, len(prompts), configuration.batch_size):
-            batch = slice(start, start + configuration.batch_size)
-            began = time.perf_counter()
-            made = postdiff.sample(
-                backbone,
-                [prompt.text for prompt in prompts[batch]],
-                seeds[batch],
-                configuration.plan,
-                **configuration.settings,
-                batch_size=configuration.batch_size,
-                embeddings=None if text is None else text.rows(batch),
-            )
-            seconds += [(time.perf_counter() - began) / len(made)] * len(made)
-            pixels += list(made)
-            compressor.add(made)
-        images = compressor.result()
-    columns: dict[str, Sequence] = {
-        "prompt_id": [prompt.id for prompt in prompts],
-        "prompt": [prompt.text for prompt in prompts],
-        "seed": seeds,
-        "configuration": [configuration.id] * len(prompts),
-        "plan": [configuration.plan.id] * len(prompts),
-        "image": [{"bytes": data, "path": f"{i}.webp"} for i, data in enumerate(images)],
-    }
-    made_of = prompting.fingerprint(prompts)
-    return Made(records.to_parquet(records.IMAGES, columns, name, made_of), pixels, seconds)
+    for images, took in sampling.batches(
+        backbone,
+        [prompt.text for prompt in prompts],
+        [prompting.seed(prompt) for prompt in prompts],
+        configuration.plan,
+        configuration.batch_size,
+        text,
+        **configuration.settings,
+    ):
+        pixels += list(images)
+        compressed += threads.each(records.encode_image, images)
+        meanwhile(images)
+        seconds += [took / len(images)] * len(images)
+    return Made(configuration, prompts, pixels, compressed, seconds)

@@ -140,14 +140,14 @@ def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
 
 def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration) -> tuple[float, float]:
     """Seconds of denoising and of decoding."""
-    from postdiff import sampling
+    from postdiff import decoding, sampling
 
     text = embeddings.batch(0, 1, of.plan.needs_both_texts)
     state = sampling.begin(backbone, text, [0], of.plan, of.sampling)
     began = _now()
     latents = sampling.denoise(backbone, state)
     denoised = _now()
-    sampling.decode(backbone, latents)
+    decoding.decode(backbone, latents)
     return denoised - began, _now() - denoised
 
 

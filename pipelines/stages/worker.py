@@ -12,6 +12,7 @@ from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError, Resources, Stopped, Unit, WorkersError
 from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
+from pipelines.stages import beside
 from pipelines.stages.embeddings import TextEncoding
 from pipelines.stages.features import Encoding, Extractor
 from pipelines.stages.generation import Generation, Generator
@@ -44,15 +45,25 @@ class Handler:
             )
         self.store = store
         self.made: dict[object, Callable[..., Any]] = {}
+        if beside.count():
+            import torch
 
-    def __call__(self, task: Any, riders: tuple = ()) -> tuple[str, ...]:
-        """Names of the riders that were committed with the task."""
+            torch.set_num_threads(beside.own() - beside.count())
+
+    def __call__(self, task: Any, riders: tuple = ()) -> tuple[str, ...] | Callable[[], tuple[str, ...]]:
+        """Names of the riders that were committed with the task, or what does the rest and tells them."""
         make = HANDLERS[type(task)]
         if make not in self.made:
             self.made[make] = make(self.store)
         handle = self.made[make]
-        committed = handle(task, riders) if riders else handle(task)
-        return committed if riders else ()
+        answer = handle(task, riders) if riders else handle(task)
+        return answer if riders or callable(answer) else ()
+
+    def ahead(self, task: Any) -> None:
+        """`task` is likely the next: a handler that is there reads what it needs. Called beside the current one."""
+        read = getattr(self.made.get(HANDLERS[type(task)]), "ahead", None)
+        if read:
+            read(task)
 
 
 def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) -> dict[str, str]:

@@ -22,7 +22,10 @@ class LatentConsistency(StableDiffusion):
     no_deep = "a consistency model's few steps are too far apart for features to be alike (paper, sec. 3.1)"
 
     def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
-        w = guidance_embedding(guidance, config["time_cond_proj_dim"]).to(text["text"])
+        from postdiff.transfer import send
+
+        w = guidance_embedding(guidance, config["time_cond_proj_dim"])
+        w = send(w, text["text"].device, text["text"].dtype)
         return {"w": w.expand(len(text["text"]), -1)}
 
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:

@@ -48,11 +48,13 @@ class PixArtAlpha(Family):
     def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:
         import torch
 
+        from postdiff.transfer import send
+
         if not self.is_size_conditioned(config):
             return {}
         rows, dtype, device = len(text["text"]), text["text"].dtype, text["text"].device
         sizes = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
-        return {key: torch.tensor(row, dtype=dtype, device=device).expand(rows, -1) for key, row in sizes.items()}
+        return {key: send(torch.tensor(row, dtype=dtype), device).expand(rows, -1) for key, row in sizes.items()}
 
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
         added = {"resolution": None, "aspect_ratio": None, **conditions}

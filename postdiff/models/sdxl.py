@@ -42,7 +42,9 @@ class StableDiffusionXL(StableDiffusion):
         """Original size, crop (none) and target size."""
         import torch
 
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype, device=text["text"].device)
+        from postdiff.transfer import send
+
+        ids = send(torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype), text["text"].device)
         return {"time_ids": ids.expand(len(text["text"]), -1)}
 
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def kill_worker(draw: random.Random) -> bool:
             command = process.cmdline()
         except psutil.Error:
             continue
-        if command and command[0].startswith("ray::_Worker"):  # Ray's agents are ray:: too, and a node dies with one
+        if command and command[0].startswith("ray::Worker"):  # Ray's agents are ray:: too, and a node dies with one
             actors.append(process)
     if not actors:
         return False

@@ -167,7 +167,7 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["table0"], "unknown exhibit 'table0': expected all, or any of fig1"),
+        (["table0"], "unknown exhibit 'table0': expected all, or any of claims, fig1"),
         (["--scale", "0"], "--scale must be above 0, got 0"),
         (["--scale", "nan"], "--scale must be above 0, got nan"),
         (["--scale", "2"], "--scale must be at most 1, got 2"),

@@ -8,7 +8,7 @@ import torch
 
 import postdiff
 from pipelines.bench_methods import random_pipe
-from postdiff import methods, sampling, solvers
+from postdiff import methods, sampling, solvers, state
 from postdiff.mechanisms import TokenMerging
 from postdiff.models.anatomy import anatomy
 from postdiff.models.checkpoints import HUB
@@ -80,7 +80,7 @@ def test_tome(sd15, text, ratio, random, monkeypatch):
     names = [block.name for block in anatomy(sd15.denoiser).blocks if block.shrunk <= most]
     theirs_match = tomesd.merge.bipartite_soft_matching_random2d
     order = sorted(names, key=lambda name: name.startswith("up"))  # as they run
-    drawn = iter([sampling._generator(SEED, f"tokens-{name}-{i}") for i in range(3) for name in order])
+    drawn = iter([state.generator(SEED, f"tokens-{name}-{i}") for i in range(3) for name in order])
 
     def with_ours(*args, generator, **kwargs):
         return theirs_match(*args, generator=next(drawn) if random else generator, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from conftest import PROMPTS, SEEDS, flops_of_run, latents
 
 import postdiff
-from postdiff import Plan, Step, methods, sampling, search
+from postdiff import Plan, Step, methods, sampling, search, state
 from postdiff.mechanisms import TokenMerging, matching
 from postdiff.plan import strip
 
@@ -32,7 +32,7 @@ def authors_latents(backbone, plan, match_steps, monkeypatch, skip_none=False):
     blocks = {id(m._cache_info): name for name, m in pipe.unet.named_modules() if hasattr(m, "_cache_info")}
 
     def match(x, w, h, sx, sy, threshold, cache, step, no_rand, generator):
-        own = sampling._generator(SEEDS[0], f"tokens-{blocks[id(cache)]}-{step - 1}")
+        own = state.generator(SEEDS[0], f"tokens-{blocks[id(cache)]}-{step - 1}")
         both = theirs(x, w, h, sx, sy, threshold, cache, step, no_rand, own)
         if skip_none and both[0](x).shape == x.shape:
             cache["merge"] = cache["unmerge"] = merge.do_nothing

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceTrainer
 from transformers import T5Tokenizer
 
 import postdiff
-from postdiff import methods, sampling
+from postdiff import decoding, methods, sampling
 from postdiff.models import families, lcm
 from postdiff.models.checkpoints import HUB
 from postdiff.models.loading import float32_vae
@@ -132,7 +132,7 @@ def test_large_images_are_decoded_in_equal_slices(backbones, batch, size, slices
 
     monkeypatch.setattr(backbone.pipe.vae, "decode", decode)
     latents = torch.zeros(1, 8, size // 4, size // 4).expand(batch, -1, -1, -1)
-    assert sampling.decode(backbone, latents).shape == (batch, 2, 2, 3)
+    assert decoding.decode(backbone, latents).shape == (batch, 2, 2, 3)
     assert seen == slices
 
 
@@ -155,8 +155,8 @@ def test_sdxls_own_autoencoder_decodes_in_float32_from_one_copy(backbones):
     upcast = postdiff.Backbone(whole.spec, pipe, float32_vae(whole.spec, half))
     latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0)).half()
     wide = copy.deepcopy(half).float()
-    expected = sampling.decode(postdiff.Backbone(whole.spec, SimpleNamespace(vae=wide, unet=pipe.unet)), latents)
-    np.testing.assert_array_equal(sampling.decode(upcast, latents), expected)
+    expected = decoding.decode(postdiff.Backbone(whole.spec, SimpleNamespace(vae=wide, unet=pipe.unet)), latents)
+    np.testing.assert_array_equal(decoding.decode(upcast, latents), expected)
     assert half.dtype == torch.float16  # the pipeline's own is as it was
     half.register_to_config(force_upcast=False)  # one that bears it
     assert float32_vae(whole.spec, half) is None

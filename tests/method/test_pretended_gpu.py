@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, PROMPTS, SEEDS
-from pretend_cuda import DeviceMix, OnGPU, PretendCuda, to_gpu
+from pretend_cuda import DeviceMix, Event, OnGPU, PretendCuda, to_gpu
 
 import postdiff
-from postdiff import methods, sampling
+from postdiff import decoding, methods, sampling, transfer
 from postdiff.mechanisms import DeepCache, EncoderPropagation, ScheduledModules, TokenCache
 from postdiff.models import families as rules
 from postdiff.models.spec import settle
@@ -118,10 +118,48 @@ def test_pixels_are_the_cpus_and_become_uint8_on_the_device(pairs, kind):
     host, there, _ = pairs(kind)
     latents = torch.randn(N, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     with PretendCuda() as gpu:
-        found = sampling.decode(there, OnGPU(latents.clone()))
+        found = decoding.decode(there, OnGPU(latents.clone()))
         kinds = Counter(event.kind for event in gpu.events)
-    np.testing.assert_array_equal(found, sampling.decode(host, latents))
-    assert (kinds["to device"], kinds["to host"], kinds["wait"]) == (0, 1, 1)  # the pixels, and whether they are finite
+    np.testing.assert_array_equal(found, decoding.decode(host, latents))
+    assert (kinds["to device"], kinds["to host"]) == (0, 2)  # the pixels, and whether they are finite
+    assert (kinds["wait"], kinds["event"]) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", MINIS)
+def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(pairs, monkeypatch, kind):
+    """From the first noise to the last pixel the host waits for nothing but the pixels of the batch before."""
+    host, there, _ = pairs(kind)
+    plan = rules.adapt(plans(kind)["postdiff"], kind)
+    prompts, seeds = [*PROMPTS[:2], PROMPTS[0], PROMPTS[1], PROMPTS[0]], [1, 2, 3, 4, 5]  # the last batch is padded
+    text = postdiff.encode(host, prompts, N)
+    expected = np.concatenate([pixels for pixels, _ in sampling.batches(host, prompts, seeds, plan, N, text)])
+    assert len(expected) == len(prompts)
+    for name in ("begin", "denoise"):
+        monkeypatch.setattr(sampling, name, getattr(sampling, name).__wrapped__)
+    with torch.no_grad(), PretendCuda() as gpu:
+        launch = sampling.denoise
+
+        def denoise(*args):
+            gpu.events.append(Event("launch", "", ""))
+            return launch(*args)
+
+        monkeypatch.setattr(sampling, "denoise", denoise)
+        found, seconds = zip(*sampling.batches(there, prompts, seeds, plan, N, text), strict=True)
+        kinds = [event.kind for event in gpu.events if event.kind in ("launch", "event", "wait")]
+        copies = Counter((event.what, event.kind) for event in gpu.events if event.kind in ("to host", "to device"))
+    assert kinds == ["launch", "launch", "event", "launch", "event", "event"]
+    assert {what for what, _ in copies} == {"pinned copy"}
+    assert copies["pinned copy", "to host"] == 2 * 3
+    assert seconds == (1.0, 1.0, 1.0)  # of the device's clock: from a batch's begin to its end
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_pixels_that_are_not_waited_for_are_not_there_yet():
+    with PretendCuda():
+        sent = transfer.send(torch.arange(3.0), torch.device("cuda:0"))
+        fetched = transfer.Fetched(sent)
+        assert not torch.equal(fetched.tensors[0], torch.arange(3.0))
+        np.testing.assert_array_equal(fetched.arrays()[0], [0, 1, 2])
 
 
 def test_what_a_gpu_refuses_is_refused_and_what_makes_it_wait_is_seen():

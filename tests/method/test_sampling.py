@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 import postdiff
-from postdiff import methods, sampling, solvers
+from postdiff import decoding, methods, sampling, solvers
 from postdiff.models.schedulers import ODE, PINNED, SCHEDULERS
 from postdiff.models.spec import Sampling, settle
 from postdiff.resolution import upsample
@@ -198,7 +198,7 @@ def test_an_image_that_is_not_finite_is_an_error_and_no_black_image(backbone):
     latents = torch.zeros(2, 8, 16, 16)
     latents[1, 0, 0, 0] = float("nan")
     with pytest.raises(ArithmeticError, match=r"1 of 2 images are not finite in torch.float32: expected a dtype"):
-        sampling.decode(backbone, latents)
+        decoding.decode(backbone, latents)
 
 
 @pytest.mark.parametrize("steps", [4, 8, 20])

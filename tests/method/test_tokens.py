@@ -8,7 +8,7 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import methods, sampling
+from postdiff import methods, sampling, state
 from postdiff.mechanisms import KeyDownsampling, TokenMerging
 from postdiff.mechanisms.matching import match, merge_tokens, unmerge_tokens
 from postdiff.models.anatomy import anatomy
@@ -66,7 +66,7 @@ def test_tome_equals_the_authors_package(backbone, settings, random):
     for handle in handles:
         handle.remove()
     steps = [i // len(names) for i in range(len(order))]
-    drawn = [sampling._generator(SEEDS[0], f"tokens-{name}-{i}") for name, i in zip(order, steps, strict=True)]
+    drawn = [state.generator(SEEDS[0], f"tokens-{name}-{i}") for name, i in zip(order, steps, strict=True)]
     assert torch.equal(ours, authors_latents(backbone, plan, drawn, n))
     assert (ours - latents(backbone, PROMPTS[:n], SEEDS[:n], methods.dense(STEPS))).abs().max() > 1e-2
 

@@ -65,9 +65,9 @@ def test_a_sweep_encodes_a_prompt_once_and_commits_the_bytes_of_encoding_it_ever
     for configuration, unit in zip((first, second), images, strict=True):
         generator(unit.task)
         committed = store.table(unit.name, ["image"])["image"].to_pylist()
-        fresh = generation.generate(backbone, configuration, LISTED, name=unit.name)
-        assert committed == records.from_parquet(fresh.images, unit.name)["image"].to_pylist()
-        assert store.get(unit.name) == fresh.images  # the same bytes, all of them
+        fresh = generation.generate(backbone, configuration, LISTED).file(unit.name)
+        assert committed == records.from_parquet(fresh, unit.name)["image"].to_pylist()
+        assert store.get(unit.name) == fresh  # the same bytes, all of them
     assert generator.loaded[1].pipe.text_encoder is None
 
 

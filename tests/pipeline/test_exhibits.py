@@ -56,7 +56,7 @@ def test_exhibits_are_in_the_papers_order_and_share_their_runs():
         own = {before(model) for model in exhibit.models}
         assert {exhibit.reference(model).model for model in exhibit.models} == own
     assert [e.key for e in exhibits.gather(["table2", "fig4"], {})] == ["fig4", "table2"]
-    with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of fig1"):
+    with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of claims, fig1"):
         exhibits.gather(["fig99"], {})
 
 

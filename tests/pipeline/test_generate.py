@@ -25,5 +25,5 @@ def test_seconds_are_of_sampling_alone(backbone, monkeypatch):
     configuration = generation.configure("mini-sd", methods.dense(1), batch_size=2)
     listed = [Prompt(str(i), text) for i, text in enumerate(PROMPTS[:2])]
     made = generation.generate(backbone, configuration, listed)
-    assert len(records.from_parquet(made.images, "")) == len(made.seconds) == 2
+    assert len(records.from_parquet(made.file(), "")) == len(made.seconds) == 2
     assert all(0 < seconds < longest for seconds in made.seconds)

@@ -15,11 +15,13 @@ NEVER = float("inf")
 
 
 class Crew:
-    """Workers on `nodes`, spread. do(node, task, riders) -> (seconds, what comes of it); start(node) the same."""
+    """Workers on `nodes`, spread. do(node, task, riders) -> (seconds, what comes of it); start(node) the same.
+    finish(node, task): of units that are answered as unfinished."""
 
-    def __init__(self, nodes, do, start=lambda node: (0.0, False), room=2):
+    def __init__(self, nodes, do, start=lambda node: (0.0, False), room=2, finish=None):
         self.up = {node: f"10.0.0.{i}" for i, node in enumerate(nodes)}
-        self.do, self.begin, self.room = do, start, room
+        self.do, self.begin, self.room, self.finish = do, start, room, finish
+        self.unfinished = {}
         self.where, self.answers, self.hints = {}, {}, []
         self.now, self.count = 0.0, 0
 
@@ -36,13 +38,19 @@ class Crew:
             return self.hints.append((worker, *args))
         if method == "where":
             took, answer = (0.0 if node else NEVER), (node, worker)
+        elif method == "finish":
+            took, answer = self.finish(node, self.unfinished[worker].pop(0))
         else:
             took, answer = self.begin(node) if method == "start" else self.do(node, *args)
+            if answer == looping.UNFINISHED:
+                self.unfinished.setdefault(worker, []).append(args[0])
         self.count += 1
         self.answers[self.count] = self.now + took, answer, worker
         return self.count
 
     def wait(self, references, seconds):
+        if gone := [ref for ref in references if self.answers[ref][2] not in self.where]:
+            return gone
         first = min(references, key=lambda ref: self.answers[ref][0])
         at = self.answers[first][0]
         if at == NEVER:
@@ -52,6 +60,8 @@ class Crew:
 
     def answer(self, reference):
         at, answer, worker = self.answers[reference]
+        if worker not in self.where:
+            return Failed("worker died: it was killed", died=True)
         if at == NEVER or self.where[worker] in self.up:
             return None if at == NEVER else answer
         return Failed("worker died: its node has died", died=True)
@@ -95,6 +105,140 @@ def test_a_node_on_which_every_unit_fails_is_left_out(capsys):
     assert 5 <= len(fired) <= 6  # the sixth was on its way
     assert [*queue.nodes.out] == ["bad"]
     assert "node 10.0.0.1 (bad) is left out: 5 units failed in a row; the last, u" in capsys.readouterr().err
+
+
+def unfinished(finish, do=None, **more):
+    """A crew whose units take 10 s, and are then finished beside the next."""
+    return Crew(["a"], do or (lambda node, task, riders: (10.0, looping.UNFINISHED)), finish=finish, **more)
+
+
+def test_a_worker_is_given_the_next_unit_while_one_is_finished():
+    """A unit is done when it is committed; at the end its worker is waited for, and no other is started."""
+    events, starts = [], []
+
+    def do(node, task, riders):
+        events.append((crew.now, "run", task))
+        return 10.0, looping.UNFINISHED
+
+    def finish(node, task):
+        events.append((crew.now, "finish", task))
+        return 4.0, ()
+
+    class Slow(Crew):
+        waits = 0
+
+        def wait(self, references, seconds):
+            self.waits += 1
+            return super().wait(references, seconds) if self.waits % 2 else []  # nothing in time: the loop turns
+
+    crew = Slow(["a"], do, start=lambda node: (starts.append(node) or 0.0, False), finish=finish)
+    _, order = work(units_of(3), crew, workers=1)
+    assert order == ["u000", "u001", "u002"]
+    assert events == [
+        (0.0, "run", "u000"),
+        (10.0, "finish", "u000"),
+        (10.0, "run", "u001"),
+        (20.0, "finish", "u001"),
+        (20.0, "run", "u002"),
+        (30.0, "finish", "u002"),
+    ]
+    assert crew.now == 34.0
+    assert starts == ["a"]
+
+
+def test_riders_of_a_unit_are_done_when_it_is_finished():
+    do = lambda node, task, riders: (1.0, looping.UNFINISHED if task == "image" else ())  # noqa: E731
+    _, order = work(chain(), unfinished(lambda node, task: (1.0, ("feature",)), do))
+    assert order == ["text", "image", "feature", "score", "other"]
+
+
+def test_a_unit_that_cannot_be_finished_fails_and_the_next_one_of_its_worker_does_not():
+    """Nor is that thrown away: the worker is replaced when it has answered."""
+    runs, failed = Counter(), []
+
+    def do(node, task, riders):
+        runs[task] += 1
+        return 10.0, looping.UNFINISHED
+
+    def finish(node, task):
+        if task == "u000":
+            failed.append(task)
+            return 1.0, Failed("OSError: disk full", OSError(28, "disk full"))
+        return 1.0, ()
+
+    queue, order = work(units_of(6), unfinished(finish, do), workers=1)
+    assert queue.failed == {"u000": "OSError: disk full"}
+    assert len(order) == 5
+    assert runs == {"u000": 3, **{f"u{i:03d}": 1 for i in range(1, 6)}}
+
+
+def test_what_a_worker_was_finishing_when_another_unit_killed_it_is_not_to_blame():
+    """u001 kills its worker: it is set aside after three times, and nothing else is, whatever it was beside."""
+    died = []
+
+    def do(node, task, riders):
+        if task == "u001":
+            died.append(task)
+            return 1.0, Failed("worker died", died=True)
+        return 10.0, looping.UNFINISHED
+
+    def finish(node, task):
+        if task == "u000" and len(died) < 1:
+            return 1.0, Failed("worker died", died=True)
+        return 2.0, ()
+
+    queue, order = work(units_of(5), unfinished(finish, do), workers=1)
+    assert queue.failed == {"u001": "worker died"}
+    assert queue.losses == {"u000": 1}
+    assert len(order) == 4
+
+
+@pytest.mark.parametrize("hangs", ["run", "finish"])
+def test_what_hangs_beside_another_unit_is_alone_to_blame(hangs):
+    """The worker is killed for it, and with it another unit is lost, which is made again."""
+    tries = Counter()
+
+    def step(kind, task, took, answer):
+        tries[kind, task] += 1
+        bad = kind == hangs and task == "u001"
+        bad |= hangs == "finish" and (kind, task) == ("run", "u002") and tries[kind, task] == 1  # killed meanwhile
+        return (NEVER if bad else took), answer
+
+    class Late(Queue):
+        def overdue(self, name, seconds):
+            return name == "u001" and tries[hangs, name] > 0
+
+    crew = unfinished(
+        lambda node, task: step("finish", task, NEVER if tries["finish", task] == 0 and task == "u000" else 2.0, ()),
+        lambda node, task, riders: step("run", task, 1.0, looping.UNFINISHED),
+    )
+    queue = Late(units_of(4))
+    loop = Loop(queue, crew, Resources(1), list, lambda name: False)
+    order = []
+    for _ in range(200):
+        if queue.open:
+            order += loop.turn()
+    assert [*queue.failed] == ["u001"]
+    assert queue.failed["u001"].startswith("hung: no answer after")
+    assert sorted(order) == ["u000", "u002", "u003"]
+    assert set(queue.attempts) == {"u001"}
+    assert queue.losses
+
+
+def test_a_store_that_is_away_from_a_writer_is_no_failed_unit(monkeypatch):
+    monkeypatch.setattr(looping, "PAUSE", 0.0)
+    fired, starts = [], []
+
+    def finish(node, task):
+        if len(fired) < 4:
+            fired.append(task)
+            return 1.0, Failed("OSError: 503", OSError("503"))
+        return 1.0, ()
+
+    queue, order = work(units_of(3), unfinished(finish, start=lambda node: (starts.append(node) or 0.0, False)))
+    assert len(order) == 3
+    assert queue.attempts == {}
+    assert len(starts) <= 2
 
 
 def test_only_one_node_that_fails_stops_the_run():

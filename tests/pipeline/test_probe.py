@@ -1,57 +1,95 @@
-"""The probe of low resolutions: what it draws, when it warns, and that a warning reaches the report."""
+"""`--batch-size auto`: what is found on a GPU's memory, pretended here, is kept by the store."""
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
+from conftest import refusal
 
-from pipelines import probe, sweeps
-from pipelines.metrics.intervals import mean_interval
-from pipelines.report.tables import Row
-from postdiff import methods
+from pipelines import evaluation
+from pipelines.engine.cluster import Resources
+from pipelines.engine.store import Store
+from pipelines.stages import generation, probe
+from postdiff import methods, sampling
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import coco_sweep
+import compare
 
-def row(size, scores):
-    return Row(size, "dense", size, 20, 1, 1, 0.1, {"clip": mean_interval(np.asarray(scores, float))})
-
-
-PROMPTS = np.random.default_rng(0).normal(0, 5, 16)
-
-
-@pytest.mark.parametrize(
-    ("there", "warned"),
-    [
-        (80 + PROMPTS, False),
-        (75 + PROMPTS, False),
-        (50 + PROMPTS, True),
-        (95 + PROMPTS, False),
-        (72 + 9 * PROMPTS, False),
-    ],
-)  # as at full size; a little below; far below; above; below, but too few images to be sure
-def test_it_warns_where_the_loss_is_clear_and_large(there, warned):
-    lines = probe.losses("a-model", [row("64x64 px", 80 + PROMPTS), row("32x32 px", there)])
-    assert len(lines) == warned
-    if warned:
-        assert lines[0].startswith("a-model cannot draw at 32x32 px: CLIP score ")
-        assert "n = 16" in lines[0]
+OF = [generation.configure("mini-sd", plan, batch_size=1) for plan in (methods.dense(2), methods.postdiff(4, m=2))]
 
 
-def options(backbone):
-    return sweeps.Options(backbone=backbone)
+@pytest.mark.parametrize(("an_image", "most", "found"), [(0.1, 64, 8), (0.1, 4, 4), (0.1, 7, 4), (0.8, 64, 1)])
+def test_batches_are_doubled_as_long_as_they_fit(an_image, most, found):
+    asked = []
+    assert probe.double(lambda n: asked.append(n) or n * an_image, most, 0.8) == found
+    assert asked == sorted(set(asked))
+    assert max(asked) <= most
 
 
-def test_it_draws_each_low_resolution_of_the_plans_once():
-    plans = [methods.dense(8), methods.mixed_resolution(20, 0.5, 0.3), methods.postdiff(20, 0.5, 0.1),
-             methods.mixed_resolution(20, 0.75, 0.3)]  # fmt: skip
-    entries = probe.sizes(options("mini-sd"), plans)
-    assert [entry.settings for entry in entries] == ["64x64 px", "48x48 px", "32x32 px"]
-    assert [entry.configuration.size for entry in entries] == [64, 48, 32]
-    assert {entry.configuration.plan.id for entry in entries} == {methods.dense(20).id}
-    assert entries[0].flops > entries[1].flops > entries[2].flops
-    assert probe.sizes(options("sdxl"), [methods.mixed_resolution(20, 0.75, 0.2)])[1].settings == "768x768 px"
+def test_one_image_that_does_not_fit_is_told():
+    with pytest.raises(ValueError, match=r"^--batch-size auto: one image takes more than 80% of the GPU's free"):
+        probe.double(lambda n: 0.9, 8, 0.8)
 
 
-def test_plans_of_one_resolution_need_no_probe():
-    assert (
-        probe.warnings(options("mini-sd"), [methods.dense(8), methods.deepcache(20, 2)], SimpleNamespace(), None) == []
-    )
+@pytest.mark.parametrize(("limit", "found"), [(1000, 8), (30, 2)])
+def test_the_heaviest_plan_is_probed_until_memory_is_short(monkeypatch, limit, found):
+    """PostDiff takes 10 of 100 an image here, dense 5. limit: where the GPU has no more."""
+    memory, drawn = {"peak": 0}, []
+
+    def batches(backbone, prompts, seeds, plan, n, text, **_):
+        assert len(text.uncond["text"]) == len(text) == n == len(prompts) == len(seeds)
+        drawn.append((plan.name, n))
+        memory["peak"] = n * (10 if plan.name == "postdiff" else 5)
+        if memory["peak"] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(sampling, "batches", batches)
+    pretended = {
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda: (100, 200),
+        "memory_reserved": lambda: 0,
+        "max_memory_reserved": lambda: memory["peak"],
+        "reset_peak_memory_stats": lambda: None,
+    }
+    for name, function in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert probe.largest(OF, ["mini-clip"], 64) == found
+    assert drawn[:2] == [("dense", 1), ("postdiff", 1)]
+    assert {name for name, _ in drawn[2:]} == {"postdiff"}
+
+
+def test_a_store_keeps_what_was_found_and_refuses_what_was_begun_with_a_number(tmp_path):
+    kept, other = Store(tmp_path / "kept"), Store(tmp_path / "other")
+    kept.claim({"prompts": "x", "batch_size": 32})
+    other.claim({"prompts": "x"})
+    assert probe.find(kept, OF, [], 64, Resources(1)) == 32  # with no GPU here: nothing is probed again
+    with pytest.raises(ValueError, match="was begun with a number: expected that --batch-size, got auto"):
+        probe.find(other, OF, [], 64, Resources(1, gpus=1))
+    with pytest.raises(ValueError, match=r"^--batch-size auto needs GPUs: on CPUs expected a number \(8 is"):
+        probe.find(Store(tmp_path / "new"), OF, [], 64, Resources(1))
+
+
+def test_a_sweep_fixes_it_before_its_first_unit(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "connect", lambda *_: Resources(1, gpus=1))
+    monkeypatch.setattr("pipelines.low_resolution.warnings", lambda *_: [])
+    seen = []
+
+    def evaluate(store, entries, *_):
+        seen.append((store.record("spec.json")["batch_size"], {e.configuration.batch_size for e in entries}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    command = ["--grid", "small", "--limit", "8", "--batch-size", "auto", "--n-reference", "4", "--out", str(tmp_path)]
+    for found in (4, 2):  # a resume: another GPU would find 2
+        monkeypatch.setattr("pipelines.engine.workers.alone", lambda function, *args, found=found: found)
+        with pytest.raises(KeyboardInterrupt):
+            coco_sweep.run(coco_sweep.parse(command))
+    assert seen == [(4, {4})] * 2
+
+
+def test_where_it_is_not_found_it_is_refused(capsys):
+    told = refusal(compare.main, ["--backbones", "mini-sd", "mini-sdxl", "--batch-size", "auto"], capsys)
+    assert "--batch-size auto is for jobs/coco_sweep.py alone" in told

@@ -31,7 +31,7 @@ CLIP_SCORE = METRICS["clip"]
 def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, resources: Resources) -> list[str]:
     """A line for each low resolution of `plans` at which the model cannot draw; each is printed, too.
 
-    Images of the model as it is, at those sizes and at its own, are kept in OUT/probe.
+    Images of the model as it is, at those sizes and at its own, are kept in OUT/low-resolution.
     """
     entries = sizes(options, plans)
     if len(entries) < 2:
@@ -39,7 +39,7 @@ def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, res
     listed = protocol.prompts[:PROMPTS]
     few = replace(protocol, prompts=listed, prompts_per_shard=min(protocol.prompts_per_shard, len(listed)),
                   reference=(), only=CLIP_SCORE.key, name="")  # fmt: skip
-    store = evaluation.open_store(below(options.out, "probe"), few)
+    store = evaluation.open_store(below(options.out, "low-resolution"), few)
     evaluated = worker.mending(store, lambda: evaluation.evaluate(store, entries, few, resources))
     evaluated.check()
     lines = losses(options.backbone, evaluated.complete)

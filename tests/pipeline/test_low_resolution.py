@@ -1,0 +1,56 @@
+"""The probe of low resolutions: what it draws, when it warns, and that a warning reaches the report."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipelines import low_resolution, sweeps
+from pipelines.metrics.intervals import mean_interval
+from pipelines.report.tables import Row
+from postdiff import methods
+
+
+def row(size, scores):
+    return Row(size, "dense", size, 20, 1, 1, 0.1, {"clip": mean_interval(np.asarray(scores, float))})
+
+
+PROMPTS = np.random.default_rng(0).normal(0, 5, 16)
+
+
+@pytest.mark.parametrize(
+    ("there", "warned"),
+    [
+        (80 + PROMPTS, False),
+        (75 + PROMPTS, False),
+        (50 + PROMPTS, True),
+        (95 + PROMPTS, False),
+        (72 + 9 * PROMPTS, False),
+    ],
+)  # as at full size; a little below; far below; above; below, but too few images to be sure
+def test_it_warns_where_the_loss_is_clear_and_large(there, warned):
+    lines = low_resolution.losses("a-model", [row("64x64 px", 80 + PROMPTS), row("32x32 px", there)])
+    assert len(lines) == warned
+    if warned:
+        assert lines[0].startswith("a-model cannot draw at 32x32 px: CLIP score ")
+        assert "n = 16" in lines[0]
+
+
+def options(backbone):
+    return sweeps.Options(backbone=backbone)
+
+
+def test_it_draws_each_low_resolution_of_the_plans_once():
+    plans = [methods.dense(8), methods.mixed_resolution(20, 0.5, 0.3), methods.postdiff(20, 0.5, 0.1),
+             methods.mixed_resolution(20, 0.75, 0.3)]  # fmt: skip
+    entries = low_resolution.sizes(options("mini-sd"), plans)
+    assert [entry.settings for entry in entries] == ["64x64 px", "48x48 px", "32x32 px"]
+    assert [entry.configuration.size for entry in entries] == [64, 48, 32]
+    assert {entry.configuration.plan.id for entry in entries} == {methods.dense(20).id}
+    assert entries[0].flops > entries[1].flops > entries[2].flops
+    assert low_resolution.sizes(options("sdxl"), [methods.mixed_resolution(20, 0.75, 0.2)])[1].settings == "768x768 px"
+
+
+def test_plans_of_one_resolution_need_no_probe():
+    plans = [methods.dense(8), methods.deepcache(20, 2)]
+    assert low_resolution.warnings(options("mini-sd"), plans, SimpleNamespace(), None) == []
