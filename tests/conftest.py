@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
 from pipelines.training import mini
-from postdiff import sampling, solvers
+from postdiff import sampling, solvers, state
 from postdiff.models import loading
 from postdiff.models.checkpoints import MINI
 from postdiff.models.families import adapt
@@ -171,11 +171,11 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
         options |= {"use_resolution_binning": False, "clean_caption": False}
         options["max_sequence_length"] = backbone.spec.text_tokens
     if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
-        options["generator"] = generators = [sampling._generator(seed, "solver-0") for seed in SEEDS[:n]]
+        options["generator"] = generators = [state.generator(seed, "solver-0") for seed in SEEDS[:n]]
 
         def next_streams(pipe, i, t, tensors):
             for generator, seed in zip(generators, SEEDS, strict=False):
-                generator.set_state(sampling._generator(seed, f"solver-{i + 1}").get_state())
+                generator.set_state(state.generator(seed, f"solver-{i + 1}").get_state())
             return tensors
 
         options["callback_on_step_end"] = next_streams
