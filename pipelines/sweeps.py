@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import postdiff
-from pipelines import evaluation
+from pipelines import evaluation, low_resolution
 from pipelines.command_line import flag
 from pipelines.data import prompts
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Evaluated, Protocol
 from pipelines.options import OfOneModel, Out
 from pipelines.report import tables
+from pipelines.stages import fidelity
 from postdiff import methods
 from postdiff.models.checkpoints import resolve
 from postdiff.models.families import FAMILIES
@@ -125,6 +126,7 @@ def dry_run(options: Options, entries: Sequence[Entry], protocol: Protocol) -> s
         f"{len(entries)} configurations x {n} prompts = {len(entries) * n} images "
         f"in {len(entries) * len(shards)} units",
         *of_entries,
+        f"beside them: {besides(options, entries, protocol)}",
         f"denoiser: {macs / 1e15:.3f} P MACs (paper's rule), {flops / 1e15:.3f} PFLOP",
         f"time: {flops / (options.speed * 1e12) / 3600:.2f} worker-hours at {options.speed:g} TFLOP/s sustained "
         "(--tflops)",
@@ -132,6 +134,17 @@ def dry_run(options: Options, entries: Sequence[Entry], protocol: Protocol) -> s
         f"text: {len(shards)} units, at most {n * width * sum(map(prod, shapes)) / 1e9:.2f} GB of embeddings",
         f"prompts: longest {max(lengths)} tokens, {cut} of {n} truncated at {limit}",
     ])  # fmt: skip
+
+
+def besides(options: Options, entries: Sequence[Entry], protocol: Protocol) -> str:
+    """In words: the images that are made beside those of the configurations, for PSNR and for the warning."""
+    first = sum(map(len, fidelity.first(protocol.shards)))
+    solution = f"{first} images of {fidelity.STEPS} steps, which PSNR is to"
+    if not fidelity.baseline("solution", entries[0].configuration):
+        solution = "no solution for PSNR, since the model is distilled"
+    low = len(low_resolution.sizes(options, [entry.configuration.plan for entry in entries])) - 1
+    few = min(low_resolution.PROMPTS, len(protocol.prompts))
+    return f"{solution}; {few} images of the model at its own size and at each of {low} low resolutions"
 
 
 def write_report(
