@@ -23,15 +23,16 @@ from postdiff.plan import Plan
 # FID (free of bias) and of the CLIP score, dB, percent.
 MARGINS = {"fid": 1.0, "clip": 1.0, "psnr": 1.0, "attributes": 2.0, "content": 5.0, "relation": 5.0}
 HEADER = (
-    "section", "claim", "model", "plan", "against", "metric", "expected", "measured", "smallest effect seen",
-    "n", "the paper", "verdict",
+    "section", "claim", "verdict", "setting", "metric", "expected", "measured", "the paper", "smallest effect seen",
+    "n",
 )  # fmt: skip
+TEXT_COLUMNS = 6
 LEGEND = (
-    "Measured: the plan less what it is held against, on the same prompts and noise, FID without its bias; the 95 % "
-    "intervals of the whole table hold together (max-t). Smallest effect seen: half of the interval's width; a true "
-    "difference below it would seldom be told from none. Agrees, contradicts: the interval leaves out 0 on the side "
-    "that the claim says, or on the other; of `alike`, it lies within the margin, or leaves 0 and the margin out. "
-    "Equivalent: a difference was claimed, and the whole interval lies within the margin. Margins: "
+    "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
+    "the 95 % intervals of the whole table hold together (max-t). Smallest effect seen: half of the interval's "
+    "width; a true difference below it would seldom be told from none. Agrees, contradicts: the interval leaves out"
+    " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or leaves 0 and "
+    "the margin out. Equivalent: a difference was claimed, and the whole interval lies within the margin. Margins: "
     + ", ".join(f"{METRICS[key].title} {margin:g}" for key, margin in MARGINS.items())
     + ". The minis were trained at low resolution too, which SD1.5 was not: stock SD1.5 at beta = s = 1/2 falls to FID "
     "63.64 and CLIP score 19.47 (the paper's Table 7)."
@@ -112,9 +113,11 @@ def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
         claim, measured, metric = one.claim, one.measured, one.metric
         text = metric.text(measured, "+") if measured else "–"
         effect = f"{(measured.high - measured.low) / 2:.{metric.digits}f}" if measured else "–"
+        plan, against = claim.setting
         found.append([
-            claim.section, claim.text, names[claim.model], *claim.setting, metric.title, claim.expected, text, effect,
-            str(measured.n) if measured else "–", "–" if one.paper is None else f"{one.paper:+.2f}", one.verdict,
+            claim.section, claim.text, one.verdict, f"{names[claim.model]}: {plan} vs {against}", metric.title,
+            claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", effect,
+            str(measured.n) if measured else "–",
         ])  # fmt: skip
     return found
 

@@ -130,13 +130,13 @@ def write_claims(
     judged = claims.judge({key: measured.row for key, measured in results.items()})
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
     note = f"{claims.LEGEND} Protocol {of}; again: python jobs/reproduce.py claims."
-    table = tables.markdown(claims.HEADER, lines, text_columns=7)
+    table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
     store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
     html = (
         f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
-        f'{document.table(claims.HEADER, lines)}\n<p class="dim">{escape(note)}</p>'
+        f'{document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS)}\n<p class="dim">{escape(note)}</p>'
     )
     return html, markdown
 
@@ -197,6 +197,9 @@ def publish(
     above, headline = "", f"{len(sections)} exhibits."
     if answers:
         headline = "Fewer denoising steps, or cheaper steps?"
+    if sections and sections[0][0].claims:
+        headline = sections[0][2].partition("\n")[0]
+    if answers:
         above = f"{document.table(verdict.HEADER, answers)}<p>{escape(verdict.LEGEND)}</p>\n"
         store.put("answer.md", f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}\n".encode())
     body = "\n".join(html for _, html, _ in sections)

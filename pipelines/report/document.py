@@ -25,7 +25,7 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 td:first-child, th:first-child, .protocol td { text-align: left; } tr.front td { font-weight: 600; }
-.protocol td { white-space: normal; }
+.protocol td, .text + .text { white-space: normal; } .text { text-align: left; }
 .images td, .images th { padding: 2px; border: 0; text-align: center; vertical-align: bottom; }
 .images th.prompt { width: 96px; font-weight: normal; font-size: .72rem; white-space: normal; text-align: center; }
 .images td.name { text-align: right; padding-right: .6rem; font-size: .8rem; vertical-align: middle; }
@@ -67,13 +67,17 @@ def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = N
     return f'<div class="scroll">{image_table(texts, lines)}</div>'
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] | None = None) -> str:
-    """marked: which lines are bold."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+def table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] | None = None, text_columns: int = 1
+) -> str:
+    """marked: which lines are bold. text_columns: how many are sentences, to the left; the others hold numbers."""
+    styles = [' class="text"'] * text_columns + [""] * (len(header) - text_columns)
+    head = "".join(f"<th{style}>{escape(name)}</th>" for style, name in zip(styles, header, strict=True))
     body = ""
     for cells, bold in zip(lines, marked or [False] * len(lines), strict=True):
         mark = ' class="front"' if bold else ""
-        body += f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
+        row = "".join(f"<td{style}>{escape(cell)}</td>" for style, cell in zip(styles, cells, strict=True))
+        body += f"<tr{mark}>{row}</tr>\n"
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
