@@ -1,11 +1,16 @@
 """What leaves the checkout: the package of a Ray job, a wheel, and what `ray up` copies to the nodes."""
 
+import ast
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -70,7 +75,7 @@ def test_a_job_package_leaves_room_and_holds_what_a_cluster_needs(checkout, pack
     assert package.stat().st_size <= DASHBOARD_CLIENT_MAX_SIZE - 35 * MIB
     files = {str(file.relative_to(checkout)) for file in checkout.rglob("*") if file.is_file()}
     code = {file for file in files if file.startswith(("postdiff/", "pipelines/", "jobs/"))}
-    models = tuple(f"postdiff/mini/{name}" for name in ("mini-sd/", "mini-clip/", "SHA256SUMS"))
+    models = tuple(f"postdiff/mini/{name}" for name in ("mini-sd/", "mini-clip/", "mini-judges/", "SHA256SUMS"))
     aside = ("postdiff/mini/", "jobs/results/")
     needed = {file for file in code if not file.startswith(aside) or file.startswith(models)} | {"captions.tsv"}
     assert needed >= {
@@ -211,3 +216,34 @@ def test_make_install_without_a_python_says_so_in_one_line(tmp_path):
     assert done.returncode != 0
     assert done.stderr.splitlines()[0] == "error: python must be 3.11 or later, found none: make install PYTHON=FILE"
     assert not (tmp_path / "venv").exists()
+
+
+# What comes with a declared package, and what bench_methods.py times ours against, and says that it needs.
+BROUGHT = {"grpc": "ray", "tokenizers": "transformers"}
+AUTHORS = {"pipelines/bench_methods.py: " + name for name in ("DeepCache", "tgate", "tomesd")}
+
+
+def declared(*extras: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return {re.match(r"[\w-]+", one)[0].lower().replace("_", "-") for one in chain(*lists)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("postdiff", ()), ("pipelines", ("pipelines",)), ("jobs", ("pipelines",))]
+)
+def test_what_the_code_imports_is_what_it_is_installed_with(folder, extras):
+    """At any depth of it: what only the tests are installed with would be missed by users alone."""
+    owners = packages_distributions()
+    own = {"postdiff", "pipelines", *(file.stem for file in (ROOT / "jobs").glob("*.py"))}
+    missing = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names):
+                if not {one.lower().replace("_", "-") for one in owners.get(BROUGHT.get(top, top), [top])} & declared(
+                    *extras
+                ):
+                    missing.add(f"{file.relative_to(ROOT)}: {top}")
+    assert missing - AUTHORS == set()
