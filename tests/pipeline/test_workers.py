@@ -382,10 +382,10 @@ def test_a_run_holds_the_lease_of_its_store_while_it_works(tmp_path, monkeypatch
     monkeypatch.setattr(worker, "lease", lease)
     monkeypatch.setattr(workers, "run", run)
     store = Store(tmp_path)
-    assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
+    assert worker.run([Unit("text/a", "g", 1, 0)], store, Resources(1), "units") == {}
     assert log == ["held", "works", "given back"]
-    store.put("a", b"")
-    assert worker.run([Unit("a", "g", 1, 0)], store, Resources(1), "units") == {}
+    store.put("text/a", b"")
+    assert worker.run([Unit("text/a", "g", 1, 0)], store, Resources(1), "units") == {}
     assert len(log) == 3  # there is nothing to do
 
 
