@@ -1,6 +1,6 @@
 """The same plans, prompts and noise under two models or conditions: what differs, paired, and how sure that is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.command_line import flag
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Evaluated, Protocol
 from pipelines.metrics.intervals import Interval, together
-from pipelines.metrics.metric import shown
+from pipelines.metrics.metric import Metric, shown
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
 from pipelines.report import tables
@@ -123,7 +123,7 @@ def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
     """groups: a plan's rows, one a variant. Intervals of changes hold for all of a metric's together (max-t)."""
     pairs = [(first, row) for first, *others in groups for row in others]
     changes: list[dict[str, Interval]] = [{} for _ in pairs]
-    for metric in tables.comparable([row for group in groups for row in group]):
+    for metric in compared_by([row for group in groups for row in group], tables.comparable):
         own = [metric.difference(row.interval(metric), [(1.0, first.interval(metric))]) for first, row in pairs]
         for change, moved in zip(changes, together(own), strict=True):
             change[metric.key] = moved
@@ -132,6 +132,11 @@ def compare(among: list[str], groups: list[list[Row]]) -> list[Compared]:
         compared.append(Compared(among[0], first, {}))
         compared += [Compared(variant, row, next(left)) for variant, row in zip(among[1:], others, strict=True)]
     return compared
+
+
+def compared_by(rows: Sequence[Row], among: Callable[[Sequence[Row]], list[Metric]] = tables.columns) -> list[Metric]:
+    """Not by what holds an image against its own model's: each variant would be held against another image."""
+    return [metric for metric in among(rows) if not metric.is_paired]
 
 
 def answer(compared: list[Compared]) -> str:
@@ -150,7 +155,7 @@ def answer(compared: list[Compared]) -> str:
 
 def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
-    quality = [title for metric in tables.columns(rows) for title in (metric.title, "change")]
+    quality = [title for metric in compared_by(rows) for title in (metric.title, "change")]
     return ["plan", "variant", "GFLOPs", *quality]
 
 
@@ -158,7 +163,7 @@ def cells(compared: list[Compared]) -> list[list[str]]:
     lines = []
     for one in compared:
         line = [one.row.label, one.variant, f"{one.row.flops / 1e9:.2f}"]
-        for metric in tables.columns([row.row for row in compared]):
+        for metric in compared_by([row.row for row in compared]):
             change = one.change.get(metric.key)
             value = metric.text(one.row.interval(metric)) if tables.measured([one.row], metric) else "no reference"
             line += [value, metric.text(change, "+") if change else ""]

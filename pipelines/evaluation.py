@@ -79,7 +79,7 @@ class Protocol:
         if missing := self.lacks(metric):
             return f"not computed: {missing}"
         if metric.is_paired:
-            return metric.definition.format(n=sum(map(len, fidelity.first(self.shards))))
+            return metric.definition.format(n=sum(map(len, fidelity.first(self.shards, bool(self.only)))))
         encoder, reference = encoders.fingerprint(self.encoder(metric)), ""
         if metric.needs == "reference":
             reference = f"{len(self.reference)} reference images ({self.reference_name})"

@@ -61,7 +61,7 @@ class _Comparisons:
 
     def __init__(self, metrics: Sequence[Metric], entries: dict[str, Entry], protocol: Protocol):
         self.metrics, self.entries, self.shards = metrics, entries, protocol.shards
-        self.first = fidelity.first(self.shards)
+        self.first = fidelity.first(self.shards, bool(protocol.only))
         kinds = dict.fromkeys(metric.needs for metric in metrics)
         self.baselines = {
             id: {kind: of for kind in kinds if (of := fidelity.baseline(kind, entry.configuration))}

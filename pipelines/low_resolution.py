@@ -53,6 +53,7 @@ def sizes(options: OfOneModel, plans: Sequence[Plan]) -> list[Entry]:
     spec = resolve(options.backbone)
     dense = methods.dense(spec.settings["steps"])
     full = evaluation.configure(options, options.backbone, dense)
+    full = replace(full, batch_size=min(full.batch_size, PROMPTS))
     (cost,) = postdiff.costs([dense], spec)
     latents = spec.latents(full.sampling.size)
     pixels = full.sampling.size[0] // latents[0]  # of a latent's side

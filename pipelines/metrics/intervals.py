@@ -9,7 +9,7 @@ from postdiff.arguments import whole_number
 
 GROUPS = 20  # of the jackknife of what is costly to compute anew without a group
 GROUPS_OF_MEANS = 200  # of what is not
-FLIPS = 2000  # of signs, for intervals that hold together
+FLIPS = 2_000, 20_000  # of signs, for intervals that hold together: the fewest and the most
 FEWEST_GROUPS = 10  # of which signs are flipped: of fewer there are too few ways
 
 
@@ -111,7 +111,12 @@ def _largest_t(left_out: np.ndarray, level: float, comparisons: int) -> float:
     parts = parts[(parts**2).sum(1) > 1e-24 * (left_out**2).sum(1)]  # equal images have no t
     if groups < FEWEST_GROUPS or not len(parts):
         return most
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), (groups, FLIPS))
+    if len(parts) == 1:
+        from scipy.stats import t as students
+
+        return float(students.ppf(1 - level / 2, groups - 1))
+    flips = int(np.clip(100 / level, *FLIPS))  # enough to see what is as seldom as that
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (groups, flips))
     means, squares = parts @ signs / groups, (parts**2).mean(1, keepdims=True)
     t = means / np.sqrt((squares - means**2).clip(1e-300) / (groups - 1))
     return float(np.clip(np.quantile(np.abs(t).max(0), 1 - level), least, most))

@@ -3,7 +3,8 @@
 A judge answers QUESTIONS about a scene in canonical order: of two objects side by side the left one is the first, of
 two above each other the upper one. Features of an image are the probabilities of all answers by either judge
 [N, 2 x WIDTH]; of a prompt, in the same layout, 1 for what its caption asks, and 0 for all answers to what it leaves
-open. All scores are percent, the mean of both judges; `agreement` says how far they are one.
+open. All scores are percent, the mean of both judges; `agreement` says how far they are one. Neither knows an image of
+nothing or of three objects: it is counted as one or two, and its attributes are right by chance, a quarter to a third.
 """
 
 import re
@@ -96,9 +97,16 @@ class _Reading:
         swapped = np.stack([first == wanted_second, second == wanted_first], 2)
         ordered[:, ~self.two, 1] = swapped[:, ~self.two] = False  # one object is the first, wherever it is
         forwards, backwards = ordered.sum((2, 3)), swapped.sum((2, 3))
-        self.order = np.where(forwards == backwards, 0.5, np.where(forwards > backwards, 1.0, 0.0))
+        same = (wanted_first == wanted_second).all(2)  # two alike stand in either order
+        undecided = np.where(same & (forwards > 0), 1.0, np.where(forwards > 0, 0.5, 0.0))
+        self.order = np.where(forwards == backwards, undecided, np.where(forwards > backwards, 1.0, 0.0))
         self.ordered = ordered
         self.attributes = np.where((forwards >= backwards)[..., None, None], ordered, swapped)
+        # Of two that were asked for and one that is there, the one is credited, as what suits it better.
+        alone = np.stack([first == wanted_first, first == wanted_second], 2)
+        better = alone.sum(3).argmax(2)[..., None, None] == np.arange(2)[:, None]
+        lacking = (self.two & ~self.count)[..., None, None]
+        self.attributes = np.where(lacking, alone & better, self.attributes)
 
 
 def _objects(read: _Reading) -> np.ndarray:

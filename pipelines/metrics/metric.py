@@ -19,7 +19,8 @@ class Metric:
     key: its name in options, files and the paper's csv.
     title: its name in tables.
     needs: what images are held against: `prompts`, each image its own; `reference` images, set against set; or a
-        baseline's images of the same noise, pixel by pixel: `dense`, the model as it is, or its 60-step `solution`.
+        baseline's images of the same noise, pixel by pixel: `dense`, as many steps with nothing saved, or the
+        model's 60-step `solution`.
     encoder: what of a protocol names the network whose features it is of: `fid` (Inception, for real models), `clip`,
         or `judge`, which prompts of Shapes alone have; `pixels` for none.
     definition: a sentence's beginning for the report, with {encoder} and {reference}.
@@ -32,6 +33,7 @@ class Metric:
     digits: after the point, in tables. A csv has two more.
     shown: in tables, plots, the answer and W&B; the others are columns of csv files.
     applies: whether it is of the image of a caption; of all, if it is not given. `fewest` counts those.
+    ranks: whether plans can be chosen by it.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Metric:
     digits: int = 4
     shown: bool = False
     applies: Callable[[str], bool] | None = None
+    ranks: bool = True
 
     @property
     def is_paired(self) -> bool:
@@ -92,7 +95,7 @@ _OVER_MEAN = "Student's t over generated images"
 
 def _paired(key: str, title: str, needs: Literal["dense", "solution"], score: Callable, **more) -> Metric:
     unit = "PSNR in dB" if key.startswith("psnr") else "SSIM"
-    own = "60 steps" if needs == "solution" else "own steps, nothing saved,"
+    own = "60 steps" if needs == "solution" else "same steps, nothing saved,"
     definition = f"{unit} to the model's {own} from the same noise, {{n}} images; it cannot judge changed resolution"
     return Metric(key, title, needs, "pixels", definition, score, lower_is_better=False, **more)
 
@@ -154,7 +157,8 @@ METRICS: dict[str, Metric] = {
         _judged("relation", "right relations", "of two objects: pairs that stand as asked", judge.relation,
                 applies=judge.asks_for_two),
         _judged("backgrounds", "right backgrounds", "images on the background as asked", judge.background),
-        _judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement),
+        _judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement,
+                ranks=False),
     )
 }  # fmt: skip
 

@@ -21,18 +21,18 @@ from postdiff.plan import Plan
 
 # Within this, a difference is taken for none: what a user would hardly see, and the paper calls comparable. Points of
 # FID (free of bias) and of the CLIP score, dB, percent.
-MARGINS = {"fid": 1.0, "clip": 1.0, "psnr": 1.0, "attributes": 2.0, "content": 5.0, "relation": 5.0}
+MARGINS = {"fid": 1.0, "clip": 1.0, "psnr": 1.0, "psnr_dense": 1.0, "attributes": 2.0, "content": 5.0, "relation": 5.0}
 HEADER = (
-    "section", "claim", "verdict", "setting", "metric", "expected", "measured", "the paper", "smallest effect seen",
+    "section", "claim", "verdict", "setting", "metric", "expected", "measured", "the paper", "half-width",
     "n",
 )  # fmt: skip
 TEXT_COLUMNS = 6
 LEGEND = (
     "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
-    "the 95 % intervals of the whole table hold together (max-t). Smallest effect seen: half of the interval's "
-    "width; a true difference below it would seldom be told from none. Agrees, contradicts: the interval leaves out"
-    " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or leaves 0 and "
-    "the margin out. Equivalent: a difference was claimed, and the whole interval lies within the margin. Margins: "
+    "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; a true "
+    "difference as large is told from none half of the time. Agrees, contradicts: the interval leaves out"
+    " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
+    "outside of it. Equivalent: a difference was claimed, and the whole interval lies within the margin. Margins: "
     + ", ".join(f"{METRICS[key].title} {margin:g}" for key, margin in MARGINS.items())
     + ". The minis were trained at low resolution too, which SD1.5 was not: stock SD1.5 at beta = s = 1/2 falls to FID "
     "63.64 and CLIP score 19.47 (the paper's Table 7)."
@@ -78,7 +78,7 @@ class Judged:
         low, high = sorted((sign * self.measured.low, sign * self.measured.high))  # above 0 is better
         within = -margin < low and high < margin
         if self.claim.expected == "alike":
-            away = (low > 0 or high < 0) and abs(self.measured.value) > margin
+            away = low > margin or high < -margin
             return "agrees" if within else "contradicts" if away else "not resolved"
         better, worse = low > 0, high < 0
         if better or worse:
@@ -90,20 +90,18 @@ def judge(rows: Mapping[tuple[str, str], Row]) -> list[Judged]:
     """All claims. rows: {(the paper's model, plan id): its row}."""
     measured: dict[Claim, Interval] = {}
     for claim in CLAIMS:
-        metric, own = METRICS[claim.metric], [rows[claim.model, plan.id] for plan in claim.plans]
-        if tables.measured(own, metric) and all(tables.judges(metric, row) for row in own):
-            first, *others = [row.interval(metric) for row in own]
-            weights = (1.0, 1.0, -1.0)  # plan - against - (plan - against)
-            measured[claim] = metric.difference(first, list(zip(weights, others, strict=False)))
+        metric, found = METRICS[claim.metric], [rows.get((claim.model, plan.id)) for plan in claim.plans]
+        own = [row for row in found if row]
+        if len(own) == len(found) and tables.measured(own, metric) and all(tables.judges(metric, row) for row in own):
+            first, other = [row.interval(metric) for row in own]
+            measured[claim] = metric.difference(first, [(1.0, other)])
     wider = dict(zip(measured, together(list(measured.values())), strict=True))
     return [Judged(claim, wider.get(claim), _paper(claim)) for claim in CLAIMS]
 
 
 def _paper(claim: Claim) -> float | None:
-    values = [printed(claim.model, plan).get(claim.metric) for plan in claim.plans]
-    if any(value is None for value in values):
-        return None
-    return round(sum(sign * value for sign, value in zip((1, -1, -1, 1), values, strict=False) if value is not None), 4)
+    first, other = (printed(claim.model, plan).get(claim.metric) for plan in claim.plans)
+    return None if first is None or other is None else round(first - other, 4)
 
 
 def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
@@ -113,7 +111,7 @@ def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
         claim, measured, metric = one.claim, one.measured, one.metric
         text = metric.text(measured, "+") if measured else "–"
         effect = f"{(measured.high - measured.low) / 2:.{metric.digits}f}" if measured else "–"
-        plan, against = claim.setting
+        plan, against = map(name, claim.plans)
         found.append([
             claim.section, claim.text, one.verdict, f"{names[claim.model]}: {plan} vs {against}", metric.title,
             claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", effect,
@@ -134,6 +132,17 @@ def _bounds(judged: list[Judged]) -> dict[str, list[str]]:
     intervals = [one.measured for one in judged]
     ends = {"": "value", "_low": "low", "_high": "high"}
     return {end: [f"{getattr(one, field):.5f}" if one else "" for one in intervals] for end, field in ends.items()}
+
+
+def agreement(rows: Mapping[tuple[str, str], Row]) -> str:
+    """How far the judges of content are one on these images, as a sentence; "" without them."""
+    shares = [row.scores["agreement"].value for row in rows.values() if "agreement" in row.scores]
+    if not shares:
+        return ""
+    return (
+        f" Content is read by two judges, whose mean it is; they give one answer to {min(shares):.1f} to "
+        f"{max(shares):.1f} % of the questions about the images of a plan (jobs/results/accuracy-judge.csv)."
+    )
 
 
 def answer(judged: list[Judged]) -> str:

@@ -127,9 +127,10 @@ def write_claims(
     store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
 ) -> tuple[str, str]:
     """As `write`, of the claims."""
-    judged = claims.judge({key: measured.row for key, measured in results.items()})
+    rows = {key: measured.row for key, measured in results.items()}
+    judged = claims.judge(rows)
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.LEGEND} Protocol {of}; again: python jobs/reproduce.py claims."
+    note = f"{claims.LEGEND}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
     table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
@@ -158,7 +159,7 @@ def make(
     resources = evaluation.connect(options, list(names.values()))
     evaluated = evaluation.evaluate(store, entries, protocol, resources)
     there = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
-    whole = [exhibit for exhibit in group if all(cell.key in there for cell in exhibit.cells)]
+    whole = [exhibit for exhibit in group if exhibit.claims or all(cell.key in there for cell in exhibit.cells)]
     configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
     tasks = {task.name: task for exhibit in whole for task in figures.tasks(exhibit, configurations, protocol)}
     units = [task.unit for task in tasks.values()]

@@ -256,5 +256,10 @@ def answer(rows: Sequence[Row], model: str) -> str:
         if all(row.method == "dense" for row in rows):  # that alone was asked
             return f"{model}: {more_steps(rows)}"
         return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
+    sizes = {metric.title: rows[0].interval(metric).n for metric in comparable(rows)}
     n = rows[0].n
-    return f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals that hold together, n = {n}."
+    fewer = "".join(f" ({title}: {size})" for title, size in sizes.items() if size != n)
+    return (
+        f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals, those of a metric hold together, "
+        f"n = {n}{fewer}."
+    )

@@ -24,20 +24,20 @@ STEPS = 60  # of the solution: what more steps still change is far less than wha
 
 
 def baseline(kind: str, of: Configuration) -> Configuration | None:
-    """What `of` is held against: `dense`, its own steps with nothing saved, or its `solution`, STEPS of them.
+    """What `of` is held against: `dense`, as many steps with nothing saved, or its `solution`, STEPS of them.
 
     None for the solution of a distilled model: its sampler draws noise at every step, so more steps are another image.
     """
     spec = resolve(of.backbone)
     if kind == "solution" and not FAMILIES[spec.family].guided:
         return None
-    steps = STEPS if kind == "solution" else spec.settings["steps"]
+    steps = STEPS if kind == "solution" else len(of.plan)
     return replace(of, plan=adapt(methods.dense(steps), spec.family))
 
 
-def first(shards: Sequence[tuple[Prompt, ...]]) -> Sequence[tuple[Prompt, ...]]:
-    """The shards that hold the first PROMPTS prompts."""
-    return shards[: ceil(PROMPTS / len(shards[0]))]
+def first(shards: Sequence[tuple[Prompt, ...]], every: bool = False) -> Sequence[tuple[Prompt, ...]]:
+    """The shards that hold the first PROMPTS prompts; `every` one where nothing else is measured."""
+    return shards if every else shards[: ceil(PROMPTS / len(shards[0]))]
 
 
 def folder(against: Configuration, of: Configuration) -> str:

@@ -64,6 +64,7 @@ ONE = "a small striped blue ring on sand"
         (MIXED, {"attributes": 75, "binding": 0, "objects": 100, "relation": 100, "content": 0}),
         (ABOVE, {"attributes": 100, "binding": 100, "objects": 100, "relation": 0, "content": 0}),
         (ONE, {"attributes": 50, "binding": 50, "objects": 0, "relation": 0, "content": 0, "backgrounds": 100}),
+        ("a big green heart on sand", {"attributes": 50, "binding": 50, "objects": 0, "relation": 0, "content": 0}),
         (TWO.replace("sand", "snow"), {"attributes": 100, "backgrounds": 0, "relation": 100, "content": 0}),
     ],
 )
@@ -78,6 +79,28 @@ def test_one_object_is_right_wherever_the_judge_takes_the_second_for():
     assert METRICS["objects"].score(read(*[TWO] * 4), read(*[ONE] * 4)).value == 0
     assert not METRICS["relation"].applies(ONE)
     assert METRICS["relation"].applies(TWO)
+
+
+def guessed(asked: str, shown: str) -> np.ndarray:
+    """What a judge says of an image of one object, where its guess at a second one that is not there is right."""
+    answers = judge.one_hot([asked] * 4)
+    answers[:, :2] = judge.one_hot([shown])[0, :2]  # one object
+    return np.tile(answers, (1, judge.JUDGES))
+
+
+def test_what_is_guessed_of_an_object_that_is_not_there_counts_nothing():
+    shown = guessed(TWO, ONE)
+    assert METRICS["attributes"].score(shown, read(*[TWO] * 4)).value == 50
+    assert METRICS["binding"].score(shown, read(*[TWO] * 4)).value == 50
+
+
+TWINS = "a big red star left of a big red star on snow"
+
+
+def test_objects_that_are_alike_stand_in_either_order_and_what_is_not_recognised_in_none():
+    assert scored("relation", TWINS, TWINS) == 100
+    nothing = "a big checkered black circle left of a big checkered black circle on sand"
+    assert scored("relation", nothing, "a small red star left of a small blue ring on sand") == 0
 
 
 def test_scores_are_means_of_both_judges_and_say_where_they_differ():
