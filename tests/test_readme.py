@@ -1,6 +1,7 @@
 """What the README and docs/cluster.md show runs as it stands there."""
 
 import argparse
+import csv
 import re
 import runpy
 import shlex
@@ -137,3 +138,17 @@ def test_every_make_target_that_is_shown_is_one():
     shown = set(re.findall(r"\bmake ([\w-]+)", "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))))
     assert shown == {"install", "sweep", "reproduce", "quick", "test", "test-all", "check", "chaos"}
     assert shown <= targets
+
+
+def test_the_claims_that_are_counted_are_those_that_were_measured():
+    file = README_FILE.parent / "jobs/results/paper/claims.csv"
+    verdicts = [row["verdict"] for row in csv.DictReader(file.open())]
+    counts = {verdict: verdicts.count(verdict) for verdict in ("agrees", "contradicts", "equivalent", "not resolved")}
+    assert sum(counts.values()) == len(verdicts) >= 24
+    assert len(verdicts) - counts["not resolved"] >= 15
+    agree, contradicted, equivalent, unknown = counts.values()
+    assert contradicted == 0
+    told = (
+        f"Of {len(verdicts)} claims {agree} agree, none is contradicted, {equivalent} show no difference that matters"
+    )
+    assert f"{told}, {unknown} cannot be told" in re.sub(r"\s+", " ", README)
