@@ -64,7 +64,8 @@ def run(options: Options) -> None:
     if metric.needs == "reference" and not whole_protocol.reference:
         raise ValueError(f"--by {options.by} needs --reference, a folder of images")
     if not metric.ranks:
-        raise ValueError(f"--by {options.by} ranks no plans: {metric.title} says nothing of how good an image is")
+        able = ", ".join(one.key for one in METRICS.values() if one.ranks)
+        raise ValueError(f"--by must be a metric that ranks plans ({able}), got {options.by}")
     if missing := whole_protocol.lacks(metric):
         raise ValueError(f"--by {options.by} cannot be measured: {missing}")
     whole_protocol = replace(whole_protocol, only=metric.key)

@@ -33,7 +33,8 @@ class Metric:
     digits: after the point, in tables. A csv has two more.
     shown: in tables, plots, the answer and W&B; the others are columns of csv files.
     applies: whether it is of the image of a caption; of all, if it is not given. `fewest` counts those.
-    ranks: whether plans can be chosen by it.
+    ranks: whether plans can be chosen by it: not by what the judges agree on, nor by how near a plan is to as many
+        dense steps, of which few are as near as many.
     """
 
     key: str
@@ -147,8 +148,8 @@ METRICS: dict[str, Metric] = {
         ),
         _paired("psnr", "PSNR", "solution", pixels.psnr, digits=2, shown=True),
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),
-        _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2),
-        _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4),
+        _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2, ranks=False),
+        _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4, ranks=False),
         _judged("attributes", "right attributes", "attributes as asked, two objects in their better order",
                 judge.attributes, shown=True),
         _judged("content", "right images", "images in which all is as asked", judge.content),

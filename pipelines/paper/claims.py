@@ -110,11 +110,11 @@ def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
     for one in judged:
         claim, measured, metric = one.claim, one.measured, one.metric
         text = metric.text(measured, "+") if measured else "–"
-        effect = f"{(measured.high - measured.low) / 2:.{metric.digits}f}" if measured else "–"
+        half = f"{(measured.high - measured.low) / 2:.{metric.digits}f}" if measured else "–"
         plan, against = map(name, claim.plans)
         found.append([
             claim.section, claim.text, one.verdict, f"{names[claim.model]}: {plan} vs {against}", metric.title,
-            claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", effect,
+            claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", half,
             str(measured.n) if measured else "–",
         ])  # fmt: skip
     return found

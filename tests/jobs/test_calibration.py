@@ -165,6 +165,7 @@ def test_a_plan_within_the_budget_is_found_kept_and_found_again(tmp_path, capsys
         (["--share", "0.4", "--of", "seconds", "--rounds", "1"], "--rounds must be 3 or more (a median of fewer says"),
         (["--share", "0.4", "--rounds", "5"], "--rounds has no effect on a budget of flops: nothing is timed"),
         (["--share", "0.4", "--reference", "x"], "--reference has no effect with --by clip"),
+        (["--share", "0.4", "--by", "psnr_dense"], "--by must be a metric that ranks plans (fid, clip, kid, cmmd"),
         (["--share", "0.4", "--batch-size", "32", "--limit", "64"], "--batch-size must be at most the 16 prompts of a"),
     ],
 )

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,19 @@ def test_intervals_of_more_changes_are_wider():
     one, two = comparison.compare(["x", "y"], [group])[1], comparison.compare(["x", "y"], [group, other])[1]
     assert two.change["clip"].low < one.change["clip"].low
     assert comparison.compare(["x", "y"], [group, group])[1].change["clip"] == one.change["clip"]
+
+
+def test_what_is_held_against_its_own_model_is_not_compared():
+    """Each variant's PSNR is to another image."""
+    scores = np.random.default_rng(0).normal(50, 20, 64)
+    group = [
+        replace(one, scores={**one.scores, "psnr": one.scores["clip"]})
+        for one in (row("a", scores), row("b", scores + 1))
+    ]
+    compared = comparison.compare(["x", "y"], [group])
+    assert set(compared[1].change) == {"fid", "clip"}
+    assert not any("PSNR" in text for text in (*comparison.header(group), comparison.answer(compared)))
+    assert len(comparison.cells(compared)[0]) == len(comparison.header(group))
 
 
 def test_without_reference_images_there_is_no_fid():

@@ -94,6 +94,13 @@ def test_what_is_guessed_of_an_object_that_is_not_there_counts_nothing():
     assert METRICS["binding"].score(shown, read(*[TWO] * 4)).value == 50
 
 
+def test_of_two_that_share_attributes_the_one_that_is_there_is_credited_once():
+    """Both are big and on sand: the heart's size is not the star's too."""
+    pair = "a big green heart left of a big red star on sand"
+    shown = guessed(pair, "a big green heart on sand")
+    assert METRICS["attributes"].score(shown, read(*[pair] * 4)).value == 50
+
+
 TWINS = "a big red star left of a big red star on snow"
 
 

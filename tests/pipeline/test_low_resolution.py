@@ -47,6 +47,8 @@ def test_it_draws_each_low_resolution_of_the_plans_once():
     assert [entry.settings for entry in entries] == ["64x64 px", "48x48 px", "32x32 px"]
     assert [entry.configuration.size for entry in entries] == [64, 48, 32]
     assert {entry.configuration.plan.id for entry in entries} == {methods.dense(20).id}
+    wide = sweeps.Options(backbone="mini-sd", batch_size=64)
+    assert {entry.configuration.batch_size for entry in low_resolution.sizes(wide, plans)} == {16}  # no batch is padded
     assert entries[0].flops > entries[1].flops > entries[2].flops
     assert low_resolution.sizes(options("sdxl"), [methods.mixed_resolution(20, 0.75, 0.2)])[1].settings == "768x768 px"
 

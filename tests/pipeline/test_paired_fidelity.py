@@ -6,6 +6,7 @@ from math import log10
 import numpy as np
 import pytest
 
+import postdiff
 from pipelines import calibration, graph
 from pipelines.candidates import Candidate
 from pipelines.engine.records import Prompt
@@ -16,7 +17,8 @@ from pipelines.metrics.intervals import mean_interval
 from pipelines.metrics.metric import METRICS
 from pipelines.report import tables
 from pipelines.report.tables import Row
-from pipelines.stages import fidelity, generation
+from pipelines.stages import features, fidelity, generation
+from pipelines.stages.features import Pictures
 from postdiff import methods
 
 PSNR = METRICS["psnr"]
@@ -131,3 +133,31 @@ def test_a_protocol_of_one_metric_measures_no_other():
     only = replace(Protocol("shapes", listed, 4, (), "mini-clip", "mini-clip"), only="psnr")
     assert [metric.key for metric in METRICS.values() if not only.lacks(metric)] == ["psnr"]
     assert only.lacks(METRICS["clip"]) == "PSNR alone is asked for"
+
+
+def test_a_calibration_by_it_compares_every_image(tmp_path):
+    """What is measured alone is of all prompts: a calibration halves plans by it."""
+    listed = tuple(Prompt(str(i), "a big red star on snow") for i in range(100))
+    only = Protocol("x", listed, 32, (), "mini-clip", "mini-clip", only="psnr")
+    own = Entry("deepcache", "", configuration(), 1, 10**9)
+    _, tasks = graph.units(Store(str(tmp_path)), [own], only)
+    assert [one.first for one in tasks[own.configuration.id].inputs] == [100]
+    assert "100 images" in only.definition(PSNR)
+    assert "64 images" in replace(only, only="", prompts=listed[:64]).definition(PSNR)
+
+
+def test_shards_of_other_prompts_are_not_compared(tmp_path):
+    store, names = Store(str(tmp_path)), ["images/a/00000-of-00001.parquet", "images/b/00000-of-00001.parquet"]
+    pictures = {name: Pictures(list(GREY[:2]), ids, "made of") for name, ids in zip(names, ("pq", "qp"), strict=True)}
+    extractor = features.Extractor(store)
+    extractor._stored = extractor.stored.read = pictures.__getitem__
+    (unit,) = fidelity.units(names[:1], names[1:], "features/f/a")
+    with pytest.raises(ValueError, match="must be of the same prompts, in one order"):
+        extractor(unit.task)
+
+
+def test_the_solution_is_one(backbone):
+    """More steps still change it less than the model's own steps are away from it."""
+    prompts, seeds = ["a big red star on snow", "a small blue ring left of a big green heart on sand"], [1, 2]
+    own, solution, more = (postdiff.sample(backbone, prompts, seeds, methods.dense(t)) for t in (20, 60, 120))
+    assert pixels.compare(solution, more)[:, 0].mean() > pixels.compare(own, solution)[:, 0].mean() + 3
