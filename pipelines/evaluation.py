@@ -208,8 +208,8 @@ def _check_shards(store: Store, of: Protocol) -> None:
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
     """`plan` on `backbone` under the options of a job. A batch size that is to be found is 1 until it is."""
-    of = options
-    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, of.dtype)
+    of, ways = options, (options.dtype, options.channels_last, options.compile)
+    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, *ways)
 
 
 def connect(options: Options, backbones: Sequence[str]) -> Resources:

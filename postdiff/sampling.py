@@ -129,6 +129,8 @@ def _checked(
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
+    if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
+        raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
     return prompts, seeds, plan, sampling
 
 
@@ -202,7 +204,7 @@ def denoise(
 
     Returns: clean latents [B, C, h, w].
     """
-    with attach(backbone.denoiser, state.plan) as running:
+    with attach(backbone.denoiser, state.plan, backbone.compiled) as running:
         prepare(backbone, state, running)
         while state.index < len(state.plan):
             advance(backbone, state, guide(state, evaluate(backbone, state, running)), on_x0)
