@@ -359,3 +359,16 @@ def test_folders_of_one_name_are_told_apart(eight):
     arguments = broken(eight)
     arguments[2] = str(eight / "c" / "a")
     assert scoring.names(scoring.folders(score.parse(arguments))) == [str(eight / "a"), str(eight / "c" / "a")]
+
+
+def test_shards_hold_the_images_of_their_own_prompts(swept, tmp_path):
+    root, _, protocol = swept
+    of = named_images.read(root / "a", protocol.prompts)
+    store = Store(str(tmp_path))
+    scoring.keep(store, of, protocol)
+    names = store.shards(f"images/{of.id}")
+    assert len(names) == len(protocol.shards) == 2
+    stored = [row for name in names for row in store.table(name, ["prompt_id", "image"]).to_pylist()]
+    assert [row["prompt_id"] for row in stored] == [prompt.id for prompt in protocol.prompts]
+    for i, row in enumerate(stored):
+        assert np.array_equal(images.decode(row["image"]["bytes"]), np.asarray(Image.open(of.files[i])))
