@@ -3,6 +3,8 @@
     python jobs/reproduce.py table2 fig4                              on the mini models and Shapes
     python jobs/reproduce.py all --scale 0.5                          every exhibit, half of the prompts
     python jobs/reproduce.py all --models real --dry-run              what it would take: runs, GPU hours, bytes
+    python jobs/reproduce.py claims --draw 1 --out out/again --against out/paper/exhibits/claims.csv
+                                                                      do its verdicts come again on other prompts?
     python jobs/reproduce.py all --models real --prompts captions.tsv --calibration others.tsv \
         --reference FOLDER --fid inception-2015-12-05.pt --out s3://bucket/paper
 
@@ -56,6 +58,7 @@ def refuse_unused(given: Options) -> None:
         ("calibration",): lambda exhibit: exhibit.searches,
         (recaption.captions, recaption.references): lambda exhibit: DATASETS[exhibit.dataset] is recaption,
         ("finetuned",): lambda exhibit: exhibit.tuned,
+        ("against",): lambda exhibit: exhibit.claims,
     }
     for names, uses in only.items():
         keys = [exhibit.key for exhibit in exhibits.gather(["all"], {}) if uses(exhibit)]

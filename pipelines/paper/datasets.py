@@ -30,6 +30,10 @@ class Options(options.Options):
     finetuned: Annotated[
         tuple[str, ...], flag("of Table 7's real models (jobs/finetune.py)", nargs="+", metavar="MODEL=FOLDER")
     ] = ()
+    against: Annotated[
+        str | None,
+        flag("claims.csv of a run of other prompts (--draw): which verdicts came again (claims-replication.csv, .md)"),
+    ] = None
     rounds: Annotated[int, flag("of the latency measurement; 0: none", at_least_3(zero=True))] = 7
     price: Annotated[float | None, flag("of a GPU hour, for --dry-run of the real models", number(0, 1e6))] = None
     dry_run: Annotated[bool, flag("print what would run, and stop")] = False
@@ -74,6 +78,7 @@ def play_gallery(given: Options) -> Options:
     return replace(
         given, out=below(given.out, GALLERY), protocol=None, matched=False, shuffled=False,
         prompts="shapes" if given.mini else str(APPENDIX_J), limit=PROMPTS_A_MODEL if given.mini else None,
+        draw=given.draw if given.mini else 0,  # the paper's own prompts are one draw
         batch_size=min(given.batch_size, 8), given=given.given - {"batch_size"},
     )  # fmt: skip
 

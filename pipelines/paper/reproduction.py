@@ -12,7 +12,7 @@ import postdiff
 from pipelines import evaluation
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import claims, exhibit_text, exhibits, figures, significance, verdict
+from pipelines.paper import claims, exhibit_text, exhibits, figures, replication, significance, verdict
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
@@ -92,8 +92,6 @@ def write(
     configurations: figures.Configurations,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
-    if exhibit.claims:
-        return write_claims(store, results, names, protocol)
     table = exhibit_text.table(exhibit, results)
     title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     of = protocol.facts()["protocol"]
@@ -124,9 +122,9 @@ def write(
 
 
 def write_claims(
-    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
+    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
 ) -> tuple[str, str]:
-    """As `write`, of the claims."""
+    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
     rows = {key: measured.row for key, measured in results.items()}
     judged = claims.judge(rows)
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
@@ -139,6 +137,15 @@ def write_claims(
         f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
         f'{document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS)}\n<p class="dim">{escape(note)}</p>'
     )
+    if against:
+        first = replication.read(against, names)
+        again = replication.lines(first, judged, names)
+        told = replication.markdown(again, first, of)
+        store.put("exhibits/claims-replication.md", told.encode())
+        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
+        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS)
+        html += f"\n<h3>A second run</h3>\n<p>{escape(replication.answer(again, first, of))}</p>\n{table}"
+        markdown += f"\n{told}"
     return html, markdown
 
 
@@ -165,7 +172,13 @@ def make(
     units = [task.unit for task in tasks.values()]
     worker.run_all(units, store, resources, "steps")
     results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
-    made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in whole]
+    made = []
+    for exhibit in whole:
+        if exhibit.claims:
+            files = write_claims(store, results, names, protocol, options.against)
+        else:
+            files = write(store, exhibit, results, names, protocol, configurations)
+        made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),

@@ -9,7 +9,7 @@ from pipelines.engine import workers
 from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, searched_plans, tuning
+from pipelines.paper import datasets, dry_run, exhibits, published, replication, reproduction, searched_plans, tuning
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Exhibit, before
 from pipelines.report import document
@@ -43,6 +43,9 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
         for model, plan in {cell.model: cell.plan for cell in exhibit.cells}.items():
             evaluation.configure(settled[exhibit.dataset], names[model], plan)
     protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
+    if given.against:
+        first = replication.read(given.against, names)
+        replication.check(first, protocols[next(e.dataset for e in chosen if e.claims)].facts()["protocol"])
     if published.GALLERY in protocols:  # a few images: to be seen
         protocols[published.GALLERY] = replace(protocols[published.GALLERY], reference=())
     searched = any(exhibit.searches for exhibit in chosen)

@@ -180,6 +180,9 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
         (["table1", "--models", "real", "--price", "3"], "--price has no effect without --dry-run"),
         (["table6", "--recaption", "x.txt"], "--recaption has no effect with --models mini"),
         (["fig4", "--calibration", "x.txt"], "--calibration has no effect on fig4: it is of table3 and table4"),
+        (["fig4", "--against", "x.csv"], "--against has no effect on fig4: it is of claims"),
+        (["claims", "--against", "nowhere.csv"], "'nowhere.csv' must be a file, got no such file"),
+        (["fig4", "--draw", "-1"], "--draw must be 0 or more, got -1"),
         (["fig4", "--recaption-reference", "x"], "--recaption-reference has no effect on fig4: it is of table6"),
         (
             ["fig4", "--n-reference", "9", "--reference", "x"],
