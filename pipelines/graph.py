@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.data import prompts
 from pipelines.engine.cluster import Unit
-from pipelines.engine.store import Store, shard_name
+from pipelines.engine.store import Store
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.stages import features, fidelity, generation, scores
 
@@ -37,7 +37,7 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
     made_of = tuple(prompts.fingerprint(shard) for shard in shards)
     tasks = {}
     for id in different:
-        images = _names(id, len(shards))
+        images = tuple(generation.shard_names(id, len(shards)))
         own = [
             replace(unit, needs=(image,), rides=True)
             for encoder in protocol.encoders
@@ -49,11 +49,7 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
         features_used = tuple(unit.name for unit in (*own, *shared))
         tasks[id] = scores.Scoring(store, id, ids, images, made_of, (*inputs, *of_compared), features_used)
         found += [*own, tasks[id].unit]
-    return found, tasks
-
-
-def _names(id: str, shards: int) -> tuple[str, ...]:
-    return tuple(shard_name(f"images/{id}", i, shards) for i in range(shards))
+    return list({unit.name: unit for unit in found}.values()), tasks  # baselines share the entries' text
 
 
 class _Comparisons:
@@ -69,21 +65,25 @@ class _Comparisons:
         }
 
     def baseline_units(self) -> list[Unit]:
-        """Images of the baselines that are no entries themselves: of the first shards alone."""
+        """Images of the baselines that are no entries themselves: of the first shards alone, and in folders of their
+        own. Where another run of the store has them as entries, theirs are in no way mixed up with these."""
         extra: dict[str, tuple[Configuration, float]] = {}
         for id, entry in self.entries.items():
             a_step = entry.flops / 1e9 / len(entry.configuration.plan)  # about: it is for the order of work
             for of in self.baselines[id].values():
                 if of.id not in self.entries:
                     extra[of.id] = of, max(a_step * len(of.plan), extra[of.id][1] if of.id in extra else 0)
-        return generation.units([of for of, _ in extra.values()], self.first, [cost for _, cost in extra.values()])
+        costs = [cost for _, cost in extra.values()]
+        return generation.units([of for of, _ in extra.values()], self.shards, costs, len(self.first))
 
     def units(self, id: str) -> tuple[list[Unit], list[scores.Input]]:
         """The comparisons of a configuration's images, and what the paired metrics are of."""
         made, inputs, n = [], [], sum(map(len, self.first))
         for kind, of in self.baselines[id].items():
-            others = _names(of.id, len(self.shards if of.id in self.entries else self.first))[: len(self.first)]
+            own = generation.shard_names(id, len(self.shards))
+            hidden = 0 if of.id in self.entries else len(self.first)
+            others = generation.shard_names(of.id, len(self.shards), hidden)
             where = fidelity.folder(of, self.entries[id].configuration)
-            made += fidelity.units(_names(id, len(self.shards))[: len(self.first)], others, where)
+            made += fidelity.units(own[: len(self.first)], others[: len(self.first)], where)
             inputs += [scores.Input(m.key, where, "", n) for m in self.metrics if m.needs == kind]
         return made, inputs
