@@ -42,7 +42,7 @@ def parse(argv: list[str] | None = None) -> Options:
 
 def refuse_unused(given: Options) -> None:
     """Raise ValueError for an option that was given, and that has no effect beside the others."""
-    chosen = exhibits.gather(list(given.exhibits), {})
+    chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)
     plays = [DATASETS[exhibit.dataset].play(given) for exhibit in chosen]
     shapes = any(own.prompts in SHAPES and not own.reference for own in plays)
     if given.mini or given.prompts != "shapes":
@@ -51,6 +51,8 @@ def refuse_unused(given: Options) -> None:
         options.refuse_unused(replace(given, given=given.given - used), other=other)
     if given.mini:
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
+    else:
+        refuse(given, "with --models real, which draw all", "whole")
     if not given.dry_run:
         refuse(given, "without --dry-run", "price")
     recaption = DATASETS["imagenet21k_recaption"]
@@ -58,6 +60,7 @@ def refuse_unused(given: Options) -> None:
         ("calibration",): lambda exhibit: exhibit.searches,
         (recaption.captions, recaption.references): lambda exhibit: DATASETS[exhibit.dataset] is recaption,
         ("finetuned",): lambda exhibit: exhibit.tuned,
+        ("whole",): lambda exhibit: exhibit.fewer,
         ("against",): lambda exhibit: exhibit.claims,
     }
     for names, uses in only.items():

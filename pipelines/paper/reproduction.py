@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import postdiff
 from pipelines import evaluation
+from pipelines.data.prompts import SHAPES
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import claims, exhibit_text, exhibits, figures, replication, significance, verdict
-from pipelines.paper.datasets import Options
+from pipelines.paper import claims, exhibit_text, exhibits, figures, prose, replication, significance, verdict
+from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
 from pipelines.stages import latency, worker
@@ -95,7 +96,8 @@ def write(
     table = exhibit_text.table(exhibit, results)
     title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     of = protocol.facts()["protocol"]
-    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), f"n = {len(protocol.prompts)}, protocol {of}"]
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *_stand_in(exhibit, protocol)]
+    notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
     base = f"exhibits/{exhibit.key}"
     body = f"<h2>{escape(title)}</h2>\n"
     drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
@@ -119,6 +121,26 @@ def write(
     folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"
     html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
     return html, markdown
+
+
+def _stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
+    """What Shapes cannot play of the paper's data set."""
+    told = DATASETS[exhibit.dataset].on_shapes
+    return [told] if told and protocol.source in SHAPES else []
+
+
+def write_prose(
+    store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
+) -> tuple[str, str]:
+    """As `write`, of the numbers of the paper's sentences."""
+    lines, of = prose.lines(exhibit.numbers, results, names), protocol.facts()["protocol"]
+    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {of}."
+    markdown = f"{tables.markdown(prose.HEADER, lines, prose.TEXT_COLUMNS)}\n{note}\n"
+    store.put(f"exhibits/{exhibit.key}.md", markdown.encode())
+    columns = {name: [line[i] for line in lines] for i, name in enumerate(prose.HEADER)}
+    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of({**columns, "protocol": [of] * len(lines)}).encode())
+    table = document.table(prose.HEADER, lines, text_columns=prose.TEXT_COLUMNS)
+    return f'<h2>{escape(exhibit.title)}</h2>\n{table}\n<p class="dim">{escape(note)}</p>', markdown
 
 
 def write_claims(
@@ -176,6 +198,8 @@ def make(
     for exhibit in whole:
         if exhibit.claims:
             files = write_claims(store, results, names, protocol, options.against)
+        elif exhibit.numbers:
+            files = write_prose(store, exhibit, results, names, protocol)
         else:
             files = write(store, exhibit, results, names, protocol, configurations)
         made.append((exhibit, *files))

@@ -61,7 +61,7 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
 
 def run(given: Options) -> None:
     """From options to exhibits and report. Raises ValueError or OSError before any work for what does not fit."""
-    chosen = exhibits.gather(list(given.exhibits), {})  # raises for one that is not here
+    chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)  # raises for one that is not here
     models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
     names = {model: exhibits.MINI[before(model)] if given.mini else before(model) for model in models}
     if given.dry_run:
@@ -73,7 +73,7 @@ def run(given: Options) -> None:
         names = job.names | tuning.make(given, job.names, job.tuned)
     with doing("searching the plans of Tables 3 and 4"):
         found = search(job, names, chosen, main)
-    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found)]
+    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found, given.all_steps)]
     with doing("measuring latencies"):
         own = next(iter(job.options.values()))
         times = reproduction.time_plans(main, chosen, names, own, job.gpu) if given.rounds else {}
@@ -92,7 +92,8 @@ def run(given: Options) -> None:
     facts["latency"] = "not measured (--rounds 0)"
     if given.rounds:
         facts["latency"] = (
-            f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}"
+            f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}; "
+            "seconds are the first plan's, times the median of each round's share of it"
         )
     facts |= {"machine": workers.machine(), "commit": document.commit()}
     reproduction.publish(main, given, sections, answers, facts)
