@@ -3,6 +3,8 @@
     python jobs/reproduce.py table2 fig4                              on the mini models and Shapes
     python jobs/reproduce.py all --scale 0.5                          every exhibit, half of the prompts
     python jobs/reproduce.py all --models real --dry-run              what it would take: runs, GPU hours, bytes
+    python jobs/reproduce.py claims --draw 1 --out out/again --against out/paper/exhibits/claims.csv
+                                                                      do its verdicts come again on other prompts?
     python jobs/reproduce.py all --models real --prompts captions.tsv --calibration others.tsv \
         --reference FOLDER --fid inception-2015-12-05.pt --out s3://bucket/paper
 
@@ -40,7 +42,7 @@ def parse(argv: list[str] | None = None) -> Options:
 
 def refuse_unused(given: Options) -> None:
     """Raise ValueError for an option that was given, and that has no effect beside the others."""
-    chosen = exhibits.gather(list(given.exhibits), {})
+    chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)
     plays = [DATASETS[exhibit.dataset].play(given) for exhibit in chosen]
     shapes = any(own.prompts in SHAPES and not own.reference for own in plays)
     if given.mini or given.prompts != "shapes":
@@ -49,6 +51,8 @@ def refuse_unused(given: Options) -> None:
         options.refuse_unused(replace(given, given=given.given - used), other=other)
     if given.mini:
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
+    else:
+        refuse(given, "with --models real, which draw all", "whole")
     if not given.dry_run:
         refuse(given, "without --dry-run", "price")
     recaption = DATASETS["imagenet21k_recaption"]
@@ -56,6 +60,8 @@ def refuse_unused(given: Options) -> None:
         ("calibration",): lambda exhibit: exhibit.searches,
         (recaption.captions, recaption.references): lambda exhibit: DATASETS[exhibit.dataset] is recaption,
         ("finetuned",): lambda exhibit: exhibit.tuned,
+        ("whole",): lambda exhibit: exhibit.fewer,
+        ("against",): lambda exhibit: exhibit.claims,
     }
     for names, uses in only.items():
         keys = [exhibit.key for exhibit in exhibits.gather(["all"], {}) if uses(exhibit)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipelines.engine.cluster import Unit
-from pipelines.engine.store import Store, shard_name
+from pipelines.engine.store import Store
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.stages import features, fidelity, generation, scores
 
@@ -32,7 +32,7 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
         own = [*own_features(id, protocol), *compared]
         tasks[id] = scoring(store, id, protocol, (*own, *shared), of_compared)
         found += [*own, tasks[id].unit]
-    return found, tasks
+    return list({unit.name: unit for unit in found}.values()), tasks  # baselines share the entries' text
 
 
 def shared_features(protocol: Protocol) -> list[Unit]:
@@ -47,7 +47,7 @@ def shared_features(protocol: Protocol) -> list[Unit]:
 
 def own_features(id: str, protocol: Protocol) -> list[Unit]:
     """Features of the images of the configuration `id`, by each encoder."""
-    images = image_names(id, len(protocol.shards))
+    images = generation.shard_names(id, len(protocol.shards))
     return [
         replace(unit, needs=(image,), rides=True)
         for encoder in protocol.encoders
@@ -63,13 +63,9 @@ def scoring(
         scores.Input(metric.key, features.folder(protocol.encoder(metric), id), protocol.against(metric))
         for metric in protocol.alone
     ]
-    images, names = image_names(id, len(protocol.shards)), tuple(unit.name for unit in used)
+    images = tuple(generation.shard_names(id, len(protocol.shards)))
+    names = tuple(unit.name for unit in used)
     return scores.Scoring(store, id, protocol.ids, images, protocol.made_of, (*inputs, *paired), names)
-
-
-def image_names(id: str, shards: int) -> tuple[str, ...]:
-    """The shards of images of the configuration `id`, in order."""
-    return tuple(shard_name(f"images/{id}", i, shards) for i in range(shards))
 
 
 class _Comparisons:
@@ -85,14 +81,16 @@ class _Comparisons:
         }
 
     def baseline_units(self) -> list[Unit]:
-        """Images of the baselines that are no entries themselves: of the first shards alone."""
+        """Images of the baselines that are no entries themselves: of the first shards alone, and in folders of their
+        own. Where another run of the store has them as entries, theirs are in no way mixed up with these."""
         extra: dict[str, tuple[Configuration, float]] = {}
         for id, entry in self.entries.items():
             a_step = entry.flops / 1e9 / len(entry.configuration.plan)  # about: it is for the order of work
             for of in self.baselines[id].values():
                 if of.id not in self.entries:
                     extra[of.id] = of, max(a_step * len(of.plan), extra[of.id][1] if of.id in extra else 0)
-        return generation.units([of for of, _ in extra.values()], self.first, [cost for _, cost in extra.values()])
+        costs = [cost for _, cost in extra.values()]
+        return generation.units([of for of, _ in extra.values()], self.shards, costs, len(self.first))
 
     def units(self, id: str) -> tuple[list[Unit], list[scores.Input]]:
         """The comparisons of a configuration's images, and what the paired metrics are of."""
@@ -100,9 +98,11 @@ class _Comparisons:
         inputs: list[scores.Input] = []
         n = sum(map(len, self.first))
         for kind, of in self.baselines[id].items():
-            others = image_names(of.id, len(self.shards if of.id in self.entries else self.first))[: len(self.first)]
+            hidden = 0 if of.id in self.entries else len(self.first)
+            own = generation.shard_names(id, len(self.shards))[: len(self.first)]
+            others = generation.shard_names(of.id, len(self.shards), hidden)[: len(self.first)]
             where = fidelity.folder(of.id, id)
             if where not in (one.images for one in inputs):  # one baseline can be both kinds
-                made += fidelity.units(image_names(id, len(self.shards))[: len(self.first)], others, where)
+                made += fidelity.units(own, others, where)
             inputs += [scores.Input(m.key, where, "", n) for m in self.metrics if m.needs == kind]
         return made, inputs

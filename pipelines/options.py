@@ -52,6 +52,14 @@ class Options:
     )
     matched: Annotated[bool, flag("of --reference only the images that the prompts are captions of (COCO)")] = False
     shuffled: Annotated[bool, flag("draw the prompts of a file by a fixed hash, not from its top")] = False
+    draw: Annotated[
+        int,
+        flag(
+            "other prompts, and with them other noise, to see whether a result comes again: 1, 2, ... of Shapes other "
+            "scenes of the same split, of a file the next --limit prompts (default: 0)",
+            whole(0, 10_000),
+        ),
+    ] = 0
     protocol: Annotated[
         str | None, flag(f"fix these by name: {', '.join(protocols.PROTOCOLS)} (of COCO's captions_val2014.json)")
     ] = None
@@ -162,7 +170,7 @@ def parse(doc: str | None, kind: type[Own], argv: Sequence[str] | None, fid: str
 def read_prompts(options: Options) -> list[Prompt]:
     """The prompts that are named. Raises ValueError as `load_prompts` does, and if more were asked for by --limit than
     there are: a default is the most, what was given is meant."""
-    listed = load_prompts(options.prompts, options.limit, options.shuffled)
+    listed = load_prompts(options.prompts, options.limit, options.shuffled, options.draw)
     if "limit" in options.given and options.limit and options.limit > len(listed):
         where, got = options.prompts, options.limit
         raise ValueError(f"--limit must be at most the {len(listed)} prompts of {where!r}, got {got}")

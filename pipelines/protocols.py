@@ -73,6 +73,8 @@ def apply(options: Own) -> Own:
         raise ValueError(f"--protocol {options.protocol} needs --prompts captions_val2014.json ({coco.SOURCE})")
     if options.shuffled:
         raise ValueError(f"--protocol {options.protocol} fixes the order of the prompts: --shuffled is not for it")
+    if options.draw:
+        raise ValueError(f"--protocol {options.protocol} fixes the prompts: --draw is not for it")
     listed = prompts.load_prompts(options.prompts)
     found = prompts.fingerprint(listed[: len(coco.first())])
     if (len(listed), found) != (coco.VAL2014, coco.FIRST_FINGERPRINT):

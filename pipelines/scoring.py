@@ -28,7 +28,7 @@ from pipelines.metrics.metric import METRICS, Metric
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
 from pipelines.report import tables
-from pipelines.stages import beside, features, fidelity, scores
+from pipelines.stages import beside, features, fidelity, generation, scores
 from pipelines.stages.beside import Threads
 from postdiff.terminal import doing
 
@@ -116,7 +116,7 @@ def evaluate(store: Store, of: Sequence[NamedImages], protocol: Protocol) -> lis
     own = [graph.own_features(one.id, protocol) for one in of]
     if len(of) > 1:
         where = fidelity.folder(of[1].id, of[0].id)
-        images, others = (graph.image_names(one.id, len(protocol.shards)) for one in of)
+        images, others = (generation.shard_names(one.id, len(protocol.shards)) for one in of)
         own[0] = [*own[0], *fidelity.units(images, others, where)]
         paired = [scores.Input(metric.key, where, "") for metric in FIDELITY]
     with lease(store), doing("scoring images"):
@@ -146,7 +146,7 @@ def keep(store: Store, of: NamedImages, protocol: Protocol) -> None:
 
     with tqdm(total=len(of.files), desc=f"reading {of.folder}", unit="image", delay=2) as bar:
         begins = 0
-        for name, shard in zip(graph.image_names(of.id, len(protocol.shards)), protocol.shards, strict=True):
+        for name, shard in zip(generation.shard_names(of.id, len(protocol.shards)), protocol.shards, strict=True):
             if name not in committed:
                 columns: dict[str, Sequence] = {
                     "prompt_id": [prompt.id for prompt in shard],

@@ -14,6 +14,7 @@ from postdiff.models.spec import Spec
 
 # Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
 SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
+DRAW = 100_000  # scenes of Shapes from one draw to the next: no draw has more
 TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id", "file_name")
 # Control characters that are no white space, a byte order mark inside a text, and halves of a character (surrogates).
@@ -21,7 +22,7 @@ _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff\ud800-\udfff]")
 _SHOWN = 60  # characters of a prompt in `describe`
 
 
-def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) -> list[Prompt]:
+def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, draw: int = 0) -> list[Prompt]:
     """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
 
     .txt: one a line, the line's number is the id; blank lines are layout. .csv, .tsv, .parquet: a column caption,
@@ -31,17 +32,20 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
     are the lists to use. White space around a prompt is no part of it.
 
     shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
+    draw: other prompts, so that nothing is shared with those of another draw, noise neither (`seed` is of the id): of
+        Shapes the scenes from number `draw` x DRAW on, of a file its `draw`-th stretch of `limit` prompts, from 0.
 
     Raises: ValueError naming the file, the line (or row, or annotation), and what was expected, if any of the file is
-        not what a person would read there: nothing is cut, left out or guessed. OSError if it cannot be opened.
+        not what a person would read there: nothing is cut, left out or guessed; if a file has not all the prompts of
+        its `draw`. OSError if it cannot be opened.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
     if source in SHAPES:
         # A caption may come again, with noise of its own: without that, those of one object run out, and 2,000 prompts
         # are no longer what the references are (FID of real renders: 4.6).
-        scenes = (shapes.scene(SHAPES[source], i) for i in range(limit or 256))
-        return [Prompt(f"{source}-{i}", scene.caption) for i, scene in enumerate(scenes)]
+        numbers = range(draw * DRAW, draw * DRAW + (limit or 256))
+        return [Prompt(f"{source}-{i}", shapes.scene(SHAPES[source], i).caption) for i in numbers]
     path = Path(source)
     readers = {
         ".txt": _lines,
@@ -74,7 +78,12 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False) 
         raise ValueError(f"{source!r} holds no prompt: expected at least one non-empty text")
     if shuffled:
         prompts.sort(key=lambda prompt: sha256(json.dumps([prompt.id, prompt.text]).encode()).digest())
-    return prompts[:limit]
+    if not draw:
+        return prompts[:limit]
+    if limit is None or len(prompts) < (draw + 1) * limit:
+        wanted = f"{limit} prompts needs {(draw + 1) * limit}" if limit else "a file needs a number of them (--limit)"
+        raise ValueError(f"draw {draw} of {wanted}, {source!r} has {len(prompts)}")
+    return prompts[draw * limit : (draw + 1) * limit]
 
 
 def unfit(text: Any) -> str:

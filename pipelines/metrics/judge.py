@@ -3,8 +3,9 @@
 A judge answers QUESTIONS about a scene in canonical order: of two objects side by side the left one is the first, of
 two above each other the upper one. Features of an image are the probabilities of all answers by either judge
 [N, 2 x WIDTH]; of a prompt, in the same layout, 1 for what its caption asks, and 0 for all answers to what it leaves
-open. All scores are percent, the mean of both judges; `agreement` says how far they are one. Neither knows an image of
-nothing or of three objects: it is counted as one or two, and its attributes are right by chance, a quarter to a third.
+open. All scores are percent, the mean of both judges or, with `judge`, of one alone; `agreement` says how far they are
+one. Neither knows an image of nothing or of three objects: it is counted as one or two, and its attributes are right by
+chance, a quarter to a third.
 """
 
 import re
@@ -28,7 +29,8 @@ QUESTIONS = {  # and how many answers each has
     **{f"{name}{i}": len(values) for i in (0, 1) for name, values in ATTRIBUTES.items()},
 }
 WIDTH = sum(QUESTIONS.values())
-JUDGES = 2
+NAMES = ("convolutional", "transformer")  # of the judges, in their order
+JUDGES = len(NAMES)
 _OBJECT = r"a ({}) (?:({}) )?({}) ({})".format(
     *("|".join(value for value in values if value != "plain") for values in ATTRIBUTES.values())
 )
@@ -135,9 +137,10 @@ def _content(read: _Reading) -> np.ndarray:
     return (read.count & read.background & whole[..., 0] & layout).astype(float)
 
 
-def _score(of: Callable[[_Reading], np.ndarray], documentation: str) -> Callable[[np.ndarray, np.ndarray], Interval]:
-    def score(images: np.ndarray, prompts: np.ndarray) -> Interval:
-        values = of(_Reading(images, prompts)).mean(0)
+def _score(of: Callable[[_Reading], np.ndarray], documentation: str) -> Callable[..., Interval]:
+    def score(images: np.ndarray, prompts: np.ndarray, judge: int | None = None) -> Interval:
+        by_judge = of(_Reading(images, prompts))
+        values = by_judge.mean(0) if judge is None else by_judge[judge]
         return mean_interval(100 * values[np.isfinite(values)])
 
     score.__doc__ = documentation

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.metrics.judge import QUESTIONS, one_hot
+from pipelines.metrics.judge import NAMES, QUESTIONS, one_hot
 
 WIDTH = 128
 
@@ -99,7 +99,7 @@ def _with_coordinates(images: Tensor) -> Tensor:
     return torch.cat([images, grid.expand(len(images), -1, -1, -1)], 1)
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"convolutional": Convolutional, "transformer": Transformer}
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = dict(zip(NAMES, (Convolutional, Transformer), strict=True))
 
 
 class JudgeEncoder:

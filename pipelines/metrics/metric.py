@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -33,8 +34,9 @@ class Metric:
     digits: after the point, in tables. A csv has two more.
     shown: in tables, plots, the answer and W&B; the others are columns of csv files.
     applies: whether it is of the image of a caption; of all, if it is not given. `fewest` counts those.
-    ranks: whether plans can be chosen by it: not by what the judges agree on, nor by how near a plan is to as many
-        dense steps, of which few are as near as many.
+    ranks: whether plans can be chosen by it: not by one judge, nor by what both agree on, nor by how near a plan is to
+        as many dense steps, of which few are as near as many.
+    judges: of a mean of several judges, the metrics by each of them alone: what a verdict needs all of.
     """
 
     key: str
@@ -51,6 +53,7 @@ class Metric:
     shown: bool = False
     applies: Callable[[str], bool] | None = None
     ranks: bool = True
+    judges: tuple["Metric", ...] = ()
 
     @property
     def is_paired(self) -> bool:
@@ -101,9 +104,19 @@ def _paired(key: str, title: str, needs: Literal["dense", "solution"], score: Ca
     return Metric(key, title, needs, "pixels", definition, score, lower_is_better=False, **more)
 
 
-def _judged(key: str, title: str, counted: str, score: Callable, **more) -> Metric:
+def _judged(key: str, title: str, counted: str, score: Callable, alone: bool = True, **more) -> list[Metric]:
+    """The mean of both judges, and before it, unless it is of both (`alone`), what each says alone."""
+    own: list[Metric] = []
+    for i, name in enumerate(judge.NAMES if alone else ()):
+        definition = f"percent of {counted}, by the {name} judge of {{encoder}}; {_OVER_MEAN}"
+        few = {**more, "shown": False, "ranks": False}
+        by_one = partial(score, judge=i)
+        own.append(Metric(f"{key}_{name}", f"{title} by {name}", "prompts", "judge", definition, by_one,
+                          lower_is_better=False, digits=1, **few))  # fmt: skip
     definition = f"percent of {counted}, by {{encoder}}, the mean of two judges; {_OVER_MEAN}"
-    return Metric(key, title, "prompts", "judge", definition, score, lower_is_better=False, digits=1, **more)
+    mean = Metric(key, title, "prompts", "judge", definition, score, lower_is_better=False, digits=1,
+                  judges=tuple(own), **more)  # fmt: skip
+    return [*own, mean]
 
 
 METRICS: dict[str, Metric] = {
@@ -150,16 +163,16 @@ METRICS: dict[str, Metric] = {
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),
         _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2, ranks=False),
         _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4, ranks=False),
-        _judged("attributes", "right attributes", "attributes as asked, two objects in their better order",
+        *_judged("attributes", "right attributes", "attributes as asked, two objects in their better order",
                 judge.attributes, shown=True),
-        _judged("content", "right images", "images in which all is as asked", judge.content),
-        _judged("objects", "right counts", "images with as many objects as asked", judge.objects),
-        _judged("binding", "right objects", "objects with all attributes as asked", judge.binding),
-        _judged("relation", "right relations", "of two objects: pairs that stand as asked", judge.relation,
+        *_judged("content", "right images", "images in which all is as asked", judge.content),
+        *_judged("objects", "right counts", "images with as many objects as asked", judge.objects),
+        *_judged("binding", "right objects", "objects with all attributes as asked", judge.binding),
+        *_judged("relation", "right relations", "of two objects: pairs that stand as asked", judge.relation,
                 applies=judge.asks_for_two),
-        _judged("backgrounds", "right backgrounds", "images on the background as asked", judge.background),
-        _judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement,
-                ranks=False),
+        *_judged("backgrounds", "right backgrounds", "images on the background as asked", judge.background),
+        *_judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement,
+                alone=False, ranks=False),
     )
 }  # fmt: skip
 

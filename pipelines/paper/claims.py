@@ -1,7 +1,8 @@
 """The paper's sentences as claims that a run can contradict: each a difference of two plans, and its expected sign.
 
-A claim's verdict comes from its interval alone; all intervals of the table hold together (max-t), so that in 19 of 20
-tables like this none of the differences that are nothing is called one.
+A claim's verdict comes from its interval alone, of what judges say from each judge's own, which must give one verdict;
+all intervals of the table hold together (max-t), so that in 19 of 20 tables like this none of the differences that are
+nothing is called one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.judge import NAMES as JUDGES
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import presets
 from pipelines.paper.claim_list import CLAIMS, Claim, name
@@ -24,15 +26,18 @@ from postdiff.plan import Plan
 MARGINS = {"fid": 1.0, "clip": 1.0, "psnr": 1.0, "psnr_dense": 1.0, "attributes": 2.0, "content": 5.0, "relation": 5.0}
 HEADER = (
     "section", "claim", "verdict", "setting", "metric", "expected", "measured", "the paper", "half-width",
-    "n",
+    "n", "each judge",
 )  # fmt: skip
 TEXT_COLUMNS = 6
+OPEN = "not resolved"
 LEGEND = (
     "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
     "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; a true "
     "difference as large is told from none half of the time. Agrees, contradicts: the interval leaves out"
     " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
-    "outside of it. Equivalent: a difference was claimed, and the whole interval lies within the margin. Margins: "
+    "outside of it. Equivalent: a difference was claimed, and the whole interval lies within the margin. What judges "
+    "say is shown as their mean, and is a verdict only where the intervals of both give it: else it is not resolved, "
+    "and the last column says that they differ. Margins: "
     + ", ".join(f"{METRICS[key].title} {margin:g}" for key, margin in MARGINS.items())
     + ". The minis were trained at low resolution too, which SD1.5 was not: stock SD1.5 at beta = s = 1/2 falls to FID "
     "63.64 and CLIP score 19.47 (the paper's Table 7)."
@@ -59,44 +64,66 @@ def printed(model: str, plan: Plan) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what came of it. measured: None where the metric was not. paper: its own difference, if printed."""
+    """A claim and what came of it. measured: None where the metric was not. paper: its own difference, if printed.
+    alone: of a metric that is the mean of judges, the difference by each of them."""
 
     claim: Claim
     measured: Interval | None
     paper: float | None
+    alone: tuple[Interval, ...] = ()
 
     @property
     def metric(self) -> Metric:
         return METRICS[self.claim.metric]
 
     @property
+    def verdicts(self) -> list[str]:
+        """Of the interval, or of each judge's."""
+        deciding = self.alone if self.metric.judges else filter(None, [self.measured])
+        return [_verdict(self.claim, interval) for interval in deciding]
+
+    @property
+    def differ(self) -> bool:
+        """Whether the judges give several verdicts."""
+        return len(set(self.verdicts)) > 1
+
+    @property
     def verdict(self) -> str:
         """Agrees, contradicts, equivalent, not resolved, or not measured."""
-        if self.measured is None:
-            return "not measured"
-        margin, sign = MARGINS[self.claim.metric], self.metric.sign
-        low, high = sorted((sign * self.measured.low, sign * self.measured.high))  # above 0 is better
-        within = -margin < low and high < margin
-        if self.claim.expected == "alike":
-            away = low > margin or high < -margin
-            return "agrees" if within else "contradicts" if away else "not resolved"
-        better, worse = low > 0, high < 0
-        if better or worse:
-            return "agrees" if better == (self.claim.expected == "better") else "contradicts"
-        return "equivalent" if within else "not resolved"
+        return "not measured" if not self.verdicts else OPEN if self.differ else self.verdicts[0]
+
+
+def _verdict(claim: Claim, measured: Interval) -> str:
+    margin, sign = MARGINS[claim.metric], METRICS[claim.metric].sign
+    low, high = sorted((sign * measured.low, sign * measured.high))  # above 0 is better
+    within = -margin < low and high < margin
+    if claim.expected == "alike":
+        away = low > margin or high < -margin
+        return "agrees" if within else "contradicts" if away else OPEN
+    better, worse = low > 0, high < 0
+    if better or worse:
+        return "agrees" if better == (claim.expected == "better") else "contradicts"
+    return "equivalent" if within else OPEN
 
 
 def judge(rows: Mapping[tuple[str, str], Row]) -> list[Judged]:
     """All claims. rows: {(the paper's model, plan id): its row}."""
-    measured: dict[Claim, Interval] = {}
+    measured: dict[tuple[Claim, str], Interval] = {}
     for claim in CLAIMS:
         metric, found = METRICS[claim.metric], [rows.get((claim.model, plan.id)) for plan in claim.plans]
         own = [row for row in found if row]
-        if len(own) == len(found) and tables.measured(own, metric) and all(tables.judges(metric, row) for row in own):
-            first, other = [row.interval(metric) for row in own]
-            measured[claim] = metric.difference(first, [(1.0, other)])
+        if len(own) < len(found) or not all(tables.judges(metric, row) for row in own):
+            continue
+        for part in (metric, *metric.judges):
+            if tables.measured(own, part):
+                first, other = [row.interval(part) for row in own]
+                measured[claim, part.key] = part.difference(first, [(1.0, other)])
     wider = dict(zip(measured, together(list(measured.values())), strict=True))
-    return [Judged(claim, wider.get(claim), _paper(claim)) for claim in CLAIMS]
+    told = []
+    for claim in CLAIMS:
+        alone = (wider.get((claim, part.key)) for part in METRICS[claim.metric].judges)
+        told.append(Judged(claim, wider.get((claim, claim.metric)), _paper(claim), tuple(filter(None, alone))))
+    return told
 
 
 def _paper(claim: Claim) -> float | None:
@@ -115,23 +142,27 @@ def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
         found.append([
             claim.section, claim.text, one.verdict, f"{names[claim.model]}: {plan} vs {against}", metric.title,
             claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", half,
-            str(measured.n) if measured else "–",
+            str(measured.n) if measured else "–", _judges(one),
         ])  # fmt: skip
     return found
 
 
+def _judges(one: Judged) -> str:
+    """What each judge says, and whether they differ; – where none was asked."""
+    told = " and ".join(one.metric.text(interval, "+") for interval in one.alone)
+    return f"{told}: the judges differ ({' and '.join(one.verdicts)})" if one.differ else told or "–"
+
+
 def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str) -> str:
+    told = lines(judged, names)
     columns: dict[str, list[str]] = {
-        key: [line[i] for line in lines(judged, names)] for i, key in enumerate(HEADER) if key != "measured"
+        key: [line[i] for line in told] for i, key in enumerate(HEADER) if key not in ("measured", "each judge")
     }
-    measured = {f"measured{end}": value for end, value in _bounds(judged).items()}
-    return tables.csv_of({**columns, **measured, "protocol": [protocol] * len(judged)})
-
-
-def _bounds(judged: list[Judged]) -> dict[str, list[str]]:
-    intervals = [one.measured for one in judged]
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    return {end: [f"{getattr(one, field):.5f}" if one else "" for one in intervals] for end, field in ends.items()}
+    columns |= tables.interval_columns("measured", [one.measured for one in judged], 5)
+    for i, key in enumerate(JUDGES):
+        columns |= tables.interval_columns(key, [one.alone[i] if one.alone else None for one in judged], 5)
+    columns["judges"] = ["" if not one.alone else "differ" if one.differ else "as one" for one in judged]
+    return tables.csv_of({**columns, "protocol": [protocol] * len(judged)})
 
 
 def agreement(rows: Mapping[tuple[str, str], Row]) -> str:
@@ -140,7 +171,7 @@ def agreement(rows: Mapping[tuple[str, str], Row]) -> str:
     if not shares:
         return ""
     return (
-        f" Content is read by two judges, whose mean it is; they give one answer to {min(shares):.1f} to "
+        f" Content is read by two judges; they give one answer to {min(shares):.1f} to "
         f"{max(shares):.1f} % of the questions about the images of a plan (jobs/results/accuracy-judge.csv)."
     )
 

@@ -30,7 +30,14 @@ class Options(options.Options):
     finetuned: Annotated[
         tuple[str, ...], flag("of Table 7's real models (jobs/finetune.py)", nargs="+", metavar="MODEL=FOLDER")
     ] = ()
+    against: Annotated[
+        str | None,
+        flag("claims.csv of a run of other prompts (--draw): which verdicts came again (claims-replication.csv, .md)"),
+    ] = None
     rounds: Annotated[int, flag("of the latency measurement; 0: none", at_least_3(zero=True))] = 7
+    whole: Annotated[
+        bool, flag("Fig. 4 and 8 of the mini models at every number of steps, not at T = 8, 14 and 20 alone")
+    ] = False
     price: Annotated[float | None, flag("of a GPU hour, for --dry-run of the real models", number(0, 1e6))] = None
     dry_run: Annotated[bool, flag("print what would run, and stop")] = False
     out: Out = "out/paper"
@@ -39,16 +46,23 @@ class Options(options.Options):
     def mini(self) -> bool:
         return self.models == "mini"
 
+    @property
+    def all_steps(self) -> bool:
+        """Do all figures have all of their numbers of steps?"""
+        return self.whole or not self.mini
+
 
 @dataclass(frozen=True)
 class Dataset:
     """size: prompts that the paper has. captions, references: the options that name them on real models, as attributes;
-    "" where the prompts are the paper's own. play: the options of what plays it."""
+    "" where the prompts are the paper's own. play: the options of what plays it. on_shapes: what Shapes cannot play of
+    it, a footnote of its exhibits."""
 
     size: int
     captions: str
     references: str
     play: Callable[[Options], Options]
+    on_shapes: str = ""
 
 
 def play_coco(given: Options) -> Options:
@@ -74,13 +88,20 @@ def play_gallery(given: Options) -> Options:
     return replace(
         given, out=below(given.out, GALLERY), protocol=None, matched=False, shuffled=False,
         prompts="shapes" if given.mini else str(APPENDIX_J), limit=PROMPTS_A_MODEL if given.mini else None,
+        draw=given.draw if given.mini else 0,  # the paper's own prompts are one draw
         batch_size=min(given.batch_size, 8), given=given.given - {"batch_size"},
     )  # fmt: skip
 
 
 DATASETS = {
     "coco2014": Dataset(30_000, "prompts", "reference", play_coco),
-    "imagenet21k_recaption": Dataset(10_000, "recaption", "recaption_reference", play_recaption),
+    "imagenet21k_recaption": Dataset(
+        10_000,
+        "recaption",
+        "recaption_reference",
+        play_recaption,
+        "here it is no other data set: other captions and noise of the same generator, held against the same reference",
+    ),
     GALLERY: Dataset(24, "", "", play_gallery),
 }
 

@@ -39,7 +39,7 @@ def gather(given: Options, chosen: Sequence[Exhibit]) -> tuple[list[Group], list
             lines.append(f"{dataset}: no file of captions is given: counted for {n} of the paper's {most}")
         else:
             own = datasets.of_dataset(given, dataset)
-            listed = prompts.load_prompts(own.prompts, own.limit, own.shuffled)
+            listed = prompts.load_prompts(own.prompts, own.limit, own.shuffled, own.draw)
             n = len(listed)
             lines.append(f"{dataset}: read {prompts.describe(listed)} (of {own.prompts})")
         groups.append(Group(dataset, n, tuple(e for e in chosen if e.dataset == dataset)))

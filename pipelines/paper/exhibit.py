@@ -1,7 +1,7 @@
 """What an exhibit of the paper is: plans under labels, beside printed numbers, with its picture."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipelines.metrics.metric import METRICS, Metric
@@ -58,8 +58,9 @@ class Exhibit:
 
     draw: its picture, a function of paper/figures.py; None for a table. watched: what is looked at step by step.
     searches: presets whose plans need the model. tuned: {model that is fine-tuned: (beta, s)}. answers: which of its
-    plans the paper's question is answered on: all, those that a table has printed too, or none. claims: of
-    paper/claims.py, in whose place no table of cells is written.
+    plans the paper's question is answered on: all, those that a table has printed too, or none. claims, numbers: of
+    paper/claims.py and paper/prose.py, in whose place no table of cells is written. fewer: the numbers of steps that
+    are enough on the mini models.
     note: what the paper leaves open.
     """
 
@@ -76,6 +77,17 @@ class Exhibit:
     tuned: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     answers: Literal["", "all", "printed"] = ""
     claims: tuple[Any, ...] = ()
+    numbers: tuple[Any, ...] = ()
+    fewer: tuple[int, ...] = ()
+
+    @property
+    def thinned(self) -> "Exhibit":
+        """With its `fewer` numbers of steps alone; itself where it has none."""
+        if not self.fewer:
+            return self
+        few = tuple(cell for cell in self.cells if len(cell.plan) in self.fewer)
+        told = f"only T = {', '.join(map(str, self.fewer))} are drawn (--whole draws all)"
+        return replace(self, cells=few, note="; ".join(filter(None, (self.note, told))))
 
     @property
     def is_table(self) -> bool:

@@ -12,16 +12,18 @@ from pipelines.metrics.metric import Metric
 from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import tables
 from pipelines.report.tables import Row
-from pipelines.stages.latency import Latency
+from pipelines.stages.latency import BLOCKS, STEADY, Latency
 
 if TYPE_CHECKING:
     from postdiff.pricing import Cost
 
-TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory")  # of Latency: seconds, a ratio, GiB
+# Of Latency: seconds, a ratio, GiB, a number.
+TIMES = ("p50", "p90", "speedup", "denoise", "decode", "encode", "memory", "blocks")
 PRINTED = ("tmacs", "fid", "clip")  # what the paper prints of a cell: `tmacs`, its FLOPs, and metrics by key
 # Relative differences of a counted cost from the printed one: below the first it is the same number, from the second on
 # another one.
 SAME, OTHER = 1e-4, 1e-3
+SLOWER = 1.75  # a printed speed-up by which FLOPs allow more, or less, is told
 
 LEGEND = (
     "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
@@ -89,11 +91,15 @@ def table(exhibit: Exhibit, results: Results) -> Table:
         for metric in exhibit.metrics:
             own = moved[metric.key].get(cell)
             quality += _quality(exhibit, results, cell, metric, own, printed.get(metric.key, False))
-        marks = [_mark(footnotes, note) for note in (*cell.notes, *_cost_notes(cell, found))]
+        marks = [
+            _mark(footnotes, note)
+            for note in (*cell.notes, *_cost_notes(cell, found), *_speed_notes(exhibit, results, cell))
+        ]
         label = exhibit.name(cell) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
     if printed["tmacs"]:
         footnotes.append(_attention_note(exhibit, results))
+    footnotes += _unsteady(exhibit, results)
     footnotes += [text for cell, text in CELLS.items() if any(cell in line for line in lines)]
     return Table(tuple(header), lines, footnotes)
 
@@ -121,6 +127,20 @@ def _cost_notes(cell: Cell, found: Measured) -> list[str]:
     if abs(found.there.macs_printed / 1e12 / printed - 1) <= OTHER:
         note += " (the print takes the cross-attention of the whole net off steps that run a part of it)"
     return [note]
+
+
+def _speed_notes(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
+    """What to say of a printed speed-up that is far from what the FLOPs of the paper's own model allow."""
+    first = exhibit.reference(cell.model)
+    own, whole = of(results, cell).there, of(results, first).there
+    if not (exhibit.timed and own and whole and cell.seconds and first.seconds):
+        return []
+    printed, allowed = first.seconds / cell.seconds, whole.flops / own.flops
+    if 1 / SLOWER < allowed / printed < SLOWER:
+        return []
+    return [
+        f"the paper's speed-up is {printed:.2f}, where the FLOPs of its method with these settings allow {allowed:.2f}"
+    ]
 
 
 def _attention_note(exhibit: Exhibit, results: Results) -> str:
@@ -157,6 +177,18 @@ def _times(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
     if cell.seconds and first.seconds:
         there = [f"{cell.seconds:.3f} ({cell.gpu})", f"{first.seconds / cell.seconds:.2f}"]
     return [*here, f"{allowed:.2f}", *there]
+
+
+def _unsteady(exhibit: Exhibit, results: Results) -> list[str]:
+    """A footnote where seconds of a timed exhibit vary more than they should, however often they were timed."""
+    times = {exhibit.name(cell): of(results, cell).latency for cell in exhibit.cells} if exhibit.timed else {}
+    loose = [name for name, took in times.items() if took and not took.steady]
+    if not loose:
+        return []
+    return [
+        f"seconds of {'; '.join(loose)} vary: their p90 is more than {STEADY:g} times their p50 in each of {BLOCKS} "
+        "blocks of rounds"
+    ]
 
 
 def _number(exhibit: Exhibit, cell: Cell, key: str, digits: int) -> str:

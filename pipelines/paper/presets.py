@@ -60,8 +60,8 @@ PRESETS = {
 }
 
 
-def printed() -> dict[tuple[str, str], dict[str, float]]:
-    """{(the paper's model, plan id): FID and CLIP score}, as the tables on COCO print them of plans without search."""
+def printed(metrics: Sequence[str] = ("fid", "clip")) -> dict[tuple[str, str], dict[str, float]]:
+    """{(the paper's model, plan id): numbers}, as the tables on COCO print them of plans without search."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key in ("table1", "table2", "table3", "table4", "table5"):
         for line in published.lines(key):
@@ -69,8 +69,9 @@ def printed() -> dict[tuple[str, str], dict[str, float]]:
             if preset in PRESETS and PRESETS[preset].needs_model:
                 continue
             of = plan(preset) if preset in PRESETS else published.plan(line)
-            values = {name: value for name, value in line.values.items() if name in ("fid", "clip")}
-            found.setdefault((line.model, of.id), {}).update(values)
+            values = {name: value for name, value in line.values.items() if name in metrics}
+            whose = line.model, of.id
+            found[whose] = values | found.get(whose, {})  # the first table's, where a later one has fewer digits
     return found
 
 

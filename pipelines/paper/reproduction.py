@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import postdiff
 from pipelines import evaluation
+from pipelines.data.prompts import SHAPES
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import claims, exhibit_text, exhibits, figures, significance, verdict
-from pipelines.paper.datasets import Options
+from pipelines.paper import claims, exhibit_text, exhibits, figures, prose, replication, significance, verdict
+from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
 from pipelines.stages import latency, worker
@@ -92,12 +93,11 @@ def write(
     configurations: figures.Configurations,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
-    if exhibit.claims:
-        return write_claims(store, results, names, protocol)
     table = exhibit_text.table(exhibit, results)
     title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     of = protocol.facts()["protocol"]
-    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), f"n = {len(protocol.prompts)}, protocol {of}"]
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *_stand_in(exhibit, protocol)]
+    notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
     base = f"exhibits/{exhibit.key}"
     body = f"<h2>{escape(title)}</h2>\n"
     drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
@@ -123,10 +123,30 @@ def write(
     return html, markdown
 
 
-def write_claims(
-    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
+def _stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
+    """What Shapes cannot play of the paper's data set."""
+    told = DATASETS[exhibit.dataset].on_shapes
+    return [told] if told and protocol.source in SHAPES else []
+
+
+def write_prose(
+    store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
 ) -> tuple[str, str]:
-    """As `write`, of the claims."""
+    """As `write`, of the numbers of the paper's sentences."""
+    lines, of = prose.lines(exhibit.numbers, results, names), protocol.facts()["protocol"]
+    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {of}."
+    markdown = f"{tables.markdown(prose.HEADER, lines, prose.TEXT_COLUMNS)}\n{note}\n"
+    store.put(f"exhibits/{exhibit.key}.md", markdown.encode())
+    columns = {name: [line[i] for line in lines] for i, name in enumerate(prose.HEADER)}
+    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of({**columns, "protocol": [of] * len(lines)}).encode())
+    table = document.table(prose.HEADER, lines, text_columns=prose.TEXT_COLUMNS)
+    return f'<h2>{escape(exhibit.title)}</h2>\n{table}\n<p class="dim">{escape(note)}</p>', markdown
+
+
+def write_claims(
+    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
+) -> tuple[str, str]:
+    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
     rows = {key: measured.row for key, measured in results.items()}
     judged = claims.judge(rows)
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
@@ -139,6 +159,15 @@ def write_claims(
         f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
         f'{document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS)}\n<p class="dim">{escape(note)}</p>'
     )
+    if against:
+        first = replication.read(against, names)
+        again = replication.lines(first, judged, names)
+        told = replication.markdown(again, first, of)
+        store.put("exhibits/claims-replication.md", told.encode())
+        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
+        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS)
+        html += f"\n<h3>A second run</h3>\n<p>{escape(replication.answer(again, first, of))}</p>\n{table}"
+        markdown += f"\n{told}"
     return html, markdown
 
 
@@ -165,7 +194,15 @@ def make(
     units = [task.unit for task in tasks.values()]
     worker.run_all(units, store, resources, "steps")
     results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
-    made = [(exhibit, *write(store, exhibit, results, names, protocol, configurations)) for exhibit in whole]
+    made = []
+    for exhibit in whole:
+        if exhibit.claims:
+            files = write_claims(store, results, names, protocol, options.against)
+        elif exhibit.numbers:
+            files = write_prose(store, exhibit, results, names, protocol)
+        else:
+            files = write(store, exhibit, results, names, protocol, configurations)
+        made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),

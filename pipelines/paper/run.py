@@ -9,7 +9,7 @@ from pipelines.engine import workers
 from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, searched_plans, tuning
+from pipelines.paper import datasets, dry_run, exhibits, published, replication, reproduction, searched_plans, tuning
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Exhibit, before
 from pipelines.report import document
@@ -43,6 +43,9 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
         for model, plan in {cell.model: cell.plan for cell in exhibit.cells}.items():
             evaluation.configure(settled[exhibit.dataset], names[model], plan)
     protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
+    if given.against:
+        first = replication.read(given.against, names)
+        replication.check(first, protocols[next(e.dataset for e in chosen if e.claims)].facts()["protocol"])
     if published.GALLERY in protocols:  # a few images: to be seen
         protocols[published.GALLERY] = replace(protocols[published.GALLERY], reference=())
     searched = any(exhibit.searches for exhibit in chosen)
@@ -58,7 +61,7 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
 
 def run(given: Options) -> None:
     """From options to exhibits and report. Raises ValueError or OSError before any work for what does not fit."""
-    chosen = exhibits.gather(list(given.exhibits), {})  # raises for one that is not here
+    chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)  # raises for one that is not here
     models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
     names = {model: exhibits.MINI[before(model)] if given.mini else before(model) for model in models}
     if given.dry_run:
@@ -70,7 +73,7 @@ def run(given: Options) -> None:
         names = job.names | tuning.make(given, job.names, job.tuned)
     with doing("searching the plans of Tables 3 and 4"):
         found = search(job, names, chosen, main)
-    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found)]
+    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found, given.all_steps)]
     with doing("measuring latencies"):
         own = next(iter(job.options.values()))
         times = reproduction.time_plans(main, chosen, names, own, job.gpu) if given.rounds else {}
@@ -89,7 +92,8 @@ def run(given: Options) -> None:
     facts["latency"] = "not measured (--rounds 0)"
     if given.rounds:
         facts["latency"] = (
-            f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}"
+            f"one image, decoding included, text encoded before; {given.rounds} rounds after warming up, on {where}; "
+            "seconds are the first plan's, times the median of each round's share of it"
         )
     facts |= {"machine": workers.machine(), "commit": document.commit()}
     reproduction.publish(main, given, sections, answers, facts)

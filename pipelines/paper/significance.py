@@ -33,14 +33,13 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     if not known:
         return ""
     sure = {cell: moved for cell, moved in known.items() if is_clear(moved)}
-    there = {cell: exhibit_text.printed_change(exhibit, cell, metric) for cell in sure}
-    alike = [cell for cell, moved in sure.items() if (there[cell] or 0) * moved.value > 0]
-    against = [exhibit.name(cell) for cell, moved in sure.items() if (there[cell] or 0) * moved.value < 0]
+    there = {cell: change for cell in sure if (change := exhibit_text.printed_change(exhibit, cell, metric))}
+    against = [exhibit.name(cell) for cell, change in there.items() if change * sure[cell].value < 0]
     text = f"{metric.title}: {len(sure)} of {len(known)} changes from {since} are clear"
     if 0 < len(sure) <= LISTED:
         text += f" ({'; '.join(exhibit.name(cell) for cell in sure)})"
-    if any(there.values()):
-        text += f", {len(alike)} of them in the paper's direction"
+    if there:
+        text += f"; of the {len(there)} whose change the paper prints {len(there) - len(against)} go its way"
         text += f" (against it: {'; '.join(against)})" if against else ""
     unresolved = [exhibit.name(cell) for cell in known if cell not in sure]
     if len(unresolved) > LISTED:
@@ -58,21 +57,21 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
         for a, b in combinations(cells, 2)
         if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED) and of(results, a).row is not of(results, b).row
     ]
-    clear, agree, against = 0, 0, []
+    clear, known, against = 0, 0, []
     scores = {cell: of(results, cell).row.interval(metric) for cell in cells}
     differences = together([metric.difference(scores[a], [(1.0, scores[b])]) for a, b in pairs])
     for (a, b), moved in zip(pairs, differences, strict=True):
         if is_clear(moved):
             clear += 1
-            printed = a.values.get(metric.key, 0.0) - b.values.get(metric.key, 0.0)
-            known = metric.key in a.values and metric.key in b.values
-            agree += known and printed * moved.value > 0
-            if known and printed * moved.value < 0:
+            both = metric.key in a.values and metric.key in b.values
+            printed = a.values[metric.key] - b.values[metric.key] if both else 0.0
+            known += printed != 0  # a printed tie is no order
+            if printed * moved.value < 0:
                 lower, higher = (a, b) if moved.value < 0 else (b, a)
                 against.append(f"{exhibit.name(lower)} below {exhibit.name(higher)}")
     if not pairs:
         return ""
     text = f"{metric.title} tells {clear} of {len(pairs)} pairs of rows apart"
-    text += f", {agree} of them in the paper's order" if clear else ""
+    text += f"; of the {known} whose order the paper prints {known - len(against)} are in it" if clear else ""
     text += f" (against it: {'; '.join(against)})" if against else ""
     return f"{text}; the order of the other {len(pairs) - clear} is not resolved."

@@ -115,22 +115,33 @@ class Generation:
     text: str
 
 
+def shard_names(id: str, shards: int, first: int = 0) -> list[str]:
+    """Of the images of a configuration: of all `shards`, or of the `first` so many alone, which are a folder of their
+    own: a run that needs all of them makes all of them."""
+    folder = f"images/{id}-first{first}" if first else f"images/{id}"
+    return [shard_name(folder, i, first or shards) for i in range(first or shards)]
+
+
 def units(
-    configurations: Sequence[Configuration], shards: Sequence[tuple[Prompt, ...]], costs_per_image: Sequence[float]
+    configurations: Sequence[Configuration],
+    shards: Sequence[tuple[Prompt, ...]],
+    costs_per_image: Sequence[float],
+    first: int = 0,
 ) -> list[Unit]:
     """One unit a configuration and shard, and before them one a shard for the embeddings that they share.
 
-    costs_per_image: relative, one a configuration; they order the units and feed the progress bar.
+    costs_per_image: relative, one a configuration; they order the units and feed the progress bar. first: images of the
+    first so many shards alone, and of those only what another unit turns out to need.
     """
-    n, found = len(shards), []
+    found = []
     texts: dict[tuple, list[Unit]] = {}
     for of, cost in zip(configurations, costs_per_image, strict=True):
         key = of.weights, of.dtype, of.batch_size  # two names of one checkpoint share them
         if key not in texts:
             texts[key] = embeddings.units(of.backbone, *key, shards)
-        for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
-            task = Generation(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
-            found.append(Unit(task.name, f"{of.backbone} {of.arithmetic}", cost * len(shard), task, (text.name,)))
+        for name, shard, text in zip(shard_names(of.id, len(shards), first), shards, texts[key], strict=not first):
+            task, group = Generation(name, of, shard, text.name), f"{of.backbone} {of.arithmetic}"
+            found.append(Unit(name, group, cost * len(shard), task, (text.name,), on_demand=bool(first)))
     return [*chain.from_iterable(texts.values()), *found]
 
 

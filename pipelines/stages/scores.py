@@ -17,7 +17,7 @@ from pipelines.metrics.metric import METRICS, Metric
 from pipelines.stages.generation import timings_name
 from postdiff.terminal import one_line
 
-VERSION = 6  # counts changes of what is scored, or of how it is stored
+VERSION = 7  # counts changes of what is scored, or of how it is stored
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["table0"], "unknown exhibit 'table0': expected all, or any of claims, fig1"),
+        (["table0"], "unknown exhibit 'table0': expected all, or any of claims, prose, fig1"),
         (["--scale", "0"], "--scale must be above 0, got 0"),
         (["--scale", "nan"], "--scale must be above 0, got nan"),
         (["--scale", "2"], "--scale must be at most 1, got 2"),
@@ -180,6 +180,11 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
         (["table1", "--models", "real", "--price", "3"], "--price has no effect without --dry-run"),
         (["table6", "--recaption", "x.txt"], "--recaption has no effect with --models mini"),
         (["fig4", "--calibration", "x.txt"], "--calibration has no effect on fig4: it is of table3 and table4"),
+        (["fig4", "--against", "x.csv"], "--against has no effect on fig4: it is of claims"),
+        (["claims", "--against", "nowhere.csv"], "'nowhere.csv' must be a file, got no such file"),
+        (["fig5", "--whole"], "--whole has no effect on fig5: it is of fig4 and fig8"),
+        (["fig4", "--models", "real", "--whole"], "--whole has no effect with --models real, which draw all"),
+        (["fig4", "--draw", "-1"], "--draw must be 0 or more, got -1"),
         (["fig4", "--recaption-reference", "x"], "--recaption-reference has no effect on fig4: it is of table6"),
         (
             ["fig4", "--n-reference", "9", "--reference", "x"],

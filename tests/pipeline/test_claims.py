@@ -2,10 +2,12 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pipelines.metrics import judge as judging
 from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims, exhibits
@@ -33,7 +35,9 @@ def claim(metric, expected):
 
 
 def verdict(metric, expected, low, high):
-    return claims.Judged(claim(metric, expected), Interval((low + high) / 2, low, high, 64), None).verdict
+    one = Interval((low + high) / 2, low, high, 64)
+    alone = (one,) * len(METRICS[metric].judges)
+    return claims.Judged(claim(metric, expected), one, None, alone).verdict
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,52 @@ def verdict(metric, expected, low, high):
 )
 def test_a_verdict_is_of_the_interval_alone(metric, low, high, verdicts):
     assert tuple(verdict(metric, way, low, high) for way in ("better", "worse", "alike")) == verdicts
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((1.0, 5.0), (0.1, 4.0), "agrees"),
+        ((1.0, 5.0), (-0.1, 4.0), "not resolved"),
+        ((1.0, 5.0), (-5.0, -1.0), "not resolved"),
+        ((-1.0, 1.0), (-1.5, 1.5), "equivalent"),
+        ((-1.0, 1.0), (-2.5, 1.5), "not resolved"),
+        ((-9.0, 9.0), (-8.0, 9.0), "not resolved"),
+    ],
+)
+def test_judges_give_a_verdict_only_together(first, second, told):
+    alone = tuple(Interval(sum(ends) / 2, *ends, 64) for ends in (first, second))
+    clear = Interval(3.0, 2.0, 4.0, 64)  # their mean is seen with less noise than either: it decides nothing
+    one = claims.Judged(claim("attributes", "better"), clear, None, alone)
+    assert one.verdict == told
+    differ = told == "not resolved" and first != (-9.0, 9.0)
+    assert one.differ == differ
+    last = claims.lines([one], {"sd15": "mini-sd"})[0][-1]
+    assert ("the judges differ" in last) == differ
+    (line,) = csv.DictReader(io.StringIO(claims.to_csv([one], {"sd15": "mini-sd"}, "p")))
+    assert line["judges"] == ("differ" if differ else "as one")
+
+
+def test_each_judge_is_scored_alone_and_the_mean_is_theirs():
+    wanted = np.tile(judging.one_hot(["a big red star on snow", "a small blue ring on sand"] * 4), (1, 2))
+    images = wanted.copy()
+    images[0, : judging.WIDTH] = wanted[1, : judging.WIDTH]  # the first judge takes the first image for the second
+    mean, (one, other) = METRICS["content"], METRICS["content"].judges
+    assert [of.score(images, wanted).value for of in (mean, one, other)] == [93.75, 87.5, 100.0]
+    assert [of.key for of in (one, other)] == ["content_convolutional", "content_transformer"]
+    assert not any(of.ranks or of.shown for of in (one, other))
+
+
+def test_a_claim_needs_each_judges_own_scores():
+    some = rows(np.random.default_rng(4), effect=1.0)
+    asked = next(one for one in CLAIMS if METRICS[one.metric].judges and len(one.plan) != len(one.against))
+    measured = {one.claim: one for one in claims.judge(some)}[asked]
+    assert len(measured.alone) == 2
+    assert measured.verdict in ("agrees", "contradicts")
+    key, blind = METRICS[asked.metric].judges[1].key, some[asked.model, asked.plan.id].scores["fid"]
+    other = {of: replace(row, scores={**row.scores, key: blind}) for of, row in some.items()}  # to it all are alike
+    again = {one.claim: one for one in claims.judge(other)}[asked]
+    assert (again.verdict, again.differ) == ("not resolved", True)
 
 
 def test_what_was_not_measured_has_no_verdict():
@@ -73,7 +123,8 @@ def rows(rng, effect=0.0, n=64):
     for claim in CLAIMS:
         for plan in claim.plans:
             values = shared + 0.3 * rng.normal(size=n) + effect * len(plan)
-            scores = dict.fromkeys(claims.MARGINS, mean_interval(values))
+            keys = [*claims.MARGINS, *(one.key for key in claims.MARGINS for one in METRICS[key].judges)]
+            scores = dict.fromkeys(keys, mean_interval(values))
             found[claim.model, plan.id] = Row(plan.id, plan.name, "", len(plan), 1, 1, 0.1, scores)
     return found
 

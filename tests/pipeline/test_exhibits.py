@@ -3,14 +3,16 @@
 import csv
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines.metrics.intervals import Interval
-from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
+from pipelines.paper import exhibit_text, exhibits, figures, prose, published, reproduction, significance, verdict
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import plots, tables
 from pipelines.report.tables import Row
+from pipelines.stages.latency import Latency
 from postdiff import costs, methods
 from postdiff.models.checkpoints import HUB
 from postdiff.pricing import Cost, StepCost
@@ -35,8 +37,8 @@ def test_every_cost_of_tables_1_and_2_is_the_printed_one_or_a_known_error(model)
 
 
 def test_the_papers_lines_are_as_printed():
-    # 203 in the file; one of them lost, two told of four modes each.
-    assert sum(len(line.values) for key in published.exhibits() for line in published.lines(key)) == 208
+    # 203 of tables in the file; one of them lost, two told of four modes each. 10 of sentences.
+    assert sum(len(line.values) for key in published.exhibits() for line in published.lines(key)) == 208 + 10
     ours = published.lines("table2")[4]
     assert ours.values == {"fid": 16.65, "clip": 30.25, "tmacs": 11.129, "latency_s_a5000": 1.139}
     assert ours.settings == {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 15, "mode": "cond"}
@@ -51,12 +53,12 @@ def test_the_papers_lines_are_as_printed():
 def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     chosen = exhibits.gather(["all"], {"table4.ditfastattn": methods.no_cfg(19), "table3.ca_tome": methods.no_cfg(18)})
     assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
-    assert (sum(len(exhibit.cells) for exhibit in chosen), len(reproduction.distinct(chosen))) == (286, 151)
+    assert (sum(len(exhibit.cells) for exhibit in chosen), len(reproduction.distinct(chosen))) == (293, 151)
     for exhibit in chosen:
         own = {before(model) for model in exhibit.models}
         assert {exhibit.reference(model).model for model in exhibit.models} == own
     assert [e.key for e in exhibits.gather(["table2", "fig4"], {})] == ["fig4", "table2"]
-    with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of claims, fig1"):
+    with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of claims, prose, fig1"):
         exhibits.gather(["fig99"], {})
 
 
@@ -104,11 +106,12 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         exhibit_text.CELLS["lost"],
     ]
     assert significance.sentences(exhibit, results) == (
-        "FID: 1 of 2 changes from the model as it is are clear (Ours), 1 of them in the paper's direction. Not resolved"
-        ": DC. FID tells 2 of 3 pairs of rows apart, 1 of them in the paper's order; the order of the other 1 is not "
-        "resolved. CLIP score: 1 of 2 changes from the model as it is are clear (Ours), 0 of them in the paper's "
-        "direction (against it: Ours). Not resolved: DC. CLIP score tells 2 of 3 pairs of rows apart, 0 of them in the "
-        "paper's order (against it: Original below Ours; DC below Ours); the order of the other 1 is not resolved."
+        "FID: 1 of 2 changes from the model as it is are clear (Ours); of the 1 whose change the paper prints 1 go its "
+        "way. Not resolved: DC. FID tells 2 of 3 pairs of rows apart; of the 1 whose order the paper prints 1 are in it"
+        "; the order of the other 1 is not resolved. CLIP score: 1 of 2 changes from the model as it is are clear "
+        "(Ours); of the 1 whose change the paper prints 0 go its way (against it: Ours). Not resolved: DC. CLIP score "
+        "tells 2 of 3 pairs of rows apart; of the 2 whose order the paper prints 0 are in it (against it: Original "
+        "below Ours; DC below Ours); the order of the other 1 is not resolved."
     )
     rows = list(csv.DictReader(io.StringIO(exhibit_text.to_csv(exhibit, results, "custom-1"))))
     assert [(row["label"], row["fid"], row["paper_fid"]) for row in rows][1:] == [
@@ -116,6 +119,83 @@ def test_a_table_says_what_is_clear_what_agrees_and_what_the_print_gets_wrong():
         ("DC", "5.00000", ""),
     ]
     assert [row["fid_less_paper"] for row in rows] == ["-13.42000", "-12.65000", ""]
+
+
+def test_what_the_paper_prints_as_a_tie_is_in_no_order():
+    first = Cell("Original", "sd15", methods.dense(), values={"fid": 18.42, "clip": 30.8})
+    tied = Cell("Ours", "sd15", methods.postdiff(), values={"fid": 18.42, "clip": 30.8})
+    results = {("sd15", first.plan.id): measured(5.0, 80.0), ("sd15", tied.plan.id): measured(4.0, 81.0)}
+    told = significance.orderings(small(first, tied), results, exhibits.FID)
+    assert told.startswith("FID tells 1 of 1 pairs of rows apart; of the 0 whose order the paper prints 0 are in it; ")
+    told = significance.changes(small(first, tied), results, exhibits.FID)
+    assert told == "FID: 1 of 1 changes from the model as it is are clear (Ours). Not resolved: none."
+
+
+def test_on_the_minis_two_figures_have_fewer_steps_and_say_so():
+    for key in ("fig4", "fig8"):
+        (whole,), (few,) = exhibits.gather([key], {}), exhibits.gather([key], {}, whole=False)
+        assert {len(cell.plan) for cell in few.cells} == {8, 14, 20} < {len(cell.plan) for cell in whole.cells}
+        assert len(few.cells) == len(whole.cells) * 3 / 7
+        assert few.note.endswith("only T = 8, 14, 20 are drawn (--whole draws all)")
+        assert few.reference("sd15").plan.id == methods.dense(20).id
+
+
+def test_numbers_of_sentences_stand_beside_the_tables_and_ours():
+    (exhibit,) = exhibits.gather(["prose"], {})
+    results = {}
+    for cell in exhibit.cells:
+        flops = 1e9 if cell.plan.name == "postdiff" else 2e9
+        one = measured(4.0 if cell.plan.name == "postdiff" else 5.0, 80.0, flops, macs=flops * 1000)
+        seconds = Latency(flops / 1e9, flops / 1e9, 1.0, 7, 0.9, 0.1, 0.1, None, "here")
+        results[cell.key] = replace(one, latency=seconds)
+    told = [dict(zip(prose.HEADER, line, strict=True)) for line in prose.lines(exhibit.numbers, results, exhibits.MINI)]
+    of = {(line["section"], line["from"], line["number"]): line for line in told}
+    assert len(told) == len(of) == 10
+    ours = of["sec. 3.3 (1)", "the model as it is", "FLOPs saved, %"]
+    assert [ours[name] for name in ("the paper", "its tables", "here", "on")] == ["63.14", "63.42", "50.00", "sd15"]
+    fall = of["App. H", "the model as it is", "FID lower by"]
+    assert [fall[name] for name in ("the paper", "its tables", "on")] == ["3.72", "3.72", "mini-pixart"]
+    assert fall["here"] == "+1.00 [+1.00, +1.00]"
+    faster = of["App. H", "Faster Diffusion", "latency saved, %"]
+    assert [faster[name] for name in ("the paper", "its tables", "here")] == ["43.1", "43.19", "50.0"]
+    assert of["App. H", "the model as it is", "latency saved, %"]["its tables"] == "32.78"
+    assert of["App. H", "DeepCache", "latency saved, %"]["its tables"] == "34.43"
+    assert of["sec. 2.4 (2)", "the model as it is", "FLOPs saved, %"]["the paper"] == "about 37"
+    assert of["sec. 2.4 (2)", "the model as it is", "FID lower by"]["its tables"] == "2.73"
+    untimed = {key: replace(one, latency=None) for key, one in results.items()}
+    assert prose.lines(exhibit.numbers, untimed, exhibits.MINI)[-2][6] == "–"
+
+
+def test_a_speedup_that_flops_do_not_explain_has_a_footnote():
+    (exhibit,) = exhibits.gather(["table4"], {})
+    results = {}
+    for cell in exhibit.cells:
+        own = measured(5.0, 80.0, macs=1e12 if cell.label == "DuCa" else 2.1e12)
+        results[cell.key] = replace(own, there=own.there)
+    table = exhibit_text.table(exhibit, results)
+    told = "the paper's speed-up is 1.02, where the FLOPs of its method with these settings allow 2.10"
+    assert told in table.footnotes
+    assert [line[0] for line in table.lines if f"{table.footnotes.index(told) + 1}" in line[0]] == [
+        next(line[0] for line in table.lines if line[0].startswith("DuCa"))
+    ]
+
+
+def test_seconds_that_vary_have_a_footnote():
+    (exhibit,) = exhibits.gather(["table6"], {})
+    results = {}
+    for cell in exhibit.cells:
+        late = 1.3 if cell.label == "lcm" else 1.1
+        took = Latency(1.0, late, 1.0, 7, 0.9, 0.1, 0.1, None, "here", 3)
+        results[cell.key] = replace(measured(5.0, 80.0), latency=took)
+    (told,) = [note for note in exhibit_text.table(exhibit, results).footnotes if "vary" in note]
+    assert told.startswith("seconds of lcm vary: their p90 is more than 1.2 times their p50 in each of 3 blocks")
+
+
+def test_table_6_says_that_shapes_is_no_other_data_set():
+    (exhibit,) = exhibits.gather(["table6"], {})
+    of = {name: SimpleNamespace(source=name) for name in ("shapes-recaption", "captions.txt")}
+    assert [bool(reproduction._stand_in(exhibit, protocol)) for protocol in of.values()] == [True, False]
+    assert reproduction._stand_in(exhibits.gather(["fig4"], {})[0], of["shapes-recaption"]) == []
 
 
 def labelled(exhibit, results):

@@ -77,15 +77,20 @@ def test_only_the_first_prompts_of_a_baseline_are_made(tmp_path):
     plan = methods.deepcache(20, 2)
     units, tasks = graph_of(tmp_path, [methods.dense(20), plan])
     solution = fidelity.baseline("solution", configuration())
-    made = sorted(name for name in units if name.startswith(f"images/{solution.id}/"))
-    assert made == [f"images/{solution.id}/0000{i}-of-00002.parquet" for i in (0, 1)]  # 64 of 100 prompts
+    made = sorted(name for name in units if name.startswith(f"images/{solution.id}"))
+    assert made == [f"images/{solution.id}-first2/0000{i}-of-00002.parquet" for i in (0, 1)]  # 64 of 100 prompts
+    assert all(units[name].on_demand for name in made)  # comparisons that are there need no images
+    assert [units[name].needs for name in made] == [
+        units[f"images/{own}/0000{i}-of-00004.parquet"].needs for i in (0, 1) for own in [configuration(plan=plan).id]
+    ]
     own = configuration(plan=plan)
     task = tasks[own.id]
     inputs = {one.metric: one for one in task.inputs}
     assert (inputs["psnr"].first, inputs["psnr"].against, inputs["clip"].first) == (64, "", 0)
     compared = [name for name in task.features if name.startswith(inputs["psnr"].images + "/")]
     assert [units[name].needs for name in compared] == [
-        (f"images/{own.id}/0000{i}-of-00004.parquet", f"images/{solution.id}/0000{i}-of-00002.parquet") for i in (0, 1)
+        (f"images/{own.id}/0000{i}-of-00004.parquet", f"images/{solution.id}-first2/0000{i}-of-00002.parquet")
+        for i in (0, 1)
     ]
     dense = [name for name in task.features if name.startswith(inputs["psnr_dense"].images + "/")]
     first = configuration(plan=methods.dense(20)).id
@@ -98,6 +103,23 @@ def test_a_baseline_that_is_asked_for_itself_is_made_once(tmp_path):
     solution = configuration(plan=methods.dense(60)).id
     assert len([name for name in units if name.startswith(f"images/{solution}/")]) == 4
     assert len(units) == len(set(units))
+
+
+def test_a_baseline_that_becomes_an_entry_is_not_mixed_up_with_what_was_made_of_it(tmp_path):
+    """A run is killed between two shards of a hidden baseline; the next asks for the same plan itself."""
+    store, solution = Store(str(tmp_path)), configuration(plan=methods.dense(60)).id
+    hidden, _ = graph_of(tmp_path, [methods.deepcache(20, 2)])
+    for name in sorted(hidden):
+        if name.startswith(f"images/{solution}") and "00000-of-" in name:
+            store.put(name, b"killed after this one")
+    asked, tasks = graph_of(tmp_path, [methods.dense(60), methods.deepcache(20, 2)])
+    own = sorted(name for name in asked if name.startswith(f"images/{solution}"))
+    assert own == [f"images/{solution}/0000{i}-of-00004.parquet" for i in range(4)]
+    assert tasks[solution].shards == tuple(own)
+    assert store.names(f"images/{solution}") == set()
+    for name in own:
+        store.put(name, b"")
+    assert store.shards(f"images/{solution}") == own
 
 
 def row(method, flops, decibels, redraws=False):

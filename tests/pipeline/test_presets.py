@@ -39,15 +39,46 @@ def test_a_preset_that_is_not_there_or_needs_the_model_is_told():
         presets.plan("table4.ditfastattn")
 
 
-def test_speedups_are_medians_of_rounds():
+def test_seconds_are_the_first_plans_times_the_medians_of_rounds():
     seconds = np.array([[1.0, 0.5], [3.0, 1.0], [2.0, 0.5]])
     stages = np.stack([0.75 * seconds, 0.25 * seconds], axis=2)  # denoising, decoding
     dense, fast = latency.summarise(stages, 0.1, [None, 2.0], "here")
     assert (dense.p50, dense.speedup, dense.n) == (2.0, 1.0, 3)
-    assert (fast.p50, fast.speedup) == (0.5, 3.0)
-    assert fast.p90 == pytest.approx(0.9)
+    assert fast.speedup == pytest.approx(3.0)  # of 2, 3 and 4
+    assert fast.p50 == pytest.approx(2 / 3)
+    assert fast.p90 == pytest.approx(2 * (1 / 3 + 0.8 * (1 / 2 - 1 / 3)))
+    assert dense.p90 == pytest.approx(2.8)
     assert (dense.denoise, dense.decode, dense.encode) == (1.5, 0.5, 0.1)
+    assert fast.denoise + fast.decode == pytest.approx(fast.p50)
     assert (dense.memory, fast.memory, fast.machine) == (None, 2.0, "here")
+
+
+def test_no_table_of_seconds_contradicts_its_speedups_though_the_pace_changes():
+    """A machine that slows down, a plan of every share: seconds fall as speed-ups rise."""
+    rng = np.random.default_rng(0)
+    pace = np.repeat([1.0, 1.0, 1.5, 1.0, 2.0, 1.2, 1.0], 1)[:, None]
+    seconds = pace * np.array([1.0, 0.8, 0.82, 0.4, 0.41]) * rng.uniform(0.97, 1.03, (7, 5))
+    times = latency.summarise(np.stack([0.9 * seconds, 0.1 * seconds], 2), 0.1, [None] * 5, "here")
+    for took in times:
+        assert took.p50 * took.speedup == pytest.approx(times[0].p50)
+        assert took.p90 >= took.p50
+    assert not times[0].steady
+    assert all(took.steady for took in times[1:])
+
+
+def test_what_is_not_steady_is_timed_again_and_the_steadiest_is_told():
+    def block(first, other):
+        return [latency.Latency(1.0, first, 1.0, 7, 0.9, 0.1, 0.1, None, "here"),
+                latency.Latency(0.5, other / 2, 2.0, 7, 0.4, 0.1, 0.1, None, "here")]  # fmt: skip
+
+    def told(*blocks):
+        left = [block(*of) for of in blocks]
+        times = latency.steadiest(lambda: left.pop(0))
+        return times[0].p90, times[0].blocks, len(left)
+
+    assert told((1.1, 1.2), (1.0, 1.0)) == (1.1, 1, 1)
+    assert told((1.1, 1.3), (1.05, 1.0), (1.0, 1.0)) == (1.05, 2, 1)
+    assert told((1.9, 1.0), (1.3, 1.25), (1.1, 1.5), (1.0, 1.0)) == (1.3, 3, 1)
 
 
 def test_steps_of_the_tables_scale_with_t_as_everywhere_else():

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data import prompts
+from pipelines import command_line
+from pipelines.data import prompts, shapes
 from pipelines.engine.records import Prompt
 from pipelines.paper import published
 
@@ -143,6 +144,27 @@ def test_lists_that_exist_are_what_they_were():
     """Seeds come from ids, and stores are claimed by fingerprints."""
     known = {"shapes": "0b2d10527a8a", "shapes-recaption": "1256c4b84e02", str(published.APPENDIX_J): "549b41621607"}
     assert {source: prompts.fingerprint(prompts.load_prompts(source)) for source in known} == known
+
+
+def test_a_draw_shares_neither_ids_nor_noise_with_another_and_is_of_the_same_kind(tmp_path):
+    first, other, third = (prompts.load_prompts("shapes", 300, draw=draw) for draw in (0, 1, 2))
+    assert first == prompts.load_prompts("shapes", 300)
+    seeds = [prompts.seed(prompt) for prompt in (*first, *other, *third)]
+    assert len(set(seeds)) == 900
+    assert other[7] == Prompt("shapes-100007", shapes.scene("prompts", 100_007).caption)
+    assert sum(a.text == b.text for a, b in zip(first, other, strict=True)) < 10
+    assert all(shapes.is_held_out(prompt.text) for prompt in other)
+    assert command_line.MOST_OF_SHAPES[0] <= prompts.DRAW  # so that draws never meet
+    file = tmp_path / "p.txt"
+    file.write_text("\n".join(f"caption {i}" for i in range(9)))
+    draws = [prompts.load_prompts(str(file), 3, draw=draw) for draw in (0, 1, 2)]
+    assert [prompt for draw in draws for prompt in draw] == prompts.load_prompts(str(file))
+    mixed = [prompts.load_prompts(str(file), 3, True, draw) for draw in (0, 1)]
+    assert {p.id for p in mixed[0]}.isdisjoint(p.id for p in mixed[1])
+    with pytest.raises(ValueError, match=r"draw 3 of 3 prompts needs 12, '.*p\.txt' has 9"):
+        prompts.load_prompts(str(file), 3, draw=3)
+    with pytest.raises(ValueError, match=r"draw 1 of a file needs a number of them \(--limit\)"):
+        prompts.load_prompts(str(file), draw=1)
 
 
 def test_missing_file_and_bad_limit_are_told():

@@ -1,0 +1,114 @@
+"""A second run of the claims against the first: verdicts that come again or not, and files that are none."""
+
+import csv
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_claims import rows
+
+from pipelines.engine.store import Store
+from pipelines.paper import claims, replication, reproduction
+from pipelines.paper.claim_list import CLAIMS
+from pipelines.paper.exhibit_text import Measured
+
+NAMES = {model: f"mini-{model}" for model in ("sd15", "lcm", "sdxl", "pixart")}
+
+
+def run(seed, effect=1.0):
+    return claims.judge(rows(np.random.default_rng(seed), effect=effect))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "claims.csv"
+    path.write_text(claims.to_csv(run(1), NAMES, "first-1"))
+    return str(path)
+
+
+def told(file, judged):
+    return [
+        dict(zip(replication.HEADER, line, strict=True))
+        for line in replication.lines(replication.read(file, NAMES), judged, NAMES)
+    ]
+
+
+def test_the_same_verdicts_are_kept_and_the_numbers_of_both_are_told(file):
+    again = run(2)
+    lines = told(file, again)
+    assert len(lines) == len(CLAIMS)
+    for line, before, one in zip(lines, run(1), again, strict=True):
+        assert (line["first verdict"], line["second verdict"]) == (before.verdict, one.verdict)
+        assert line["kept"] == ("yes" if before.verdict == one.verdict else "no")
+        assert line["first"] == before.metric.text(before.measured, "+")
+        assert line["second"] == one.metric.text(one.measured, "+")
+    assert sum(line["kept"] == "yes" for line in lines) > 40
+
+
+def test_what_turned_is_counted_and_named(file):
+    lines = replication.lines(first := replication.read(file, NAMES), run(2, effect=-1.0), NAMES)
+    turned = [line for line in lines if {line[5], line[6]} == {"agrees", "contradicts"}]
+    assert turned
+    text = replication.answer(lines, first, "second-2")
+    assert f"(second-2), and {len(turned)} turned into their opposites. Not kept: mini-sd15: " in text
+    again = list(csv.DictReader(io.StringIO(replication.to_csv(lines, first, "second-2"))))
+    assert [line["kept"] for line in again] == [line[replication.HEADER.index("kept")] for line in lines]
+    assert {(line["first protocol"], line["second protocol"]) for line in again} == {("first-1", "second-2")}
+
+
+def test_what_was_not_measured_is_neither_kept_nor_lost(file):
+    some = rows(np.random.default_rng(2), effect=1.0)
+    lost = {key: row for key, row in some.items() if key[0] != "lcm"}
+    lines = told(file, claims.judge(lost))
+    assert {line["kept"] for line in lines if line["setting"].startswith("mini-lcm")} == {"–"}
+    assert {line["second"] for line in lines if line["setting"].startswith("mini-lcm")} == {"–"}
+    n = sum(claim.model != "lcm" for claim in CLAIMS)
+    first = replication.read(file, NAMES)
+    assert replication.answer([list(line.values()) for line in lines], first, "p").startswith(f"Of {n} verdicts ")
+
+
+def test_files_beside_the_claims_hold_it(tmp_path, file):
+    results = {key: Measured(row, None) for key, row in rows(np.random.default_rng(2), effect=1.0).items()}
+    protocol = SimpleNamespace(facts=lambda: {"protocol": "second-2"})
+    store = Store(str(tmp_path / "again"))
+    html, markdown = reproduction.write_claims(store, results, NAMES, protocol, file)
+    assert "verdicts of a first run (first-1)" in markdown
+    assert "verdicts of a first run (first-1)" in html
+    assert b"| kept | first | second |" in store.get("exhibits/claims-replication.md")
+    assert store.has("exhibits/claims-replication.csv")
+    reproduction.write_claims(other := Store(str(tmp_path / "alone")), results, NAMES, protocol, None)
+    assert other.has("exhibits/claims.csv")
+    assert not other.has("exhibits/claims-replication.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("verdict", "word", 1), "must be a claims.csv, which has a column 'verdict'"),
+        (lambda text: text.replace(",judges,", ",others,", 1), "must be a claims.csv, which has a column 'judges'"),
+        (lambda text: text.rpartition("\n")[0].rpartition("\n")[0], "must hold the 70 claims of this version"),
+        (lambda text: text + text.rpartition("\n")[0].rpartition("\n")[2] + "\n", "once each, got 71 lines, 70"),
+        (lambda text: text.replace("mini-lcm", "lcm"), "claims of this version, of the same models, once each"),
+        (lambda text: text.replace("first-1", "first-2", 1), "must hold the 70 claims"),
+    ],
+)
+def test_another_file_is_refused(file, change, message):
+    Path(file).write_text(change(Path(file).read_text()))
+    with pytest.raises(ValueError, match=message):
+        replication.read(file, NAMES)
+
+
+def test_numbers_that_are_none_are_refused(file):
+    number = f"{run(1)[0].measured.low:.5f}"
+    Path(file).write_text(Path(file).read_text().replace(number, "x", 1))
+    with pytest.raises(ValueError, match="must hold numbers under measured, measured_low, measured_high: could not"):
+        replication.read(file, NAMES)
+
+
+def test_a_run_of_the_same_prompts_is_no_second_run(file):
+    first = replication.read(file, NAMES)
+    replication.check(first, "second-2")
+    with pytest.raises(ValueError, match="must be a run of other prompts"):
+        replication.check(first, "first-1")
