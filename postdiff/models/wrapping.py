@@ -60,12 +60,12 @@ def backbone_of(
     tokenizers = [getattr(pipe, part) for part in rules.tokenizers if getattr(pipe, part) is not None]
     kind = type(pipe.scheduler).__name__
     scheduler = {**pipe.scheduler.config, "_class_name": kind}
-    kept = kept_solver(name, pipe.scheduler, rules.solvers) if solver is None else solver
+    solver_name = kept_solver(name, pipe.scheduler, rules.solvers) if solver is None else solver
     lengths = [tokenizer.model_max_length for tokenizer in tokenizers]
     spec = spec_from(name, "", family, configs, lengths, scheduler)
     if rules.guided and guidance is None and solver is None and (reason := distilled(kind, pipe.scheduler.config)):
         raise ValueError(f"{name} runs guided here: {reason}; if this one is not, say its guidance or solver")
-    settled = settle(spec, guidance, kept, size)
+    settled = settle(spec, guidance, solver_name, size)
     spec = replace(spec, guidance=settled.guidance, solver=settled.solver, size=settled.size)
     check(spec, pipe)
     return Backbone(spec, pipe)

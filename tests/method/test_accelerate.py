@@ -390,6 +390,9 @@ def test_a_callback_sees_the_steps_and_can_interrupt(sd):
     assert [step[:4] for step in seen[0]] == [step[:4] for step in seen[1]]
     assert len(seen[0]) == 2
     assert all(torch.equal(a[4], b[4]) for a, b in zip(*seen, strict=True))
+    before = dict(other.__dict__)
+    fast(PROMPT, guidance_scale=2.0, callback_on_step_end=lambda *call: {})
+    assert other.__dict__ == before
     low = postdiff.accelerate(other, methods.mixed_resolution(8))
     with pytest.warns(UserWarning, match="interrupted at low resolution"):
         assert low(PROMPT, output_type="np", callback_on_step_end=watch([])).images.shape == (1, 32, 32, 3)
