@@ -2,6 +2,7 @@
 
 python jobs/bench_methods.py speedup    PostDiff over dense on SD1.5's real topology, beside what their FLOPs allow
 python jobs/bench_methods.py authors    DeepCache, T-GATE and ToMe: ours beside their authors' packages (extra: test)
+python jobs/bench_methods.py execution  mini-SD with channels last, compiled, and both, beside mini-SD as it is
 """
 
 import argparse
@@ -18,10 +19,12 @@ from pipelines import bench_methods, command_line
 from pipelines.engine.provenance import commit
 from postdiff.terminal import doing
 
+WHAT = {"speedup": bench_methods.speedup, "authors": bench_methods.authors, "execution": bench_methods.execution}
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("what", choices=["speedup", "authors"])
+    parser.add_argument("what", choices=list(WHAT))
     pairs = command_line.whole(1, 10_000)
     parser.add_argument("--pairs", type=pairs, default=5, help="alternating runs of each side (default: 5)")
     return parser.parse_args(argv)
@@ -29,7 +32,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     with doing(f"measuring {args.what}"):
-        measured = {"speedup": bench_methods.speedup, "authors": bench_methods.authors}[args.what](args.pairs)
+        measured = WHAT[args.what](args.pairs)
     about = {"commit": commit(), "torch": torch.__version__, "cores": os.cpu_count()}
     print(json.dumps({**about, args.what: measured}))
 

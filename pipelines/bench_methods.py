@@ -49,6 +49,36 @@ def speedup(pairs: int, size: int = 256, steps: int = 8, batch: int = 4) -> dict
     }
 
 
+def execution(pairs: int, steps: int = 20, batch: int = 4) -> dict:
+    """mini-SD's denoising as it is, over channels last, compiled, and both: seconds of the former over the latter.
+
+    warm_up_s: of a compiled model's first run of a plan.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
+    last, compiled = ("channels_last", "both"), ("compiled", "both")
+    backbones = {
+        way: postdiff.load("mini-sd", "cpu", channels_last=way in last, compiled=way in compiled)
+        for way in ("plain", "channels_last", "compiled", "both")
+    }
+    measured: dict[str, dict] = {}
+    for plan in (methods.dense(steps), methods.postdiff(steps)):
+        warm_up = {way: _denoise(backbone, plan, batch) for way, backbone in backbones.items()}
+        seconds: dict[str, list[float]] = {way: [] for way in backbones}
+        for pair in range(pairs):
+            for way, backbone in backbones.items():
+                seconds[way].append(_denoise(backbone, plan, batch))
+            print(f"{plan.name}, pair {pair + 1}/{pairs}: {sum(s[-1] for s in seconds.values()):.1f} s", flush=True)
+        gains = {way: [a / b for a, b in zip(seconds["plain"], s, strict=True)] for way, s in seconds.items()}
+        del gains["plain"]
+        measured[plan.name] = {
+            **{f"{way}_gain": round(median(ratios), 3) for way, ratios in gains.items()},
+            "ratios": {way: [round(ratio, 3) for ratio in ratios] for way, ratios in gains.items()},
+            "warm_up_s": {way: round(took, 1) for way, took in warm_up.items() if backbones[way].compiled},
+            "plain_s": round(median(seconds["plain"]), 3),
+        }
+    return {**measured, "steps": steps, "batch": batch}
+
+
 def _denoise(backbone: postdiff.Backbone, plan: Plan, batch: int) -> float:
     """Seconds to denoise `batch` images."""
     spec = backbone.spec

@@ -172,7 +172,7 @@ def _compared(stores: Sequence[Store], configuration: Configuration, metric: Met
     baseline = fidelity.baseline(metric.needs, configuration)
     assert baseline  # else `judged` raised
     return np.concatenate(
-        [scores.read_features(store, fidelity.folder(baseline, configuration))[1] for store in stores]
+        [scores.read_features(store, fidelity.folder(baseline.id, configuration.id))[1] for store in stores]
     )
 
 

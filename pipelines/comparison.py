@@ -105,7 +105,8 @@ def plan_entries(options: Options, among: list[Variant]) -> list[list[Entry]]:
             raise ValueError(f"expected models of one size, got {sizes} ({variant.backbone})")
         changed = [adapt(replace(plan, size_condition=variant.size_condition), own.family) for _, _, plan in listed]
         guidance, solver, dtype = shared
-        base = generation.configure(variant.backbone, changed[0], guidance, solver, options.batch_size, dtype)
+        ways = options.batch_size, dtype, options.channels_last, options.compile
+        base = generation.configure(variant.backbone, changed[0], guidance, solver, *ways)
         shared = base.guidance, base.solver, base.dtype  # the first one's, for all
         columns.append([
             Entry(method, text, replace(base, plan=plan), price.macs_paper, price.flops)
@@ -199,7 +200,7 @@ def write(
     models = zip(names, (entry.configuration for entry in groups[0]), strict=True)
     facts = {
         "compared": "; ".join(f"{name} ({c.backbone}, weights {c.weights})" for name, c in models),
-        "sampling": f"solver {shared.solver}, guidance {shared.guidance}, {shared.size} px, {shared.dtype}, "
+        "sampling": f"solver {shared.solver}, guidance {shared.guidance}, {shared.size} px, {shared.arithmetic}, "
         f"batches of {shared.batch_size}",
         **protocol.facts(),
         **evaluated.facts,

@@ -71,8 +71,22 @@ class Protocol:
     @property
     def encoders(self) -> list[str]:
         """Of images, each alone."""
-        used = [metric for metric in METRICS.values() if not (metric.is_paired or self.lacks(metric))]
-        return list(dict.fromkeys(map(self.encoder, used)))
+        return list(dict.fromkeys(map(self.encoder, self.alone)))
+
+    @cached_property
+    def alone(self) -> list[Metric]:
+        """The metrics that can be measured of a configuration's images without those of another one."""
+        return [metric for metric in METRICS.values() if not (metric.is_paired or self.lacks(metric))]
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Of the prompts, in order."""
+        return tuple(prompt.id for prompt in self.prompts)
+
+    @cached_property
+    def made_of(self) -> tuple[str, ...]:
+        """Fingerprints of the prompts of each shard."""
+        return tuple(map(prompts.fingerprint, self.shards))
 
     def definition(self, metric: Metric) -> str:
         """What `metric` is of here, in words, or why it is not computed."""
@@ -208,8 +222,8 @@ def _check_shards(store: Store, of: Protocol) -> None:
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
     """`plan` on `backbone` under the options of a job. A batch size that is to be found is 1 until it is."""
-    of = options
-    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, of.dtype)
+    of, ways = options, (options.dtype, options.channels_last, options.compile)
+    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, *ways)
 
 
 def connect(options: Options, backbones: Sequence[str]) -> Resources:

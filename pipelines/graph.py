@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipelines.data import prompts
 from pipelines.engine.cluster import Unit
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics.metric import METRICS, Metric
@@ -24,35 +23,52 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
     costs = [entry.flops / 1e9 for entry in different.values()]
     found = generation.units([entry.configuration for entry in different.values()], shards, costs)
     metrics = [metric for metric in METRICS.values() if not protocol.lacks(metric)]
-    alone = [metric for metric in metrics if not metric.is_paired]
-    shared = []  # features that all configurations are held against
-    for encoder in dict.fromkeys(protocol.encoder(metric) for metric in alone if metric.needs == "prompts"):
-        shared += features.prompt_units(encoder, shards)
-    if protocol.reference:
-        shared += features.reference_units(protocol.fid, list(protocol.reference))
     comparisons = _Comparisons([metric for metric in metrics if metric.is_paired], different, protocol)
+    shared = shared_features(protocol)
     found += [*shared, *comparisons.baseline_units()]
-    against = {metric.key: protocol.against(metric) for metric in alone}
-    ids = tuple(prompt.id for prompt in protocol.prompts)
-    made_of = tuple(prompts.fingerprint(shard) for shard in shards)
     tasks = {}
     for id in different:
-        images = _names(id, len(shards))
-        own = [
-            replace(unit, needs=(image,), rides=True)
-            for encoder in protocol.encoders
-            for unit, image in zip(features.image_units(encoder, images), images, strict=True)
-        ]
         compared, of_compared = comparisons.units(id)
-        own += compared
-        inputs = [scores.Input(m.key, features.folder(protocol.encoder(m), id), against[m.key]) for m in alone]
-        features_used = tuple(unit.name for unit in (*own, *shared))
-        tasks[id] = scores.Scoring(store, id, ids, images, made_of, (*inputs, *of_compared), features_used)
+        own = [*own_features(id, protocol), *compared]
+        tasks[id] = scoring(store, id, protocol, (*own, *shared), of_compared)
         found += [*own, tasks[id].unit]
     return found, tasks
 
 
-def _names(id: str, shards: int) -> tuple[str, ...]:
+def shared_features(protocol: Protocol) -> list[Unit]:
+    """Features that the images of all configurations are held against: of the prompts, and of the references."""
+    made = []
+    for encoder in dict.fromkeys(protocol.encoder(metric) for metric in protocol.alone if metric.needs == "prompts"):
+        made += features.prompt_units(encoder, protocol.shards)
+    if protocol.reference:
+        made += features.reference_units(protocol.fid, list(protocol.reference))
+    return made
+
+
+def own_features(id: str, protocol: Protocol) -> list[Unit]:
+    """Features of the images of the configuration `id`, by each encoder."""
+    images = image_names(id, len(protocol.shards))
+    return [
+        replace(unit, needs=(image,), rides=True)
+        for encoder in protocol.encoders
+        for unit, image in zip(features.image_units(encoder, images), images, strict=True)
+    ]
+
+
+def scoring(
+    store: Store, id: str, protocol: Protocol, used: Sequence[Unit], paired: Sequence[scores.Input] = ()
+) -> scores.Scoring:
+    """The score of the configuration `id` from the features that `used` make. paired: what paired metrics are of."""
+    inputs = [
+        scores.Input(metric.key, features.folder(protocol.encoder(metric), id), protocol.against(metric))
+        for metric in protocol.alone
+    ]
+    images, names = image_names(id, len(protocol.shards)), tuple(unit.name for unit in used)
+    return scores.Scoring(store, id, protocol.ids, images, protocol.made_of, (*inputs, *paired), names)
+
+
+def image_names(id: str, shards: int) -> tuple[str, ...]:
+    """The shards of images of the configuration `id`, in order."""
     return tuple(shard_name(f"images/{id}", i, shards) for i in range(shards))
 
 
@@ -80,10 +96,13 @@ class _Comparisons:
 
     def units(self, id: str) -> tuple[list[Unit], list[scores.Input]]:
         """The comparisons of a configuration's images, and what the paired metrics are of."""
-        made, inputs, n = [], [], sum(map(len, self.first))
+        made: list[Unit] = []
+        inputs: list[scores.Input] = []
+        n = sum(map(len, self.first))
         for kind, of in self.baselines[id].items():
-            others = _names(of.id, len(self.shards if of.id in self.entries else self.first))[: len(self.first)]
-            where = fidelity.folder(of, self.entries[id].configuration)
-            made += fidelity.units(_names(id, len(self.shards))[: len(self.first)], others, where)
+            others = image_names(of.id, len(self.shards if of.id in self.entries else self.first))[: len(self.first)]
+            where = fidelity.folder(of.id, id)
+            if where not in (one.images for one in inputs):  # one baseline can be both kinds
+                made += fidelity.units(image_names(id, len(self.shards))[: len(self.first)], others, where)
             inputs += [scores.Input(m.key, where, "", n) for m in self.metrics if m.needs == kind]
         return made, inputs

@@ -84,6 +84,10 @@ class Options:
     dtype: Annotated[str | None, flag("of weights and latents (default: float16 for hub models)", choices=DTYPES)] = (
         None
     )
+    channels_last: Annotated[bool, flag("keep a pixel's channels side by side in memory; changes the last bits")] = (
+        False
+    )
+    compile: Annotated[bool, flag("run the denoiser compiled by torch; changes the last bits")] = False
     workers: Annotated[
         int | None, flag("actors (default: one a GPU that is up, else one a core)", whole(1, 10_000))
     ] = None

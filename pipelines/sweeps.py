@@ -174,7 +174,8 @@ def write_report(
     first = entries[0].configuration
     facts = {
         "model": f"{options.backbone} (weights {first.weights}), {first.size} px",
-        "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}",
+        "sampling": f"solver {first.solver}, guidance {first.guidance}, batches of {first.batch_size}, "
+        f"{first.arithmetic}",
         **protocol.facts(),
         **evaluated.facts,
         **({"warning": "; ".join(warnings)} if warnings else {}),

@@ -1,4 +1,4 @@
-"""The console script: `postdiff generate | cost | search | methods | models`.
+"""The console script: `postdiff generate | cost | advise | search | methods | models`.
 
 It ends with 0; with 2 if the command line is wrong; with 1 if it cannot be done or failed; with 130 if it was
 interrupted; each but the first with one line on stderr.
@@ -149,6 +149,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost.add_argument("--per-step", action="store_true", help="a line for each step")
     cost.add_argument("--json", action="store_true", help="integers for one image")
     _add_settings(cost)
+
+    summary = "the plan to deploy for a share of the cost, and what is known of it"
+    advise = command("advise", commands.advise, summary, "MODEL --share X [--calibration FILE]", "sdxl --share 0.5")
+    advise.add_argument("backbone", metavar="MODEL", type=_home, help=BACKBONE)
+    share = "of the FLOPs of the model as it is, above 0, at most 1"
+    advise.add_argument("--share", metavar="X", type=_number, required=True, help=share)
+    _add(advise, "--calibration", "FILE", _path, "plan.json of jobs/calibrate.py on this model [not measured]")
 
     summary = "find a schedule for each module, and write the plan"
     search = command(

@@ -138,6 +138,26 @@ def cost(args: argparse.Namespace) -> None:
     print(f"  flops         {price.flops / unit:10.4f} {letter}   2 x MAC, attention included")
 
 
+def advise(args: argparse.Namespace) -> None:
+    """The plan to deploy for a share of the cost, and all that is known of it."""
+    from postdiff import advice
+    from postdiff.models import checkpoints
+
+    spec = checkpoints.resolve(args.backbone)
+    with doing("counting"):
+        advised = advice.advise(spec, args.share, args.calibration)
+    unit, letter = (1e12, "T") if advised.flops >= 1e11 else (1e9, "G")
+    cost = (
+        f"{advised.flops / unit:.4g} {letter}FLOPs an image, {advised.share:.1%} of {advised.dense_steps} dense steps; "
+        f"{advised.macs / unit:.4g} {letter}MACs by the paper's rule"
+    )
+    print(f"{args.backbone}, at most {args.share:.1%} of its cost\n\n{strip(advised.plan)}\n")
+    texts = [("cost", cost), ("quality", advised.quality), ("how sure", advised.certainty)]
+    for title, text in [*texts, *(("not to" if i == 0 else "", text) for i, text in enumerate(advised.cautions))]:
+        print(textwrap.fill(text, 119, initial_indent=f"{title:<10}", subsequent_indent=" " * 10))
+    print(f"\n{advised.code}")
+
+
 def methods(args: argparse.Namespace) -> None:
     """Every method in a sentence or two, with the defaults of its settings, and the searches."""
     entries = {}

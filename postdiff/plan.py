@@ -74,6 +74,11 @@ class Mechanism:
         return ""
 
     @property
+    def varies(self) -> bool:
+        """Do the shapes that the denoiser's layers see depend on the image?"""
+        return False
+
+    @property
     def active(self) -> bool:
         """Does it change anything? A mechanism that does not is left out of a plan."""
         return True

@@ -114,8 +114,7 @@ def _checked(
     plan: Plan,
     **settings: Unpack[SamplingSettings],
 ) -> tuple[list[str], tuple[int, ...], Plan, Sampling]:
-    """Prompts, seeds, the plan as the family runs it, and how it is sampled. Raises ValueError for what is not meant or
-    out of range."""
+    """Prompts, seeds, and what `ready` gives. Raises ValueError for what is not meant or out of range."""
     arguments.instance("backbone", backbone, Backbone)
     prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
     if len(prompts) != len(seeds) or not prompts:
@@ -136,6 +135,8 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
+    if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
+        raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
     return plan, sampling
 
 
@@ -227,7 +228,7 @@ def denoise(
 
     Returns: clean latents [B, C, h, w].
     """
-    with attach(backbone.denoiser, state.plan) as running:
+    with attach(backbone.denoiser, state.plan, backbone.compiled) as running:
         prepare(backbone, state, running)
         while state.index < len(state.plan):
             advance(backbone, state, guide(state, evaluate(backbone, state, running)), on_x0)

@@ -31,20 +31,22 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # he
 
 @dataclass(frozen=True)
 class Picture:
-    """The first picture of a file in RGB; notes: what had to be done to it."""
+    """The first picture of a file in RGB; notes: what had to be done to it; mode: Pillow's, of the file."""
 
     rgb: Image.Image
     format: str
     notes: tuple[str, ...]
+    mode: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of an image file that can be read: SHA-256 of its bytes, width and height, and what `Picture` notes."""
+    """Of an image file that can be read: SHA-256 of its bytes, width and height, and what `Picture` says."""
 
     digest: bytes
     size: tuple[int, int]
     notes: tuple[str, ...]
+    mode: str
 
 
 def open_picture(data: bytes, name: str) -> Picture:
@@ -57,10 +59,10 @@ def open_picture(data: bytes, name: str) -> Picture:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
         image.load()
-        kind = str(image.format)
+        kind, mode = str(image.format), image.mode
         notes = ["of several pictures (the first)"] if getattr(image, "is_animated", False) else []
         image, how = _rgb(image)
-        return Picture(image, kind, (*notes, *how))
+        return Picture(image, kind, (*notes, *how), mode)
     except UnidentifiedImageError:
         raise ValueError(
             f"{name!r} cannot be read as an image: it is broken, or none of {', '.join(FORMATS)}"
@@ -173,7 +175,7 @@ def _examined(file: Path, size: int, changed: int) -> Facts:
         raise ValueError(f"{str(file)!r} has a name that is not UTF-8, and cannot be stored beside its features")
     data = file.read_bytes()
     picture = open_picture(data, str(file))
-    return Facts(sha256(data).digest(), picture.rgb.size, picture.notes)
+    return Facts(sha256(data).digest(), picture.rgb.size, picture.notes, picture.mode)
 
 
 def describe(where: str, facts: Sequence[Facts], left_out: Counter[str]) -> str:

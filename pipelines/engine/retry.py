@@ -20,6 +20,8 @@ FINAL = re.compile(
     r"HTTP status 40[134]\b|status code: 501\b"
 )
 
+BUSY = re.compile(r"(HTTP status|status code:) (429|500|502|503|504)\b|AWS Error (SLOW_DOWN|SERVICE_UNAVAILABLE)\b")
+
 
 def is_passing(error: Exception, local: bool) -> bool:
     """May the same call go well a little later? local: of a folder of this machine, or a share."""
@@ -32,16 +34,26 @@ def is_passing(error: Exception, local: bool) -> bool:
     return not FINAL.search(str(error)) and getattr(error, "code", None) not in (401, 403, 404)
 
 
-def persistently(work: Callable[[], T], local: bool, patience: float = PATIENCE) -> T:
-    """What `work` returns. A passing error is met by another call, until `patience` seconds have gone; then it, and any
-    other error at once, is raised."""
+def is_busy(error: Exception, local: bool = False) -> bool:
+    """Did a store answer that it cannot answer now? It is there then, and knows who asks."""
+    return not local and isinstance(error, OSError | pa.ArrowException) and bool(BUSY.search(str(error)))
+
+
+def persistently(
+    work: Callable[[], T],
+    local: bool,
+    patience: float = PATIENCE,
+    passing: Callable[[Exception, bool], bool] = is_passing,
+) -> T:
+    """What `work` returns. An error that is `passing` is met by another call, until `patience` seconds have gone; then
+    it, and any other error at once, is raised."""
     began, pause = time.monotonic(), FIRST
     while True:
         try:
             return work()
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             left = began + patience - time.monotonic()
-            if left <= 0 or not is_passing(error, local):
+            if left <= 0 or not passing(error, local):
                 raise
         time.sleep(min(left, pause * random.uniform(0.5, 1)))
         pause = min(LONGEST, 2 * pause)

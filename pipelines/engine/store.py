@@ -30,7 +30,7 @@ from pyarrow import fs
 
 from pipelines.engine import records
 from pipelines.engine.files import below, check_folder, put_file
-from pipelines.engine.retry import PATIENCE, persistently
+from pipelines.engine.retry import PATIENCE, is_busy, is_passing, persistently
 from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_credentials
 from postdiff.terminal import one_line
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
 LISTED = 32  # folders of a bucket whose names are asked for at once
 ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
+BUSY_FOR = 15.0  # seconds of them for which a call of that check is made again
 
 
 class Store:
@@ -51,6 +52,7 @@ class Store:
         self.is_local = path is not None
         self.url = str(url) if path is None else path
         self.patience = PATIENCE  # seconds for which a call is made again when the store does not answer
+        self.passing = is_passing  # which errors are that
         if path is None:
             refuse_credentials(self.url)
         self._open()
@@ -95,7 +97,7 @@ class Store:
         return self.fs.type_name in OBJECT_STORES
 
     def _persist(self, work: Callable[[], T]) -> T:
-        return persistently(work, self.is_local, self.patience)
+        return persistently(work, self.is_local, self.patience, self.passing)
 
     def put(self, name: str, data: bytes) -> None:
         """Write `name` in one piece: readers see all of it or none. A second put of a name replaces the first."""
@@ -255,8 +257,9 @@ class Store:
                 first_wins = check_folder(Path(self.root))
             else:
                 hasty = Store(self.url)
-                hasty.patience = 0  # what is wrong now is to be told now
-                first_wins = in_time(hasty._try_to_write)
+                # What is wrong now is to be told now, but for a store that is there, and busy.
+                hasty.patience, hasty.passing = BUSY_FOR, is_busy
+                first_wins = persistently(lambda: in_time(hasty._try_to_write), False, self.patience, is_busy)
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             raise ValueError(f"store {self.shown!r} is not writable: {clean(error)}") from None
         if not first_wins:
@@ -267,7 +270,8 @@ class Store:
         """Whether the first of two writers wins."""
         name = f".tmp-{uuid4().hex}"
         if self._conditional:
-            first_wins = self._create(name, b"") and not self._create(name, b"")
+            self._persist(partial(self._create, name, b""))
+            first_wins = not self._persist(partial(self._create, name, b""))
         else:
             self.put(name, b"")
             first_wins = False

@@ -169,7 +169,7 @@ def make(
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
-        "sampling": f"batches of {options.batch_size}, {entries[0].configuration.dtype}",
+        "sampling": f"batches of {options.batch_size}, {entries[0].configuration.arithmetic}",
         **protocol.facts(),
         **evaluated.facts,
         "runs": f"{sum(len(e.cells) for e in group)} cells, "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-import postdiff
 from pipelines.data import prompts, shapes
 from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
@@ -37,16 +36,16 @@ def find(
     names: Sequence[str], of: Configuration, store: Store, captions: Sequence[str], steps: int = 20
 ) -> dict[str, Plan]:
     """{preset: plan} of the presets `names`, which need the model, under `of`'s model, guidance, solver, size and
-    dtype."""
+    arithmetic."""
     found: dict[str, Plan] = {}
     backbone = None
     for name in names:
         preset = presets.PRESETS[name]
-        asked = [FORMAT, preset.method, preset.settings, of.weights, of.dtype, of.settings, *captions]
+        asked = [FORMAT, preset.method, preset.settings, of.weights, of.arithmetic, of.settings, *captions]
         file = f"plans/{name}-T{steps}-{digest(asked)}.json"
         plan = _kept(store, file)
         if plan is None:
-            backbone = backbone or postdiff.load(of.backbone, dtype=of.dtype)
+            backbone = backbone or of.load()
             with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
                 plan = presets.find(

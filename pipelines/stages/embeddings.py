@@ -34,6 +34,9 @@ class TextEncoding:
     batch_size: int
     prompts: tuple[Prompt, ...]
 
+    def load(self) -> postdiff.Backbone:
+        return postdiff.load(self.backbone, dtype=self.dtype, parts="text")
+
 
 def name(weights: str, dtype: str, batch_size: int, shard: int, shards: int) -> str:
     """Where the embeddings of a shard are kept: named by all that changes their bits."""

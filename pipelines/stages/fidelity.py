@@ -40,9 +40,9 @@ def first(shards: Sequence[tuple[Prompt, ...]], every: bool = False) -> Sequence
     return shards if every else shards[: ceil(PROMPTS / len(shards[0]))]
 
 
-def folder(against: Configuration, of: Configuration) -> str:
-    """Where the fidelity of `of` to the images of `against` is kept."""
-    return f"features/fidelity{pixels.VERSION}-{against.id}/{of.id}"
+def folder(against: str, of: str) -> str:
+    """Where the fidelity of the images of the configuration `of` to those of `against` is kept; both are ids."""
+    return f"features/fidelity{pixels.VERSION}-{against}/{of}"
 
 
 def units(images: Sequence[str], others: Sequence[str], where: str) -> list[Unit]:

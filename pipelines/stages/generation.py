@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain
@@ -48,6 +48,8 @@ class Configuration:
     batch_size: int
     dtype: str = "float32"
     sampler: int = PIXELS
+    channels_last: bool = False
+    compiled: bool = False
 
     @property
     def settings(self) -> SamplingSettings:
@@ -58,10 +60,22 @@ class Configuration:
     def sampling(self) -> Sampling:
         return Sampling(self.guidance, self.solver, arguments.size(self.size))
 
+    @property
+    def arithmetic(self) -> str:
+        """What decides the last bits, for reports."""
+        ways = self.dtype, "channels last" * self.channels_last, "compiled" * self.compiled
+        return ", ".join(filter(None, ways))
+
+    def load(self, parts: Literal["all", "text", "denoiser"] = "all") -> postdiff.Backbone:
+        return postdiff.load(self.backbone, None, self.dtype, parts, self.channels_last, self.compiled)
+
     @cached_property
     def id(self) -> str:
         value = {**asdict(self), "plan": self.plan.id}
         del value["backbone"]  # two names of one checkpoint make the same pixels
+        for how in ("channels_last", "compiled"):  # ids of before these were there still hold
+            if not value[how]:
+                del value[how]
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -72,6 +86,8 @@ def configure(
     solver: str | None = None,
     batch_size: int = 8,
     dtype: str | None = None,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Configuration:
     """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range.
 
@@ -85,7 +101,8 @@ def configure(
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")
     one_of("dtype", dtype, DTYPES)
-    return Configuration(backbone, fingerprint(spec), plan, **settings, batch_size=batch_size, dtype=dtype)
+    of = Configuration(backbone, fingerprint(spec), plan, **settings, batch_size=batch_size, dtype=dtype)
+    return replace(of, channels_last=channels_last, compiled=compiled)
 
 
 @dataclass(frozen=True)
@@ -113,7 +130,7 @@ def units(
             texts[key] = embeddings.units(of.backbone, *key, shards)
         for i, (shard, text) in enumerate(zip(shards, texts[key], strict=True)):
             task = Generation(shard_name(f"images/{of.id}", i, n), of, shard, text.name)
-            found.append(Unit(task.name, f"{of.backbone} {of.dtype}", cost * len(shard), task, (text.name,)))
+            found.append(Unit(task.name, f"{of.backbone} {of.arithmetic}", cost * len(shard), task, (text.name,)))
     return [*chain.from_iterable(texts.values()), *found]
 
 
@@ -128,7 +145,7 @@ class Generator:
         self.store, self.threads = store, Threads(beside.count())
         self.extractor = Extractor(store, self.threads)
         self.text = Ahead(partial(embeddings.read, store))
-        self.loaded: tuple[tuple[str, str, str], postdiff.Backbone] | None = None
+        self.loaded: tuple[tuple, postdiff.Backbone] | None = None
 
     def ahead(self, task: Generation | embeddings.TextEncoding) -> None:
         """`task` is likely the next: its text is read."""
@@ -140,11 +157,12 @@ class Generator:
     ) -> tuple[str, ...] | Callable[[], tuple[str, ...]]:
         """Names of the riders that are committed too."""
         if isinstance(task, embeddings.TextEncoding):
-            self.store.commit(task.name, embeddings.make(self._load(task.backbone, task.dtype, "text"), task))
+            encoder = self._load((task.backbone, task.dtype, "text"), task.load)
+            self.store.commit(task.name, embeddings.make(encoder, task))
             return ()
         of = task.configuration
         text = self.text.take(task.text, task.prompts)
-        backbone = self._load(of.backbone, of.dtype, "denoiser")
+        backbone = self._load((of.backbone, of.arithmetic), partial(of.load, "denoiser"))
         prepared: dict[str, list[Future]] = {rider.encoder: [] for rider in riders}
 
         def prepare(images: np.ndarray) -> None:
@@ -164,11 +182,10 @@ class Generator:
 
         return commit if beside.count() else commit()
 
-    def _load(self, backbone: str, dtype: str, parts: Literal["text", "denoiser"]) -> postdiff.Backbone:
-        wanted = backbone, dtype, parts
+    def _load(self, wanted: tuple, load: Callable[[], postdiff.Backbone]) -> postdiff.Backbone:
         if self.loaded is None or self.loaded[0] != wanted:
             self.loaded = None  # free the old one first
-            self.loaded = wanted, postdiff.load(backbone, dtype=dtype, parts=parts)
+            self.loaded = wanted, load()
         return self.loaded[1]
 
 

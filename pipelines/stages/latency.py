@@ -120,7 +120,7 @@ def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    backbone = postdiff.load(of[0].backbone, dtype=of[0].dtype)
+    backbone = of[0].load()
     gpu = torch.cuda.is_available()
     warm_up = WARM_UP if gpu else 1
     encode, memory = [], np.zeros((warm_up + rounds, len(of)))

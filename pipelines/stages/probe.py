@@ -43,8 +43,8 @@ def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, sha
     from postdiff.text import Embeddings
 
     first = of[0]
-    text = postdiff.encode(postdiff.load(first.backbone, dtype=first.dtype, parts="text"), ["a star on snow"], 1)
-    backbone = postdiff.load(first.backbone, dtype=first.dtype, parts="denoiser")
+    text = postdiff.encode(first.load("text"), ["a star on snow"], 1)
+    backbone = first.load("denoiser")
     for name in encoders:
         loaded_encoder(name)
     torch.cuda.empty_cache()

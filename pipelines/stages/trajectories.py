@@ -46,7 +46,7 @@ class Recording:
     @property
     def unit(self) -> Unit:
         steps = len(self.configuration.plan) * len(self.prompts)
-        return Unit(self.name, f"{self.configuration.backbone} {self.configuration.dtype}", steps, self)
+        return Unit(self.name, f"{self.configuration.backbone} {self.configuration.arithmetic}", steps, self)
 
 
 class Watcher:
@@ -54,13 +54,13 @@ class Watcher:
 
     def __init__(self, store: Store):
         self.store = store
-        self.loaded: tuple[tuple[str, str], postdiff.Backbone] | None = None
+        self.loaded: tuple[tuple, postdiff.Backbone] | None = None
 
     def __call__(self, task: Recording) -> None:
         of = task.configuration
-        if self.loaded is None or self.loaded[0] != (of.backbone, of.dtype):
+        if self.loaded is None or self.loaded[0] != (of.backbone, of.arithmetic):
             self.loaded = None  # free the old one first
-            self.loaded = (of.backbone, of.dtype), postdiff.load(of.backbone, dtype=of.dtype)
+            self.loaded = (of.backbone, of.arithmetic), of.load()
         make = _profile if task.kind == "profile" else _trajectory
         self.store.commit(task.name, make(self.loaded[1], task))
 

@@ -12,10 +12,11 @@ Nothing here knows a mechanism. What mechanisms store lives in `cache`, which be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from postdiff import compiling
 from postdiff.ownership import owned
 from postdiff.plan import Mechanism, Plan, kind
 
@@ -126,23 +127,28 @@ def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
 
 
 @contextmanager
-def attach(denoiser: torch.nn.Module, plan: Plan) -> Iterator[Running]:
+def attach(denoiser: torch.nn.Module, plan: Plan, compiled: bool = False) -> Iterator[Running]:
     """Wrap the modules of `denoiser` that `plan` changes, for the length of the `with`. A dense plan wraps nothing.
+
+    compiled: parts that the plan leaves as they are run compiled by torch (`postdiff.compiling`).
 
     Raises: RuntimeError if this thread is in the middle of another run (other threads' runs are waited for);
         ValueError as `runners` does.
     """
     with owned(denoiser):
         running = Running(runners(denoiser, plan))
+        changes = [change for runner in running.runners.values() for change in runner.wrappers()]
+        if compiled:  # innermost
+            changes = [*compiling.wrappers(denoiser, [name for name, _ in changes]), *changes]
         wrapped = []
         try:
-            for runner in running.runners.values():
-                for name, wrap in runner.wrappers():
-                    module = denoiser.get_submodule(name)
-                    # An instance attribute may be there already (offloading puts one); it is called, and put back.
-                    wrapped.append((module, module.__dict__.get("forward")))
-                    module.forward = wrap(name, module.forward)
-            yield running
+            for name, wrap in changes:
+                module = denoiser.get_submodule(name)
+                # An instance attribute may be there already (offloading puts one); it is called, and put back.
+                wrapped.append((module, module.__dict__.get("forward")))
+                module.forward = wrap(name, module.forward)
+            with compiling.graphs() if compiled else nullcontext():
+                yield running
         finally:
             for module, before in reversed(wrapped):
                 if before is None:

@@ -83,6 +83,10 @@ class TokenMerging(Mechanism):
         """The kinds of layers that tokens are merged around."""
         return frozenset(kind for name, kind in AROUND.items() if getattr(self, name))
 
+    @property
+    def varies(self) -> bool:
+        return self.threshold is not None
+
     def check(self, plan: Plan) -> None:
         for name, row in self.merged:
             if len(row) != len(plan):

@@ -43,12 +43,14 @@ class Anatomy:
     encoder: what runs before the decoder of a U-Net; () in a model that has none.
     stages: modules whose outputs are feature maps, in the order they run (Fig. 7).
     transformers: what block caching caches: whole transformers, for convolutions change too much from step to step.
+    convolutions: residual blocks of convolutions; () in a model that has none.
     beyond: (skip branch) -> what a step through that skip connection does not run; None where there are no skips.
     """
 
     blocks: tuple[Block, ...]
     stages: tuple[str, ...]
     transformers: tuple[str, ...]
+    convolutions: tuple[str, ...] = ()
     encoder: tuple[str, ...] = ()
     beyond: Callable[[int], list[str]] | None = None
 
@@ -82,6 +84,7 @@ def _unet(unet: torch.nn.Module) -> Anatomy:
         blocks=tuple(_block(name, shrunk(name)) for name in blocks),
         stages=(*down, *middle, *up),
         transformers=tuple(name for name in names if re.search(r"(^|\.)attentions\.\d+$", name)),
+        convolutions=tuple(name for name in names if kind_of(name) == "convolution"),
         encoder=("conv_in", *down, *middle),
         beyond=lambda branch: _beyond_skip(unet, branch),
     )

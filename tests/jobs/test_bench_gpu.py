@@ -214,15 +214,6 @@ def test_a_batch_that_would_not_end_in_time_is_not_begun(monkeypatch):
     assert outcome.left_out == ["sd15 dense x2"]
 
 
-def test_a_compiled_model_is_put_back():
-    model = torch.nn.Linear(2, 2)
-    limit = torch._dynamo.config.recompile_limit
-    with speed.compiled_denoiser(model):
-        assert model._compiled_call_impl is not None
-    assert model._compiled_call_impl is None
-    assert torch._dynamo.config.recompile_limit == limit
-
-
 def latency_told(rehearsal=False):
     """Made-up runs of SD1.5: the dense plan takes 0.9 + 0.1 s, PostDiff 0.4 + 0.1 s, at a quarter of the FLOPs."""
     plans = speed.plans_of(speed.tables(False))["sd15"]

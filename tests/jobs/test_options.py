@@ -187,7 +187,7 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys):
         (bench, ["overhead", "--backbone", "sd15"], "--backbone has no effect on overhead"),
         (bench, ["planning", "--pairs", "3"], "--pairs has no effect on planning"),
         (bench, ["latency", "--rounds", "1"], "--rounds must be 3 or more"),
-        (bench_methods, ["dense"], "argument what: invalid choice: 'dense' (choose from 'speedup', 'authors')"),
+        (bench_methods, ["dense"], "argument what: invalid choice: 'dense' (choose from 'speedup', 'authors', "),
         (bench_methods, ["speedup", "--pairs", "0"], "--pairs must be 1 or more, got 0"),
         (train_mini, ["unet", "--workers", "0"], "--workers must be 1 or more, got 0"),
         (train_mini, ["unet", "--out", "x"], "--out has no effect on unet"),

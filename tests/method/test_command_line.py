@@ -80,7 +80,7 @@ def test_what_is_no_number_is_refused(capfd, folder, name):
 
 
 MISUSED = [
-    ([], "expected a command first: generate, cost, search, methods, models; got none"),
+    ([], "expected a command first: generate, cost, advise, search, methods, models; got none"),
     (["genrate", "a"], "got 'genrate'; did you mean generate?"),
     (["generate"], "expected PROMPT, got none"),
     (["cost", "sd15"], "expected METHOD, got none"),

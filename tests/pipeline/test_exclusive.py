@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from urllib.parse import unquote
 
 import pytest
@@ -118,6 +119,24 @@ def test_what_a_bucket_refuses_for_good_is_told_at_once(s3, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
     with pytest.raises(PermissionError, match="no AWS credentials"):
         bucket.conditional(Store(s3("x")).fs, "bucket")
+
+
+@pytest.mark.parametrize("code", ["429", "500", "503"])
+def test_a_bucket_that_is_busy_when_a_job_starts_is_waited_for(s3, monkeypatch, code):
+    answers, sleeps = iter([code, code, None, code, None, None]), []
+    put = S3Response.put_object
+    monkeypatch.setattr(retry.time, "sleep", sleeps.append)
+    with monkeypatch.context() as patch:
+        busy = lambda of: (int(code), {}, "") if next(answers) else put(of)  # noqa: E731
+        patch.setattr(S3Response, "put_object", busy)
+        Store(s3("busy")).check_writable()
+        assert len(sleeps) == 3
+        assert Store(s3("busy")).names() == set()
+        patch.setattr(S3Response, "put_object", lambda of: (int(code), {}, ""))
+        clock = count(0, 10)
+        patch.setattr(retry.time, "monotonic", lambda: next(clock))
+        with pytest.raises(ValueError, match=rf"^store 's3://bucket/busy' is not writable: .*status code: {code}"):
+            Store(s3("busy")).check_writable()
 
 
 def test_credentials_come_from_a_profile_too(s3, tmp_path, monkeypatch):
