@@ -17,14 +17,18 @@ from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
     from postdiff.models.loading import Backbone, load
+    from postdiff.models.wrapping import wrap
+    from postdiff.own_call import accelerate
     from postdiff.pricing import cost, costs
     from postdiff.sampling import sample
-    from postdiff.text import encode
+    from postdiff.text import Embeddings, encode
 
 __all__ = [
     "Backbone",
+    "Embeddings",
     "Plan",
     "Step",
+    "accelerate",
     "cost",
     "costs",
     "encode",
@@ -34,15 +38,19 @@ __all__ = [
     "methods",
     "sample",
     "save_plan",
+    "wrap",
 ]
 
 _LATER = {  # name: its module
     "Backbone": "models.loading",
+    "Embeddings": "text",
+    "accelerate": "own_call",
     "cost": "pricing",
     "costs": "pricing",
     "encode": "text",
     "load": "models.loading",
     "sample": "sampling",
+    "wrap": "models.wrapping",
 }
 
 

@@ -25,13 +25,17 @@ class Decoding:
         """uint8 [B, H, W, 3]. Raises ArithmeticError if a pixel is not finite: as uint8 it would be a black image like
         any other."""
         pixels, finite = self.fetched.arrays()
-        broken = len(finite) - int(finite.sum())
-        if broken:
-            raise ArithmeticError(
-                f"{broken} of {len(finite)} images are not finite in {self.backbone.dtype}: "
-                f"expected a dtype that {self.backbone.spec.name} bears (float32, bfloat16)"
-            )
+        check_finite(self.backbone, len(finite) - int(finite.sum()), len(finite))
         return pixels
+
+
+def check_finite(backbone: Backbone, broken: int, images: int) -> None:
+    """Raise ArithmeticError if `broken` of so many images are not finite."""
+    if broken:
+        raise ArithmeticError(
+            f"{broken} of {images} images are not finite in {backbone.dtype}: "
+            f"expected a dtype that {backbone.spec.name} bears (float32, bfloat16)"
+        )
 
 
 def decode(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:

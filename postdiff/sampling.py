@@ -13,6 +13,7 @@ import torch
 
 from postdiff import arguments, resolution, solvers
 from postdiff.decoding import Decoding
+from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser
@@ -113,12 +114,17 @@ def _checked(
     plan: Plan,
     **settings: Unpack[SamplingSettings],
 ) -> tuple[list[str], tuple[int, ...], Plan, Sampling]:
-    """Prompts, seeds, the plan as the family runs it, and how it is sampled. Raises ValueError for what is not meant or
-    out of range."""
-    spec = arguments.instance("backbone", backbone, Backbone).spec
+    """Prompts, seeds, and what `ready` gives. Raises ValueError for what is not meant or out of range."""
+    arguments.instance("backbone", backbone, Backbone)
     prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
     if len(prompts) != len(seeds) or not prompts:
         raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
+    return prompts, seeds, *ready(backbone, plan, **settings)
+
+
+def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) -> tuple[Plan, Sampling]:
+    """The plan as the family runs it, and how it is sampled. Raises ValueError if the backbone cannot run it so."""
+    spec = backbone.spec
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
@@ -131,7 +137,7 @@ def _checked(
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
         raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
-    return prompts, seeds, plan, sampling
+    return plan, sampling
 
 
 def begin_batch(
@@ -148,9 +154,23 @@ def begin_batch(
 
 
 @torch.inference_mode()
-def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, sampling: Sampling) -> State:
-    """Draw the initial noise, set the solver's timesteps. `text`: a row an image, two if `plan.needs_both_texts`; it
-    may have been encoded in another dtype or on another device."""
+def begin(
+    backbone: Backbone,
+    text: Text,
+    seeds: Sequence[int],
+    plan: Plan,
+    sampling: Sampling,
+    *,
+    noise: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
+) -> State:
+    """Draw the initial noise, set the solver's timesteps.
+
+    Args:
+        text: a row an image, two if `plan.needs_both_texts`; maybe encoded in another dtype or on another device.
+        noise: standard normal, [B, C, h, w] at the grid of the first step (`grid_at`), in place of what is drawn.
+        conditions: rows as `text` has them, in place of the family's own.
+    """
     spec, dtype = backbone.spec, backbone.dtype
     solver = solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     text = {
@@ -158,12 +178,16 @@ def begin(backbone: Backbone, text: Text, seeds: Sequence[int], plan: Plan, samp
         for name, rows in text.items()
     }  # fmt: skip
     channels = FAMILIES[spec.family].latent_channels(backbone.denoiser.config)
-    noise = draw(seeds, "initial", channels, _grid(spec, sampling, plan.steps[0]))
-    latents = send(noise, backbone.device, dtype) * solver.prior_scale
-    return State(plan, sampling, latents, solver, send(solver.timesteps, backbone.device), text, tuple(seeds))
+    first = draw(seeds, "initial", channels, grid_at(spec, sampling, plan.steps[0])) if noise is None else noise
+    latents = send(first, backbone.device, dtype) * solver.prior_scale
+    timesteps = send(solver.timesteps, backbone.device)
+    state = State(plan, sampling, latents, solver, timesteps, text, tuple(seeds), conditions=conditions)
+    if noise is not None:
+        state.give("initial", send(noise, backbone.device, torch.float32))
+    return state
 
 
-def _grid(spec: Spec, sampling: Sampling, step: Step) -> tuple[int, int]:
+def grid_at(spec: Spec, sampling: Sampling, step: Step) -> tuple[int, int]:
     """(h, w) of the latents at `step`."""
     return resolution.latent_size(spec.latents(sampling.size), step.scale, spec.patch)
 
@@ -176,7 +200,7 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
     """
     plan, last = state.plan, len(state.plan) - 1
     for i in range(state.index, len(plan)):
-        grid = _grid(backbone.spec, state.sampling, plan.steps[i])
+        grid = grid_at(backbone.spec, state.sampling, plan.steps[i])
         _conditions(backbone, state, i, grid)
         if i in plan.switches:
             state.noise(f"switch-{i}", grid)
@@ -242,8 +266,12 @@ def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int])
         # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
         half = slice(-batch, None) if plan.half == "cond" else slice(batch)
         text = state.text if guided else {name: rows[half] for name, rows in state.text.items()}
-        config = backbone.denoiser.config
-        state.sent[key] = text, FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
+        if state.conditions is None:
+            config = backbone.denoiser.config
+            conditions = FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
+        else:
+            conditions = state.conditions if guided else {name: rows[half] for name, rows in state.conditions.items()}
+        state.sent[key] = text, conditions
     return state.sent[key]
 
 
@@ -257,7 +285,7 @@ def guide(state: State, output: torch.Tensor) -> torch.Tensor:
     if not state.plan.steps[state.index].guided:
         return output
     uncond, cond = output.chunk(2)
-    return uncond + state.sampling.guidance * (cond - uncond)
+    return combine(uncond, cond, state.sampling.guidance, state.rescale)
 
 
 def advance(
@@ -280,7 +308,7 @@ def advance(
     if on_x0:
         on_x0(x0)
     if switches:
-        grid = _grid(backbone.spec, state.sampling, plan.steps[i + 1])
+        grid = grid_at(backbone.spec, state.sampling, plan.steps[i + 1])
         noise, level = state.noise(f"switch-{i + 1}", grid), solver.level(i + 1)
         state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
         solver.restart(i + 1)

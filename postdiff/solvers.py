@@ -11,7 +11,7 @@ import torch
 from diffusers import LCMScheduler, UniPCMultistepScheduler
 
 from postdiff import resolution
-from postdiff.models.schedulers import PINNED, SCHEDULERS
+from postdiff.models.schedulers import SCHEDULERS, pinned
 
 
 class HostUniPC(UniPCMultistepScheduler):
@@ -182,13 +182,8 @@ OWN: dict[str, Any] = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
 
 def make_scheduler(name: str, config: dict) -> Any:
     """A fresh scheduler on the noise schedule of `config` (a checkpoint's own scheduler config)."""
-    pinned = dict(PINNED[name])
-    if name == "ddim" and config.get("timestep_spacing") == "linspace":
-        # diffusers' DDIM always lands 1000/T below t: with linspace that is not the next timestep, and the denoiser
-        # would be told less noise than there is.
-        pinned["timestep_spacing"] = "trailing"
     kind = OWN.get(name) or getattr(diffusers, SCHEDULERS[name])
-    return kind.from_config(config, **pinned)
+    return kind.from_config(config, **pinned(name, config))
 
 
 def make_solver(name: str, config: dict, steps: int, model: str = "the model") -> Solver:

@@ -10,7 +10,7 @@ import torch
 
 from postdiff import solvers
 from postdiff.mechanisms.attach import Cache
-from postdiff.models.family import Text
+from postdiff.models.family import Conditions, Text
 from postdiff.models.spec import Sampling
 from postdiff.plan import Plan
 from postdiff.transfer import send
@@ -31,6 +31,8 @@ class State:
     cache: Cache = field(default_factory=dict)  # what mechanisms stored
     ahead: dict[int, torch.Tensor] = field(default_factory=dict)  # outputs of steps that were computed ahead
     sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
+    conditions: Conditions | None = None  # a row for each of `text`; None for the family's own
+    rescale: float = 0.0  # of `guidance.combine`
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -43,6 +45,10 @@ class State:
         if key not in self.sent:
             self.sent[key] = send(draw(self.seeds, stream, self.latents.shape[1], grid), self.latents.device)
         return self.sent[key]
+
+    def give(self, stream: str, noise: torch.Tensor) -> None:
+        """Have `noise`, [B, C, h, w] beside the latents, be what `noise(stream, (h, w))` gives."""
+        self.sent["noise", stream, (noise.shape[2], noise.shape[3])] = noise
 
     def drawn(self, i: int, name: str, one: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
         """What `one` draws for every image at step `i` from its own stream `name`: [B, ...], beside the latents."""

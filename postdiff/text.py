@@ -19,7 +19,7 @@ class Embeddings:
     """Encoded prompts, as dicts of tensors (`postdiff.models.family` lists them) of one row a prompt or image.
 
     cond: one row a prompt.
-    uncond: the empty prompt, one row an image of a batch; {} where nothing is guided.
+    uncond: the negative prompt, or the empty one, one row an image of a batch; {} where nothing is guided.
 
     One row of `uncond` would do, but for the last bit: in fp32 a row's bits depend on the batch it was encoded in, and
     the diffusers pipelines encode the empty prompt once an image.
@@ -64,34 +64,43 @@ class Embeddings:
 
 
 @torch.no_grad()
-def encode(backbone: Backbone, prompts: Sequence[str], batch_size: int) -> Embeddings:
+def encode(backbone: Backbone, prompts: Sequence[str], batch_size: int, negative: str | None = None) -> Embeddings:
     """Encode prompts once, for any number of plans: as the diffusers pipeline encodes them.
 
     Args:
         backbone: loaded with its text encoder.
         prompts: at least one.
         batch_size: prompts a forward pass; a short batch is padded to it. It must be the one that `sample` is given.
+        negative: the prompt that guidance leads away from, for all images; the pipeline's own, empty one by default.
 
     Returns: what `sample` takes as `embeddings`, on the backbone's device and in its dtype.
-    Raises: ValueError if there are no prompts, or the backbone was loaded without its text encoder.
+    Raises: ValueError if there are no prompts, the backbone was loaded without its text encoder, or a negative prompt
+        is given to a model of which nothing is guided.
     """
     if arguments.instance("backbone", backbone, Backbone).pipe.text_encoder is None:
         raise ValueError("the backbone was loaded without its text encoder: expected `embeddings` of the prompts")
     prompts, batch_size = arguments.strings("prompts", prompts), arguments.batch_size(batch_size)
     if not prompts:
         raise ValueError("expected at least one prompt, got 0")
+    if negative is not None:
+        (negative,) = arguments.strings("negative", [negative])
+        if not FAMILIES[backbone.spec.family].guided:
+            raise ValueError(
+                f"negative must be None, got {negative!r}: guidance was distilled into {backbone.spec.name}"
+            )
     with owned(backbone.pipe.text_encoder):  # tokenizers hold a batch's padding, and refuse a second thread
-        return _encode(backbone, prompts, batch_size)
+        return _encode(backbone, prompts, batch_size, negative)
 
 
-def _encode(backbone: Backbone, prompts: list[str], batch_size: int) -> Embeddings:
+def _encode(backbone: Backbone, prompts: list[str], batch_size: int, negative: str | None) -> Embeddings:
     rules, tokens = FAMILIES[backbone.spec.family], backbone.spec.text_tokens
     parts, uncond = [], {}
     for start in range(0, len(prompts), batch_size):
         batch = list(prompts[start : start + batch_size])
         padded = batch + [batch[-1]] * (batch_size - len(batch))
         guided = rules.guided and not start  # the empty prompts give the same rows in every batch
-        rows = rules.encode(backbone.pipe, padded, guided, tokens)
+        asked = {} if negative is None else {"negative_prompt": [negative] * batch_size}
+        rows = rules.encode(backbone.pipe, padded, guided, tokens, asked)
         if guided:
             uncond = {name: halves[:batch_size] for name, halves in rows.items()}
         parts.append({name: halves[-batch_size:][: len(batch)] for name, halves in rows.items()})

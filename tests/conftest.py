@@ -1,5 +1,6 @@
 """Fixtures: the mini backbones, loaded once; Ray and an S3, started once. And `--quick`, without the first two."""
 
+import inspect
 import os
 import struct
 import sys
@@ -116,6 +117,16 @@ def random_pipeline(kind):
 def shallow(denoiser, **changes):
     """A new denoiser of the same kind, with other settings."""
     return type(denoiser).from_config(denoiser.config, **changes)
+
+
+def with_parts(pipe, **parts):
+    """A pipeline of the same class, of the same modules but for `parts`."""
+    options = {"requires_safety_checker": False, "add_watermarker": False}
+    takes = inspect.signature(type(pipe)).parameters
+    taken = {name: value for name, value in options.items() if name in takes}
+    other = type(pipe)(**{**pipe.components, **parts}, **taken)
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 @pytest.fixture(scope="session")

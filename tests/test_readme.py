@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 
 import postdiff
@@ -39,11 +40,22 @@ def commands(program):
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.split("\n")[0])
 def test_python_of_the_readme_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    if "from_pretrained" in code:  # of the hub; a mini stands for it
+        pipe = postdiff.load("mini-sdxl", device="cpu").pipe
+        monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_pretrained", lambda name: pipe)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
+    if "pipe" in names:
+        assert [image.size for image in names["images"]] == [(64, 64)]
+        return
     assert names["images"].shape == (1, 64, 64, 3)
     for file in tmp_path.glob("*.json"):
         assert postdiff.load_plan(file) == names["plan"]
+
+
+def test_the_first_block_is_three_lines_on_a_pipeline_of_ones_own():
+    lines = [line for line in BLOCKS[0].splitlines() if line and "import" not in line]
+    assert [line.split()[0] for line in lines] == ["pipe", "fast", "images"]
 
 
 def test_a_method_of_your_own_is_short_and_what_it_says():

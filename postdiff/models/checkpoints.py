@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import file_digest, sha256
@@ -168,26 +168,53 @@ def folder_spec(name: str, folder: Path) -> Spec:
     missing = [part for part in (rules.denoiser, "vae") if not (folder / part / "config.json").is_file()]
     if missing:
         raise ValueError(f"{folder} must hold the configs of {rules.denoiser} and vae; it lacks {missing[0]}'s")
-    denoiser, vae = (read_json(folder / part / "config.json") for part in (rules.denoiser, "vae"))
-    check_denoiser(rules, denoiser, name)
-    check_vae(vae, rules.latent_channels(denoiser), name)
-    encoders = {part: read_json(folder / part / "config.json") for part in rules.text_encoders}
-    rules.check_text(denoiser, encoders, name)
-    side, factor = denoiser.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
-    if type(side) is not int or side < 1:
-        raise ValueError(f"sample_size of {rules.denoiser} of {name} must be a whole number of 1 or more, got {side!r}")
+    parts = rules.denoiser, "vae", *rules.text_encoders
+    configs = {part: read_json(folder / part / "config.json") for part in parts}
+    lengths = [
+        read_json(folder / part / "tokenizer_config.json").get("model_max_length", Spec.text_tokens)
+        for part in rules.tokenizers
+    ]
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     shipped = scheduler.setdefault("_class_name", index["scheduler"][1])
-    check_noise_schedule(name, shipped, scheduler)
-    spec = spec_of(
-        name, str(folder), None, family, side * factor, denoiser,
-        solver=solver_of(shipped, rules.solvers) or rules.solver, vae_factor=factor,
-        text_tokens=text_tokens(folder, rules, encoders), train_steps=train_steps(name, scheduler), scheduler=scheduler,
-    )  # fmt: skip
+    spec = spec_from(name, str(folder), family, configs, lengths, scheduler)
     run = read_json(folder / RUN) if (folder / RUN).exists() else {}
     spec = _as_it_says(spec, folder / RUN, run)
     _check_run(spec, (shipped, index["scheduler"][1]), scheduler, folder / RUN, "solver" in run)
     return spec
+
+
+def spec_from(
+    name: str,
+    source: str,
+    family: str,
+    configs: Mapping[str, Mapping[str, Any]],
+    lengths: Sequence[Any],
+    scheduler: Mapping[str, Any],
+) -> Spec:
+    """The spec of a pipeline of `family`, from the configs of its parts, checked.
+
+    configs: of the denoiser, `vae` and the text encoders, if they are there. lengths: `model_max_length` of each
+        tokenizer, if they are. scheduler: its config, with its class as `_class_name`.
+    Raises: ValueError, which names `name`, if it would not be run as it was made to.
+    """
+    rules = FAMILIES[family]
+    denoiser, vae = dict(configs[rules.denoiser]), configs["vae"]
+    check_denoiser(rules, denoiser, name)
+    check_vae(vae, rules.latent_channels(denoiser), name)
+    encoders = {part: configs[part] for part in rules.text_encoders if part in configs}
+    if encoders:
+        rules.check_text(denoiser, encoders, name)
+    side, factor = denoiser.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
+    if type(side) is not int or side < 1:
+        raise ValueError(f"sample_size of {rules.denoiser} of {name} must be a whole number of 1 or more, got {side!r}")
+    kind = scheduler["_class_name"]
+    check_noise_schedule(name, kind, scheduler)
+    tokens = {"text_tokens": text_tokens(lengths, rules, encoders, source or name)} if lengths else {}
+    return spec_of(
+        name, source, None, family, side * factor, denoiser,
+        solver=solver_of(kind, rules.solvers) or rules.solver, vae_factor=factor,
+        train_steps=train_steps(name, scheduler), scheduler=dict(scheduler), **tokens,
+    )  # fmt: skip
 
 
 def _check_run(spec: Spec, kinds: Sequence[str], scheduler: dict[str, Any], file: Path, solver_given: bool) -> None:
@@ -242,6 +269,8 @@ def write_run(spec: Spec, folder: Path, **changes) -> None:
 
 def fingerprint(spec: Spec) -> str:
     """What the weights are: the pinned commit(s), or 12 hex digits of a folder's configs and safetensors."""
+    if not spec.source:
+        raise ValueError(f"{spec.name} is in memory alone: expected a folder or a pinned commit, which say what it is")
     if spec.revision:
         return spec.revision if spec.vae is None else f"{spec.revision}+{spec.vae[1]}"
     digest = sha256()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,21 +154,20 @@ def check_components(folder: Path, index: Mapping[str, Any], rules: Family) -> N
             )
 
 
-def text_tokens(folder: Path, rules: Family, encoders: Mapping[str, Mapping[str, Any]]) -> int:
-    """Length of a padded prompt, from the tokenizers' configs: at most what the family was trained with.
+def text_tokens(lengths: Sequence[Any], rules: Family, encoders: Mapping[str, Mapping[str, Any]], where: str) -> int:
+    """Length of a padded prompt: at most what the family was trained with.
 
+    lengths: `model_max_length` of each tokenizer. where: whose they are.
     Raises: ValueError if it is no number, is not one number, or is more than a text encoder has positions.
     """
-    parts = rules.tokenizers
-    lengths = [read_json(folder / part / "tokenizer_config.json").get("model_max_length", 77) for part in parts]
-    tokens, where = lengths[0], f"model_max_length of {' and '.join(parts)} of {folder}"
+    tokens, name = lengths[0], f"model_max_length of {' and '.join(rules.tokenizers)} of {where}"
     if not all(isinstance(n, int | float) and n == tokens and n >= 2 for n in lengths):
-        raise ValueError(f"{where} must be one number, got {', '.join(map(repr, lengths))}")
+        raise ValueError(f"{name} must be one number, got {', '.join(map(repr, lengths))}")
     if rules.most_tokens:  # T5's positions are relative
         return int(min(tokens, rules.most_tokens))
     for part, config in encoders.items():
-        if tokens > (most := _whole(config, "max_position_embeddings", 77, f"{part} of {folder}")):
-            raise ValueError(f"{where} must be at most max_position_embeddings of {part}, {most}, got {tokens}")
+        if tokens > (most := _whole(config, "max_position_embeddings", 77, f"{part} of {where}")):
+            raise ValueError(f"{name} must be at most max_position_embeddings of {part}, {most}, got {tokens}")
     return int(tokens)
 
 

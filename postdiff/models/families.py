@@ -28,6 +28,9 @@ def adapt(plan: Plan, family: str) -> Plan:
         raise ValueError(f"{family} cannot cache deep features: {rules.no_deep}; expected k=1, got {plan.name}")
     if plan.size_condition != "target" and not rules.size_conditioned:
         raise ValueError(f"{family} is told no size; expected size_condition target, got {plan.size_condition}")
-    if rules.guided:
-        return plan
+    return plan if rules.guided else unguided(plan)
+
+
+def unguided(plan: Plan) -> Plan:
+    """`plan` with the conditional half alone at every step. Raises ValueError if it is none without guidance."""
     return replace(plan, steps=tuple(replace(step, guided=False) for step in plan.steps), half="cond")

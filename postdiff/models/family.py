@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 Text = dict[str, "torch.Tensor"]
 Conditions = dict[str, "torch.Tensor"]
 Size = tuple[int, int]  # height, width
+Arguments = Mapping[str, Any]  # of a pipeline's functions, by name
 
 
 class Family:
     """One family. Classes are named, so that neither torch nor diffusers is imported before one is needed.
 
     pipeline: diffusers' class; denoiser: the pipeline's attribute; model: the denoiser's class, diffusers' too.
-    options: of the pipeline's `from_pretrained`.
+    output: the class of what a call of the pipeline returns. options: of the pipeline's `from_pretrained`.
     text_encoders: the pipeline's components that encode prompts, with their classes, of transformers; tokenizer: the
         class of their tokenizers. text_width: the key of their configs that says how wide embeddings are, and the one
         of the denoiser's config that must be as wide.
@@ -43,10 +44,12 @@ class Family:
     guided: classifier-free guidance runs two halves; else it was distilled into the model, which takes w.
     size_conditioned: the denoiser takes the size of the image.
     no_deep: why deep features cannot be cached, or "".
+    fewest_steps: of a plan, where the pipeline's last step is another one below it.
     upcast_vae: decode in fp32 if the autoencoder's config asks for it.
     """
 
     pipeline: str
+    output: str
     options: Mapping[str, Any] = {}
     denoiser: str
     model: str
@@ -61,6 +64,7 @@ class Family:
     guided = True
     size_conditioned = False
     no_deep = ""
+    fewest_steps = 1
     upcast_vae = False
 
     @property
@@ -83,8 +87,13 @@ class Family:
         """The shape of each tensor of Text for one row, for costs without weights."""
         raise NotImplementedError
 
-    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
-        """The text of `prompts`, as the pipeline itself encodes it; 2B rows where guided."""
+    def encode(
+        self, pipe: Any, prompts: Sequence[str] | None, guided: bool, text_tokens: int, asked: Arguments | None = None
+    ) -> Text:
+        """The text of `prompts`, as the pipeline itself encodes it; 2B rows where guided.
+
+        asked: arguments of the pipeline's `encode_prompt`, in place of those that it is given here.
+        """
         raise NotImplementedError
 
     def token_lengths(self, spec: Spec, texts: Sequence[str]) -> list[int]:
@@ -111,6 +120,18 @@ class Family:
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
         """`text` and `conditions` by the names of the denoiser's arguments."""
         return {"encoder_hidden_states": text["text"]}
+
+    def called_size(self, pipe: Any, size: Size, call: Arguments) -> Size:
+        """(height, width) of the images that a call of the pipeline, with the arguments `call`, draws for `size`."""
+        return size
+
+    def called_conditions(self, pipe: Any, call: Arguments, text: Text, size: Size, images: int) -> Conditions | None:
+        """The conditions that a call of the pipeline asks for, a row for each of `text`, which is of so many
+        images, with both halves or one; None for those of `size`.
+
+        Raises: ValueError if the pipeline would not give them to the images that they are for.
+        """
+        return None
 
     def predict(
         self, denoiser: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, text: Text, conditions: Conditions

@@ -122,9 +122,13 @@ def float32_vae(spec: Spec, vae: Any) -> Any:
 
     The pipelines cast theirs before each batch and back after it; one copy is cast once.
     """
-    if not FAMILIES[spec.family].upcast_vae or vae is None or vae.dtype != torch.float16 or not vae.config.force_upcast:
-        return None
-    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
+    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32) if overflows(spec, vae) else None
+
+
+def overflows(spec: Spec, vae: Any) -> bool:
+    """Would `vae` overflow in its dtype, so that the pipeline casts it to float32 where it decodes?"""
+    asks = FAMILIES[spec.family].upcast_vae and vae is not None and vae.config.force_upcast
+    return bool(asks and vae.dtype == torch.float16)
 
 
 def _fetch(spec: Spec, components: dict[str, Any]) -> Path:

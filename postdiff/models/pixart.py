@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from postdiff.models.configs import check_pixart
-from postdiff.models.family import Conditions, Family, Size, Text, halves
+from postdiff.models.family import Arguments, Conditions, Family, Size, Text, halves
 
 
 class PixArtAlpha(Family):
     pipeline = "PixArtAlphaPipeline"
+    output = "ImagePipelineOutput"
     denoiser = "transformer"
     model = "PixArtTransformer2DModel"
     text_encoders: Mapping[str, str] = {"text_encoder": "T5EncoderModel"}
@@ -21,6 +22,9 @@ class PixArtAlpha(Family):
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75}
     size_conditioned = True
     no_deep = "a transformer has no skip connections between shallow and deep blocks"
+    fewest_steps = 2  # of one step, its pipeline takes what the solver predicts
+    # sample_size of a transformer: pixels of the shapes that it was trained at
+    bins: ClassVar[dict[int, int]] = {128: 1024, 64: 512, 32: 256}
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
         check_pixart(config, where, self.is_size_conditioned(config))
@@ -32,11 +36,15 @@ class PixArtAlpha(Family):
     def text_shapes(self, config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
         return {"text": (tokens, config["caption_channels"]), "mask": (tokens,)}
 
-    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
+    def encode(
+        self, pipe: Any, prompts: Sequence[str] | None, guided: bool, text_tokens: int, asked: Arguments | None = None
+    ) -> Text:
         # The pipeline's default cleans captions of HTML if two optional packages are there. A result must not depend on
         # what else is installed, so ours never does.
+        plain = {"prompt": prompts and list(prompts), "clean_caption": False, "max_sequence_length": text_tokens}
+        arguments = {**plain, **(asked or {})}
         cond, mask, uncond, uncond_mask = pipe.encode_prompt(
-            list(prompts), guided, device=pipe.device, clean_caption=False, max_sequence_length=text_tokens
+            do_classifier_free_guidance=guided, device=pipe.device, **arguments
         )
         if not guided:
             uncond = uncond_mask = None
@@ -56,6 +64,22 @@ class PixArtAlpha(Family):
         sizes = {"resolution": [size], "aspect_ratio": [[size[0] / size[1]]]}
         return {key: send(torch.tensor(row, dtype=dtype), device).expand(rows, -1) for key, row in sizes.items()}
 
+    def called_size(self, pipe: Any, size: Size, call: Arguments) -> Size:
+        """The size of those that the model was trained at that is nearest in its shape, where the call asks for it."""
+        if not call["use_resolution_binning"]:
+            return size
+        side = pipe.transformer.config.sample_size
+        if side not in self.bins:
+            raise ValueError(
+                f"use_resolution_binning must be False for a transformer of sample_size {side}: there are bins for "
+                f"{', '.join(map(str, self.bins))} alone"
+            )
+        from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma as tables
+
+        ratios = getattr(tables, f"ASPECT_RATIO_{self.bins[side]}_BIN")
+        height, width = pipe.image_processor.classify_height_width_bin(*size, ratios=ratios)
+        return height, width
+
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
         added = {"resolution": None, "aspect_ratio": None, **conditions}
         return {**super().inputs(text, conditions), "encoder_attention_mask": text["mask"], "added_cond_kwargs": added}
@@ -67,6 +91,8 @@ class PixArtSigma(PixArtAlpha):
     pipeline = "PixArtSigmaPipeline"
     most_tokens = 300
     size_conditioned = False
+    fewest_steps = 1
+    bins: ClassVar[dict[int, int]] = {256: 2048, **PixArtAlpha.bins}
 
     def is_size_conditioned(self, config: Mapping[str, Any]) -> bool:
         return False

@@ -45,6 +45,7 @@ PINNED: dict[str, dict] = {
         "lower_order_final": True,
         "final_sigmas_type": "zero",
         "thresholding": False,
+        "solver_p": None,
     },
     "lcm": {"clip_sample": False, "thresholding": False},
 }
@@ -156,14 +157,41 @@ def replaced(name: str, kind: str, config: Mapping[str, Any], solver: str) -> st
     changes = _unpinned(config, solver)
     if not changes:
         return ""
-    ours = ", ".join(f"{key}={PINNED[solver][key]!r}" for key in changes)
+    ours = ", ".join(f"{key}={pinned(solver, config)[key]!r}" for key in changes)
     theirs = ", ".join(f"{key}={value!r}" for key, value in changes.items())
     return f"{name} ships {kind} with {theirs}, which is not offered: {solver} has {ours}"
 
 
 def _unpinned(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
     """Settings of a scheduler of the solver's own class that the solver has otherwise."""
-    return {key: config[key] for key, value in PINNED[solver].items() if key in config and config[key] != value}
+    return {key: config[key] for key, value in pinned(solver, config).items() if key in config and config[key] != value}
+
+
+def pinned(solver: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a scheduler of `config` the solver of that name."""
+    values = dict(PINNED[solver])
+    if solver == "ddim" and config.get("timestep_spacing") == "linspace":
+        # diffusers' DDIM always lands 1000/T below t: with linspace that is not the next timestep, and the denoiser
+        # would be told less noise than there is.
+        values["timestep_spacing"] = "trailing"
+    return values
+
+
+def kept_solver(name: str, scheduler: Any, offered: Iterable[str]) -> str:
+    """The solver, of those offered, that a pipeline's scheduler is: with it a dense plan gives the pipeline's bits.
+
+    Raises: ValueError, which says what is offered, if it is none, or has settings that the solver has otherwise.
+    """
+    kind, config, offered = type(scheduler).__name__, scheduler.config, tuple(offered)
+    choices = " or ".join(f"{SCHEDULERS[solver]} ({solver})" for solver in offered)
+    do = "set pipe.scheduler = CLASS.from_config(pipe.scheduler.config, ...)"
+    solver = solver_of(kind, offered)
+    if solver is None or not type(scheduler).__module__.startswith("diffusers."):
+        raise ValueError(f"{kind}, {name}'s scheduler, is not offered: expected {choices}; {do}")
+    if changes := _unpinned(config, solver):
+        must = ", ".join(f"{key} {pinned(solver, config)[key]!r}, got {value!r}" for key, value in changes.items())
+        raise ValueError(f"{name}'s {kind} must have, to be {solver}, {must}; {do}")
+    return solver
 
 
 def check_scheduler(spec: Spec, scheduler: Any, solver: str | None = None) -> None:
@@ -192,5 +220,7 @@ def check_scheduler(spec: Spec, scheduler: Any, solver: str | None = None) -> No
     if kind == SCHEDULERS[name]:
         changed = {key: value for key, value in _unpinned(config, name).items() if value != spec.scheduler.get(key)}
         if changed:
-            expected = ", ".join(f"{key} {PINNED[name][key]!r}, got {value!r}" for key, value in changed.items())
+            expected = ", ".join(
+                f"{key} {pinned(name, config)[key]!r}, got {value!r}" for key, value in changed.items()
+            )
             raise ValueError(f"the pipeline's {kind} must have, to be {name}, {expected}; or pass solver={name!r}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postdiff.models.configs import check_unet
-from postdiff.models.family import Family, Text, halves
+from postdiff.models.family import Arguments, Family, Text, halves
 
 CLIP = {"text_encoder": "CLIPTextModel"}
 # An image encoder is of IP-Adapter alone, which is refused.
@@ -15,6 +15,7 @@ NO_IMAGES = {"image_encoder": None, "feature_extractor": None}
 
 class StableDiffusion(Family):
     pipeline = "StableDiffusionPipeline"
+    output = "StableDiffusionPipelineOutput"
     options: Mapping[str, Any] = {**NO_IMAGES, "safety_checker": None, "requires_safety_checker": False}
     denoiser = "unet"
     model = "UNet2DConditionModel"
@@ -30,6 +31,9 @@ class StableDiffusion(Family):
     def text_shapes(self, config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
         return {"text": (tokens, config["cross_attention_dim"])}
 
-    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
-        cond, uncond = pipe.encode_prompt(list(prompts), pipe.device, 1, guided)
+    def encode(
+        self, pipe: Any, prompts: Sequence[str] | None, guided: bool, text_tokens: int, asked: Arguments | None = None
+    ) -> Text:
+        arguments = {"prompt": prompts and list(prompts), "num_images_per_prompt": 1, **(asked or {})}
+        cond, uncond = pipe.encode_prompt(device=pipe.device, do_classifier_free_guidance=guided, **arguments)
         return {"text": halves(uncond if guided else None, cond)}

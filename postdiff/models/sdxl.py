@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postdiff.models.configs import check_pooled
-from postdiff.models.family import Conditions, Size, Text, halves
+from postdiff.models.family import Arguments, Conditions, Size, Text, halves
 from postdiff.models.sd import CLIP, NO_IMAGES, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
     pipeline = "StableDiffusionXLPipeline"
+    output = "StableDiffusionXLPipelineOutput"
     options: Mapping[str, Any] = {**NO_IMAGES, "add_watermarker": False}
     text_encoders: Mapping[str, str] = {**CLIP, "text_encoder_2": "CLIPTextModelWithProjection"}
     solver = "euler"
@@ -30,9 +31,12 @@ class StableDiffusionXL(StableDiffusion):
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         return {**super().text_shapes(config, tokens), "pooled": (pooled,)}
 
-    def encode(self, pipe, prompts: Sequence[str], guided: bool, text_tokens: int) -> Text:
+    def encode(
+        self, pipe: Any, prompts: Sequence[str] | None, guided: bool, text_tokens: int, asked: Arguments | None = None
+    ) -> Text:
+        arguments = {"prompt": prompts and list(prompts), **(asked or {})}
         cond, uncond, pooled, uncond_pooled = pipe.encode_prompt(
-            list(prompts), device=pipe.device, do_classifier_free_guidance=guided
+            device=pipe.device, do_classifier_free_guidance=guided, **arguments
         )
         if not guided:
             uncond = uncond_pooled = None
@@ -46,6 +50,31 @@ class StableDiffusionXL(StableDiffusion):
 
         ids = send(torch.tensor([[*size, 0, 0, *size]], dtype=text["text"].dtype), text["text"].device)
         return {"time_ids": ids.expand(len(text["text"]), -1)}
+
+    def called_conditions(self, pipe: Any, call: Arguments, text: Text, size: Size, images: int) -> Conditions | None:
+        """Original size, crop and target size as a call has them; those of the negative prompt where it has both sizes,
+        as in the pipeline."""
+        import torch
+
+        from postdiff.transfer import send
+
+        cond = [*(call["original_size"] or size), *call["crops_coords_top_left"], *(call["target_size"] or size)]
+        uncond, negative = cond, (call["negative_original_size"], call["negative_target_size"])
+        if None not in negative:
+            uncond = [*negative[0], *call["negative_crops_coords_top_left"], *negative[1]]
+        if any(len(numbers) != 6 for numbers in (cond, uncond)):
+            raise ValueError("sizes and crops must be pairs of numbers, (height, width) and (top, left)")
+        if cond == uncond == [*size, 0, 0, *size]:
+            return None
+        rows = len(text["text"])
+        if rows > images > 1 and uncond != cond:
+            raise ValueError(
+                "negative sizes must be given for one image a call: the pipeline gives those of several images to both "
+                f"halves in turn, got {images} images"
+            )
+        numbers = [uncond] * (rows - images) + [cond] * images
+        ids = torch.tensor(numbers, dtype=text["text"].dtype)
+        return {"time_ids": send(ids, text["text"].device)}
 
     def inputs(self, text: Text, conditions: Conditions) -> dict[str, Any]:
         added = {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]}
