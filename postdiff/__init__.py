@@ -17,6 +17,7 @@ from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
     from postdiff.models.loading import Backbone, load
+    from postdiff.own_loop import attach
     from postdiff.pricing import cost, costs
     from postdiff.sampling import sample
     from postdiff.text import encode
@@ -25,6 +26,7 @@ __all__ = [
     "Backbone",
     "Plan",
     "Step",
+    "attach",
     "cost",
     "costs",
     "encode",
@@ -38,6 +40,7 @@ __all__ = [
 
 _LATER = {  # name: its module
     "Backbone": "models.loading",
+    "attach": "own_loop",
     "cost": "pricing",
     "costs": "pricing",
     "encode": "text",
