@@ -136,7 +136,8 @@ class Attached:
         with ExitStack() as stack:
             self._running: Running = stack.enter_context(wrapping.attach(self._denoiser, plan))
             self._check_seeds()
-            hook = self._denoiser.register_forward_pre_hook(self._before_pass, with_kwargs=True)
+            before_pass = wrapping.eager(self._denoiser)(self._before_pass)
+            hook = self._denoiser.register_forward_pre_hook(before_pass, with_kwargs=True)
             stack.callback(hook.remove)
             stack.callback(setattr, pipe, "__class__", type(pipe))
             pipe.__class__ = _derived(type(pipe), self)
@@ -181,6 +182,7 @@ class Attached:
             raise RuntimeError(f"the {self._part} is another than the plan was attached to: expected detach() first")
         if self._now:
             raise RuntimeError(f"this {name} is in the middle of a call: expected the next one after it")
+        wrapping.runners(self._denoiser, self.plan)  # raises where it was changed since, and no longer fits
         bound = signature(call).bind(pipe, *args, **kwargs)
         bound.apply_defaults()
         self._now = _Run(bound.arguments["guidance_scale"])
