@@ -17,10 +17,12 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from postdiff import arguments
-from postdiff.mechanisms import EncoderPropagation, attach as wrapping
+from postdiff.mechanisms import EncoderPropagation
+from postdiff.mechanisms import attach as wrapping
 from postdiff.mechanisms.attach import Cache, Draw, Pass, Running
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.plan import Mechanism, Plan, Step, kind
+from postdiff.offloading import check_groups
+from postdiff.plan import Plan, Step, kind
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +56,10 @@ def attach(pipe: Any, plan: Plan, *, seeds: Sequence[int] | None = None) -> Atta
             draws what it draws in `sample` with its seed. Other mechanisms take none.
 
     Returns: a handle with `detach()`, which is a context manager too.
-    Raises: ValueError, before anything is changed, if this loop cannot carry out the plan, with all reasons; RuntimeError
-        if the pipeline, or its denoiser, has a plan attached already. A call of the pipeline raises ValueError before
-        its first run of the denoiser if it would make another number of them than the plan has steps, and RuntimeError
-        if its loop is not the one that was expected.
+    Raises: ValueError, before anything is changed, if this loop cannot carry out the plan, with all reasons;
+        RuntimeError if the pipeline, or its denoiser, has a plan attached already. A call of the pipeline raises
+        ValueError before its first run of the denoiser if it would make another number of them than the plan has
+        steps, and RuntimeError if its loop is not the one that was expected.
     """
     name = type(pipe).__name__
     if isinstance(pipe, _Marked):
@@ -133,6 +135,7 @@ class Attached:
         self.plan, self.seeds, self.pipe, self._part = plan, seeds, pipe, part
         self._denoiser = getattr(pipe, part)
         self._now: _Run | None = None
+        check_groups(self._denoiser)
         with ExitStack() as stack:
             self._running: Running = stack.enter_context(wrapping.attach(self._denoiser, plan))
             self._check_seeds()
@@ -155,7 +158,9 @@ class Attached:
         Raises: RuntimeError in the middle of a call of the pipeline, as in one of its callbacks.
         """
         if self._now:
-            raise RuntimeError(f"this {type(self.pipe).__name__} is in the middle of a call: expected detach() after it")
+            raise RuntimeError(
+                f"this {type(self.pipe).__name__} is in the middle of a call: expected detach() after it"
+            )
         self._undo.close()
 
     def _check_seeds(self) -> None:
@@ -182,6 +187,7 @@ class Attached:
             raise RuntimeError(f"the {self._part} is another than the plan was attached to: expected detach() first")
         if self._now:
             raise RuntimeError(f"this {name} is in the middle of a call: expected the next one after it")
+        check_groups(self._denoiser)
         wrapping.runners(self._denoiser, self.plan)  # raises where it was changed since, and no longer fits
         bound = signature(call).bind(pipe, *args, **kwargs)
         bound.apply_defaults()
@@ -238,9 +244,8 @@ class Attached:
         run.guided = self._guided(run)
         planned = self.plan.steps[0].guided
         if run.guided and not planned:
-            raise ValueError(
-                f"{self.plan.name} has no guidance at any step: expected guidance_scale of 1 or less, got {run.guidance}"
-            )
+            wrong = f"expected guidance_scale of 1 or less, got {run.guidance}"
+            raise ValueError(f"{self.plan.name} has no guidance at any step: {wrong}")
         # Marks that share halves of guidance do not go with calls that have one: the plan's own checks say so.
         run.plan = replace(self.plan, steps=tuple(replace(step, guided=run.guided) for step in self.plan.steps))
 
@@ -270,11 +275,14 @@ class Attached:
 
 
 def _derived(cls: type, attached: Attached) -> type:
-    """A class like `cls`, of the same name, whose calls are runs of the plan: Python looks up calls in classes alone."""
+    """A class like `cls`, of the same name, whose calls are runs of the plan: Python looks up calls in classes alone.
+
+    It keeps `attached`, so that a handle that nobody keeps is not lost, and undone, before the pipeline is.
+    """
 
     @functools.wraps(cls.__call__)
     def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         return attached._call(pipe, cls.__call__, *args, **kwargs)
 
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls, _Marked), {**names, "__call__": call})
+    return type(cls.__name__, (cls, _Marked), {**names, "__call__": call, "attached": attached})

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from conftest import PROMPTS, SEEDS, pipeline_images, random_pipeline
-from diffusers import ControlNetModel, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import ControlNetModel
 
 import postdiff
 from pipelines.training import mini
@@ -151,11 +151,11 @@ def test_the_loops_run_their_denoiser_in_one_place(name):
     assert "guidance_scale" in inspect.signature(getattr(diffusers, name).__call__).parameters
 
 
-def authors_deepcache(pipe, k, branch, **changes):
-    """The package leaves attributes behind, so it gets a copy."""
+def authors_deepcache(pipe, k, branch, kept=True, **changes):
+    """The package leaves attributes behind, so it gets a copy, unless that is not `kept`."""
     from DeepCache import DeepCacheSDHelper
 
-    helper = DeepCacheSDHelper(pipe=copy.deepcopy(pipe))
+    helper = DeepCacheSDHelper(pipe=copy.deepcopy(pipe) if kept else pipe)
     helper.set_params(cache_interval=k, cache_branch_id=branch)
     helper.enable()
     return call(helper.pipe, **changes)
@@ -212,8 +212,9 @@ def cached_plan(backbone, cache):
     return dense_with(mechanism)
 
 
-def our_latents(backbone, plan, n=2):
-    text = postdiff.encode(backbone, PROMPTS[:n], n).batch(0, n, plan.needs_both_texts)
+def our_latents(backbone, plan, prompts=PROMPTS[:2]):
+    n = len(prompts)
+    text = postdiff.encode(backbone, prompts, n).batch(0, n, plan.needs_both_texts)
     start = sampling.begin(backbone, text, SEEDS[:n], plan, settle(backbone.spec, size=SIZE))
     return sampling.denoise(backbone, start)
 
