@@ -135,7 +135,7 @@ def eager(denoiser: torch.nn.Module) -> Callable[[Forward], Forward]:
     """What makes a function of ours one that compiled code calls, and does not trace: traced, it would be compiled anew
     for every step. What it calls stays compiled. Where nothing is compiled, it is the function itself.
     """
-    ways = (vars(module).get("_compiled_call_impl") or hasattr(module, "_orig_mod") for module in denoiser.modules())
+    ways = (vars(m).get("_compiled_call_impl") or "_orig_mod" in m._modules for m in denoiser.modules())
     if not any(ways):
         return lambda forward: forward
     import torch

@@ -2,7 +2,6 @@
 through `sample`, or refused in one line."""
 
 import copy
-import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -82,7 +81,7 @@ ROWS = {
     "torch.compile in place": Row(lambda pipe: pipe.unet.compile(backend="eager"), compiled=True),
     "compile_repeated_blocks": Row(lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"), compiled=True),
     "a compiled module assigned": Row(assigned, compiled=True),
-    "fused QKV": Row(lambda pipe: pipe.unet.fuse_qkv_projections(), changes=True),
+    "fused QKV": Row(lambda pipe: pipe.unet.fuse_qkv_projections()),
     "attention processors of your own": Row(lambda pipe: pipe.unet.set_attn_processor(Dimmed()), changes=True),
     "channels_last": Row(lambda pipe: pipe.unet.to(memory_format=torch.channels_last), changes=True),
     "VAE slicing and tiling": Row(lambda pipe: (pipe.vae.enable_slicing(), pipe.vae.enable_tiling())),
@@ -120,12 +119,28 @@ def noise(backbone):
     return {"latents": drawn.to(backbone.dtype), "generator": None}
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_attach_goes_with_it(small, row):
-    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, and after it is as before."""
+@pytest.fixture
+def model(row, small, random_backbones):
+    """FreeU acts in the two innermost of a decoder's blocks; the small one has no others."""
     if row == "LoRA":
         pytest.importorskip("peft")
-    backbone, plan = changed(small, ROWS[row].apply), methods.deepcache(STEPS)
+    return random_backbones("sd") if row == "FreeU" else small
+
+
+# What is compiled as a whole is cut where a plan acts; that takes Dynamo half a minute.
+WHOLE = ("torch.compile in place", "a compiled module assigned")
+
+
+def each(rows):
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, marks=pytest.mark.slow) if row in WHOLE else row for row in rows]
+    )
+
+
+@each(ROWS)
+def test_attach_goes_with_it(model, row):
+    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, and after it is as before."""
+    backbone, plan = changed(model, ROWS[row].apply), methods.deepcache(STEPS)
     told = {**noise(backbone), "prompt": prompts(row)}
     before = call(backbone.pipe, **told)
     assert before.isfinite().all()
@@ -137,21 +152,19 @@ def test_attach_goes_with_it(small, row):
     assert torch.equal(call(backbone.pipe, **told), before)
     assert not torch.equal(saved, before)
     if ROWS[row].compiled:
-        with attach(changed(small, lambda pipe: None).pipe, plan) as plain:
+        with attach(changed(model, lambda pipe: None).pipe, plan) as plain:
             assert torch.equal(saved, call(plain.pipe, **told))
     else:
-        again = changed(small, ROWS[row].apply).pipe
+        again = changed(model, ROWS[row].apply).pipe
         assert torch.equal(saved, authors_deepcache(again, 2, 1, kept=False, **told))
-    same = torch.equal(before, call(changed(small, lambda pipe: None).pipe, **{**told, **noise(small)}))
+    same = torch.equal(before, call(changed(model, lambda pipe: None).pipe, **{**told, **noise(model)}))
     assert same != ROWS[row].changes  # what has no effect shows nothing
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if ROWS[row].sample])
-def test_sample_goes_with_it(small, row):
+@each(row for row in ROWS if ROWS[row].sample)
+def test_sample_goes_with_it(model, row):
     """The dense plan is the pipeline, and DeepCache is what it is in the pipeline's own loop."""
-    if row == "LoRA":
-        pytest.importorskip("peft")
-    backbone = changed(small, ROWS[row].apply)
+    backbone = changed(model, ROWS[row].apply)
     told = {**noise(backbone), "prompt": prompts(row), "guidance_scale": backbone.spec.guidance}
     with attach(backbone.pipe, methods.deepcache(STEPS)):
         saved = call(backbone.pipe, **told)
@@ -215,6 +228,22 @@ def test_freeu_does_not_go_with_what_it_would_scale_twice(small):
             attach(backbone.pipe, methods.dense(STEPS).plus(mechanism))
 
 
+def test_names_of_a_compiled_module_are_its_own(small):
+    """They begin with `_orig_mod.`. Here it runs uncompiled: what is asked is what is wrapped, and unwrapped."""
+    backbone, plain = changed(small, assigned), changed(small, lambda pipe: None)
+    plan = methods.deepcache(STEPS)
+    with torch.compiler.set_stance("force_eager"):
+        before = call(backbone.pipe)
+        assert torch.equal(before, call(plain.pipe))
+        with attach(backbone.pipe, plan), attach(plain.pipe, plan):
+            saved = call(backbone.pipe)
+            assert torch.equal(saved, call(plain.pipe))
+        assert torch.equal(our_latents(backbone, plan), our_latents(plain, plan))
+        assert torch.equal(call(backbone.pipe), before)
+    assert not torch.equal(saved, before)
+
+
+@pytest.mark.slow
 def test_compiled_code_is_left_where_a_plan_begins_and_not_made_anew_at_each_step(small):
     """Of a model that is compiled as a whole, what a plan does not skip still runs compiled."""
     operations = []
@@ -242,4 +271,33 @@ def test_compiled_code_is_left_where_a_plan_begins_and_not_made_anew_at_each_ste
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == made
 
 
-NOT_TRIED = ("torchao", "bitsandbytes", "gguf")
+REFUSED = {  # rows that both refuse, with the tests that show it
+    "group offload, several blocks a group or streams": "test_groups_that_load_each_other_are_refused",
+    "fused QKV, with ToDo": "test_fused_projections_do_not_go_with_fewer_keys",
+    "attention processors of your own, with DiTFastAttn's windows": (
+        "test_processors_of_your_own_do_not_go_with_windows"
+    ),
+    "attention processors of your own, with DuCa's choice by entropy": ("test_nor_with_tokens_that_attention_chooses"),
+    "FreeU, with Faster Diffusion, or DeepCache of a deep branch": (
+        "test_freeu_does_not_go_with_what_it_would_scale_twice"
+    ),
+}
+NOT_TRIED = ("torchao", "bitsandbytes", "GGUF")  # quantised weights: none of these is installed where this was built
+
+
+def rows():
+    """The table, as the tests have it."""
+    for name, row in ROWS.items():
+        sample = "test_sample_goes_with_it" if row.sample else "test_sample_refuses_what_is_offloaded"
+        yield [name, "works", "works" if row.sample else "refused", f"`test_attach_goes_with_it`, `{sample}`"]
+    for name, test in REFUSED.items():
+        yield [name, "refused", "refused", f"`{test}`"]
+    for name in NOT_TRIED:
+        yield [name, "not tried here", "not tried here", ""]
+
+
+def test_the_table_of_the_docs_is_what_is_tried_here():
+    lines = [line for line in DOCS.splitlines() if line.startswith("|")][2:]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == list(rows())
+    named = set(re.findall(r"test_\w+", DOCS)) - {"test_deployment"}
+    assert named <= globals().keys()
