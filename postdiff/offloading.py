@@ -1,4 +1,4 @@
-"""Weights that are elsewhere until a module runs: accelerate's hooks (whole models, or each layer), diffusers' groups."""
+"""Weights that are elsewhere until a module runs: accelerate's hooks (models, or layers), diffusers' groups."""
 
 from __future__ import annotations
 

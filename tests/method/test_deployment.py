@@ -139,7 +139,7 @@ def each(rows):
 
 @each(ROWS)
 def test_attach_goes_with_it(model, row):
-    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, and after it is as before."""
+    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, after it all is as before."""
     backbone, plan = changed(model, ROWS[row].apply), methods.deepcache(STEPS)
     told = {**noise(backbone), "prompt": prompts(row)}
     before = call(backbone.pipe, **told)
@@ -203,7 +203,7 @@ def test_processors_of_your_own_do_not_go_with_windows(small):
     names = anatomy(backbone.denoiser).layers("self-attention")
     refused = methods.dense(STEPS).plus(ScheduledModules([(name, "Sw#.") for name in names]))
     taken = methods.dense(STEPS).plus(ScheduledModules([(name, "#c#.") for name in names]))
-    with pytest.raises(ValueError, match="would be computed without its processor: .* got Dimmed"):
+    with pytest.raises(ValueError, match=r"would be computed without its processor: .* got Dimmed"):
         attach(backbone.pipe, refused)
     with attach(backbone.pipe, taken):
         assert call(backbone.pipe).isfinite().all()
@@ -212,7 +212,7 @@ def test_processors_of_your_own_do_not_go_with_windows(small):
 def test_nor_with_tokens_that_attention_chooses(random_backbones):
     backbone = copy.deepcopy(random_backbones("pixart"))
     backbone.pipe.transformer.set_attn_processor(Dimmed())
-    with pytest.raises(ValueError, match="would be computed without its processor: .* got Dimmed"):
+    with pytest.raises(ValueError, match=r"would be computed without its processor: .* got Dimmed"):
         attach(backbone.pipe, methods.dense(STEPS).plus(TokenCache("St.S")))
     attach(backbone.pipe, methods.dense(STEPS).plus(TokenCache("S..S"))).detach()
     attach(backbone.pipe, methods.dense(STEPS).plus(TokenCache("St.S", score="random")), seeds=[1]).detach()
