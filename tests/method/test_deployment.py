@@ -139,7 +139,7 @@ def each(rows):
 
 @each(ROWS)
 def test_attach_goes_with_it(model, row):
-    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, after it all is as before."""
+    """A dense plan changes no bit, DeepCache is the authors' package on the same pipeline, after it all is as before"""
     backbone, plan = changed(model, ROWS[row].apply), methods.deepcache(STEPS)
     told = {**noise(backbone), "prompt": prompts(row)}
     before = call(backbone.pipe, **told)
