@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from postdiff.models.loading import Backbone, load
     from postdiff.models.wrapping import wrap
     from postdiff.own_call import accelerate
+    from postdiff.own_loop import attach
     from postdiff.pricing import cost, costs
     from postdiff.sampling import sample
     from postdiff.text import Embeddings, encode
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "Step",
     "accelerate",
+    "attach",
     "cost",
     "costs",
     "encode",
@@ -45,6 +47,7 @@ _LATER = {  # name: its module
     "Backbone": "models.loading",
     "Embeddings": "text",
     "accelerate": "own_call",
+    "attach": "own_loop",
     "cost": "pricing",
     "costs": "pricing",
     "encode": "text",

@@ -22,6 +22,7 @@ from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
+from postdiff.offloading import offloaded
 from postdiff.plan import Plan, Step
 from postdiff.state import State, draw
 from postdiff.text import Embeddings, encode
@@ -127,7 +128,7 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     spec = backbone.spec
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
-    if hasattr(backbone.denoiser, "_hf_hook"):  # accelerate moves modules in forward, which caches wrap
+    if offloaded(backbone.denoiser):
         raise ValueError("the pipeline is offloaded: expected all of it on one device")
     check_denoiser(FAMILIES[spec.family], backbone.denoiser.config, spec.name)  # an adapter may be loaded by hand
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))

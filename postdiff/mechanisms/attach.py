@@ -119,6 +119,7 @@ def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
 
     Raises: ValueError, with the reason, if the denoiser lacks what one needs, or one has nothing to change there.
     """
+    denoiser = uncompiled(denoiser)
     by_kind = {kind(mechanism): mechanism.runner(denoiser, plan) for mechanism in plan.mechanisms}
     for name, runner in by_kind.items():
         if not runner.wrappers():
@@ -126,16 +127,36 @@ def runners(denoiser: torch.nn.Module, plan: Plan) -> dict[str, Runner]:
     return by_kind
 
 
+def uncompiled(denoiser: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, where `torch.compile(model)` was put in its place: it calls the model, wrapped or not."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def eager(denoiser: torch.nn.Module) -> Callable[[Forward], Forward]:
+    """What makes a function of ours one that compiled code calls, and does not trace: traced, it would be compiled anew
+    for every step. What it calls stays compiled. Where nothing is compiled, it is the function itself.
+    """
+    ways = (vars(m).get("_compiled_call_impl") or "_orig_mod" in m._modules for m in denoiser.modules())
+    if not any(ways):
+        return lambda forward: forward
+    import torch
+
+    return lambda forward: torch.compiler.disable(forward, recursive=False)
+
+
 @contextmanager
 def attach(denoiser: torch.nn.Module, plan: Plan, compiled: bool = False) -> Iterator[Running]:
     """Wrap the modules of `denoiser` that `plan` changes, for the length of the `with`. A dense plan wraps nothing.
 
-    compiled: parts that the plan leaves as they are run compiled by torch (`postdiff.compiling`).
+    compiled: parts that the plan leaves as they are run compiled by torch (`postdiff.compiling`). A model that its user
+        compiled, or whose blocks are, stays so, in parts: what is wrapped is left to Python.
 
     Raises: RuntimeError if this thread is in the middle of another run (other threads' runs are waited for);
         ValueError as `runners` does.
     """
+    called, denoiser = denoiser, uncompiled(denoiser)
     with owned(denoiser):
+        untraced = eager(called)
         running = Running(runners(denoiser, plan))
         changes = [change for runner in running.runners.values() for change in runner.wrappers()]
         if compiled:  # innermost
@@ -146,7 +167,7 @@ def attach(denoiser: torch.nn.Module, plan: Plan, compiled: bool = False) -> Ite
                 module = denoiser.get_submodule(name)
                 # An instance attribute may be there already (offloading puts one); it is called, and put back.
                 wrapped.append((module, module.__dict__.get("forward")))
-                module.forward = wrap(name, module.forward)
+                module.forward = untraced(wrap(name, module.forward))
             with compiling.graphs() if compiled else nullcontext():
                 yield running
         finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from postdiff.arguments import put, whole_number
 from postdiff.mechanisms.attach import Forward, Runner, Wrap
-from postdiff.models.anatomy import anatomy
+from postdiff.models.anatomy import anatomy, scaled_in_place
 from postdiff.plan import Mechanism, Plan, check_marks, marks_text, restarted
 
 if TYPE_CHECKING:
@@ -46,7 +46,13 @@ class DeepCache(Mechanism):
         beyond = anatomy(denoiser).beyond
         if beyond is None:
             raise ValueError(f"deep caching needs a U-Net with skip connections, got {type(denoiser).__name__}")
-        return _DeepRunner(self.marks, beyond(self.branch))
+        names = beyond(self.branch)
+        if split := [block for block in scaled_in_place(denoiser) if block not in names]:
+            raise ValueError(
+                f"FreeU scales what {split[0]} is given where it lies, and branch {self.branch} stores it: expected a "
+                "smaller branch, or disable_freeu() first"
+            )
+        return _DeepRunner(self.marks, names)
 
 
 class _DeepRunner(Runner):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from postdiff.arguments import flag, number, put
 from postdiff.mechanisms.attach import Forward, Runner, Wrap
-from postdiff.models.anatomy import anatomy
+from postdiff.models.anatomy import anatomy, scaled_in_place
 from postdiff.plan import Mechanism, Plan, check_marks, marks_text, restarted
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ class EncoderPropagation(Mechanism):
         names = anatomy(denoiser).encoder
         if not names:
             raise ValueError(f"encoder propagation needs a U-Net, got {type(denoiser).__name__}")
+        if scaled := scaled_in_place(denoiser):
+            raise ValueError(
+                f"FreeU scales what {scaled[0]} is given where it lies, and the encoder's output is stored: expected "
+                "disable_freeu() first"
+            )
         return _EncoderRunner(self.marks, names)
 
 

@@ -48,6 +48,12 @@ class KeyDownsampling(Mechanism):
                 f"{self} changes nothing in a {type(denoiser).__name__} whose attention has grids {grids(blocks)} "
                 "times smaller than the latents'"
             )
+        for name in factors:
+            if "Fused" in type(denoiser.get_submodule(name).processor).__name__:
+                raise ValueError(
+                    f"{name} projects queries, keys and values at once, and fewer keys need them apart: expected "
+                    "unfuse_qkv_projections() first"
+                )
         return _KeyRunner(self, factors)
 
 

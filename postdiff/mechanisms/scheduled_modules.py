@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from postdiff.arguments import by_module, number, put, shown
 from postdiff.mechanisms.attach import Forward, Retrace, Runner, Wrap
-from postdiff.models.anatomy import anatomy, kind_of
+from postdiff.models.anatomy import anatomy, check_processor, kind_of
 from postdiff.plan import Mechanism, Plan
 
 if TYPE_CHECKING:
@@ -90,8 +90,10 @@ class ScheduledModules(Mechanism):
                 raise ValueError(
                     f"{plan.name} has a schedule of {name}, which a {type(denoiser).__name__} of this size lacks"
                 )
-            if set(marks) & set("Swx") and not _is_plain(submodules[name]):
-                raise ValueError(f"{name} must be plain self-attention to be split into windows")
+            if set(marks) & set("Swx"):
+                if not _is_plain(submodules[name]):
+                    raise ValueError(f"{name} must be plain self-attention to be split into windows")
+                check_processor(name, submodules[name])
         return _ScheduledRunner(self, denoiser)
 
 

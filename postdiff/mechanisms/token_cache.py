@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from postdiff.arguments import number, one_of, put, whole_number
 from postdiff.mechanisms.attach import Draw, Forward, Retrace, Runner, Wrap
-from postdiff.models.anatomy import Anatomy, anatomy, shrink
+from postdiff.models.anatomy import Anatomy, anatomy, check_processor, shrink
 from postdiff.plan import Mechanism, Plan, check_marks, marks_text, restarted
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class TokenCache(Mechanism):
         parts = anatomy(denoiser)
         if parts.encoder:
             raise ValueError(f"token caching needs a transformer, got {type(denoiser).__name__}")
+        if REFRESH in self.marks and self.score == "entropy":
+            for name in parts.layers("cross-attention"):
+                check_processor(name, denoiser.get_submodule(name))
         return _TokenRunner(self, denoiser, parts)
 
     def share(self, step: int, depth: int, blocks: int, layer: str) -> float:

@@ -106,6 +106,29 @@ KNOWN: dict[str, Callable[[torch.nn.Module], Anatomy]] = {
 }
 
 
+PLAIN = ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0")  # projections and softmax
+
+
+def check_processor(name: str, attention: torch.nn.Module) -> None:
+    """Raise ValueError if an attention does more than project and attend: a mechanism that computes it itself would
+    leave out what a processor of the user's, or an adapter's, adds."""
+    processor = type(attention.processor)
+    if processor.__name__ not in PLAIN or not processor.__module__.startswith("diffusers."):
+        raise ValueError(
+            f"{name} would be computed without its processor: expected one of {', '.join(PLAIN)} of diffusers, got "
+            f"{processor.__name__}"
+        )
+
+
+FREEU = ("s1", "s2", "b1", "b2")  # attributes of blocks
+
+
+def scaled_in_place(denoiser: torch.nn.Module) -> tuple[str, ...]:
+    """Blocks of a U-Net's decoder that scale what they are given, where it lies (FreeU); () where that is off."""
+    blocks = enumerate(denoiser.up_blocks[:2])
+    return tuple(f"up_blocks.{b}" for b, block in blocks if all(getattr(block, key, 0) for key in FREEU))
+
+
 def kind_of(name: str) -> str:
     """The kind of layer that a module of this name is; "" if it is none."""
     *_, before, last = ("", *name.split("."))

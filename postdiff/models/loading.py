@@ -51,7 +51,10 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipe.dtype if self._weight is None else self._weight.dtype
+        # Layerwise casting stores weights in 8 bits, and computes in another dtype: diffusers knows which. It looks
+        # through all modules too.
+        stored = None if self._weight is None else self._weight.dtype
+        return self.pipe.dtype if stored is None else stored if stored.itemsize > 1 else self.denoiser.dtype
 
     @property
     def _weight(self) -> torch.nn.Parameter | None:
