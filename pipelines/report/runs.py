@@ -238,8 +238,8 @@ def is_path(name: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """`text` as a value that W&B's filters can be given: on one line, without quotes."""
-    return re.sub(r"[\"'\\]", "_", one_line(text))
+    """`text` as a value that W&B's filters can be given: they take quotes for ends, and change = inside a value."""
+    return re.sub(r"[^\w .,+/@:-]", "_", one_line(text))
 
 
 def numbers(row: Row) -> dict[str, float]:

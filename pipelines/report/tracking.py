@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from shutil import rmtree
@@ -35,6 +36,7 @@ NOTHING_OF_THE_HOST = {
     "console": "off",
     "disable_git": True,
     "save_code": False,
+    "program": "postdiff",  # else the path of the job, online
     "x_disable_meta": True,  # the command line, the program, the machine
     "x_disable_machine_info": True,
     "x_disable_stats": True,
@@ -51,6 +53,7 @@ OFFLINE = "wandb-offline/wandb"
 RUN_FOLDER = re.compile(rf"{OFFLINE}/(?:offline-)?run-\d{{8}}_\d{{6}}-([^/]+)/")
 RECORDS = "dashboard"  # folder of what dashboards are made of
 PROJECT = "postdiff"
+ANSWER = 60  # seconds that W&B has
 
 
 def log(store: Store, book: Logbook, project: str = PROJECT) -> int:
@@ -67,7 +70,7 @@ def log(store: Store, book: Logbook, project: str = PROJECT) -> int:
         done = store.names("wandb")
         kept = remove_unfinished(store, done)
         name = f"{RECORDS}/{book.group}.json"
-        store.put(name, records.to_json(book.record(), name))
+        store.put(name, records.to_json({**book.record(), "logged": now()}, name))
         runs = {run.id: run for run in book.runs()}
         stores = list(book.stores) or [store]
         for id, state in [*((id, run.state) for id, run in runs.items()), (f"{book.group}-summary-{book.grid}", "")]:
@@ -86,6 +89,10 @@ def log(store: Store, book: Logbook, project: str = PROJECT) -> int:
     except Exception as error:  # wandb raises what it likes: no login, no network, a full disk
         print(f"warning: not all is logged to W&B: {clean(repr(error))}", file=sys.stderr)
     return made
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -198,6 +205,30 @@ def log_table(record: dict[str, Any], project: str, entity: str | None = None) -
     ):
         live.log({"configurations": wandb.Table(columns=columns, data=lines)})
     return id
+
+
+def find_project(entity: str, project: str) -> str:
+    """The address of the W&B server that knows us, after the project was made if it was not there.
+
+    Raises: ValueError, and asks no one for a key, if there is none or the server does not know it.
+    """
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    before = sys.stdin
+    try:
+        with open(os.devnull) as nothing:  # at a terminal W&B would ask for a key
+            sys.stdin = nothing
+            api = wandb.Api(timeout=ANSWER)
+    except (wandb.errors.Error, OSError) as error:
+        raise ValueError(
+            f"W&B does not let us in: {clean(str(error))}; expected WANDB_API_KEY in the environment, or `wandb login`"
+        ) from None
+    finally:
+        sys.stdin = before
+    if project not in {one.name for one in api.projects(entity)}:
+        api.create_project(project, entity)
+    return str(api.settings["base_url"])
 
 
 def remove_unfinished(store: Store, done: set[str]) -> dict[str, set[str]]:
