@@ -36,8 +36,8 @@ def run(given: argparse.Namespace) -> None:
         for store in stores:
             with doing("uploading offline runs"):
                 print(f"{store.shown}: {uploads.sync(store, given.entity, given.project)} runs uploaded")
-    elif told := uploads.warning(stores):
-        print(told, file=sys.stderr)
+    elif notice := uploads.warning(stores):
+        print(notice, file=sys.stderr)
     with doing("saving the dashboard"):
         report, *views = dashboard.publish(stores[0], logged, given.entity, given.project)
     print(f"report: {report}", *(f"view: {url}" for url in views), sep="\n")
