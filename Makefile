@@ -46,5 +46,5 @@ $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: python must be 3.11 or later, found none: make install PYTHON=FILE" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q torch==2.14.1 torchvision==0.29.1
-	$(VENV)/bin/pip install -q -e ".[pipelines,test]"
+	$(VENV)/bin/pip install -q -e ".[pipelines,dashboard,test]"
 	touch $@

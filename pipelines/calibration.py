@@ -103,18 +103,24 @@ def run(options: Options) -> None:
     warnings = low_resolution.warnings(options, [c.plan for c in affordable], whole_protocol, resources)
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
+    rows: dict[str, tables.Row] = {}
     racing = affordable
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
         stores.append(evaluation.open_store(folder, protocol))
         listed = [entries[c.plan.id] for c in racing]
         evaluate = partial(evaluation.evaluate, stores[-1], listed, protocol, resources)
-        worker.mending(stores[-1], evaluate).check()  # plans are ranked whole, or not at all
+        evaluated = worker.mending(stores[-1], evaluate)
+        evaluated.check()  # plans are ranked whole, or not at all
         values = score(stores, protocol, listed, metric)
-        for c, value in zip(racing, values, strict=True):
+        for c, row, value in zip(racing, evaluated.complete, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
+            rows[c.plan.id] = replace(row, scores={metric.key: value})
         racing = [racing[i] for i in ranked(values, metric)[: part.keep]]
     with doing("writing the report"):
         print(write(options, store, affordable, racing[0], curves, whole_protocol, budget, whole, warnings))
+        scored = [(rows[c.plan.id], entries[c.plan.id].configuration) for c in affordable]
+        answer = sure(compare(affordable, racing[0], curves, metric), racing[0], metric)
+        candidates.track(options, store, stores, scored, whole_protocol, answer)
 
 
 def judged(plans: list[Candidate], metric: Metric, configuration: Configuration) -> list[Candidate]:

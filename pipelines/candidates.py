@@ -1,6 +1,7 @@
 """The plans that a budget pays for: every combination of settings, at the most steps that it affords."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ from postdiff.plan import Plan
 from postdiff.terminal import doing
 
 if TYPE_CHECKING:
+    from pipelines.report.tables import Row
+    from pipelines.stages.generation import Configuration
     from pipelines.stages.latency import Latency
 
 UNITS = {"flops": "TFLOP", "macs": "T MACs", "seconds": "s"}
@@ -108,6 +111,38 @@ def affordable(plans: dict[Settings, list[Plan]], cost: dict[str, float], budget
 def label(steps: int, beta: float, s: float, k: int, m: float) -> str:
     parts = [f"T={steps}", s and f"beta={beta:g}", sweeps.label(steps, s or None, k, m if m < 1 else None)]
     return " ".join(part for part in parts if part)
+
+
+def track(
+    options: Options,
+    store: Store,
+    stores: Sequence[Store],
+    scored: "Sequence[tuple[Row, Configuration]]",
+    protocol: evaluation.Protocol,
+    answer: str,
+) -> None:
+    """Mirror a calibration to W&B. stores: of its rounds. scored: of each plan, over all prompts that it had, in any
+    order. A plan that was dropped early has a protocol of its own, of fewer prompts: no plot mixes the two."""
+    from pipelines.engine import workers
+    from pipelines.engine.provenance import commit
+    from pipelines.report import tracking
+    from pipelines.report.runs import Logbook
+
+    scored = sorted(scored, key=lambda pair: -pair[0].n)
+    sizes = {row.configuration: row.n for row, _ in scored}
+    facts = {n: replace(protocol, prompts=protocol.prompts[:n]).facts() for n in set(sizes.values())}
+    book = Logbook(
+        sweep=f"calibration-{options.backbone}",
+        protocol=protocol.facts(),
+        rows=[row for row, _ in scored],
+        configurations={configuration.id: configuration for _, configuration in scored},
+        stores=stores,
+        protocols={id: facts[n] for id, n in sizes.items()},
+        about={"device": workers.machine(), "commit": commit()},
+        answer=answer,
+        private=(options.backbone, *options.names),
+    )
+    tracking.log(store, book)
 
 
 def price(options: Options, store: Store, spec: Spec) -> tuple[list[Candidate], float, float]:

@@ -181,14 +181,21 @@ def to_csv(compared: list[Compared]) -> str:
 
 
 def write(
-    store: Store, among: Sequence[Variant], groups: Sequence[Sequence[Entry]], evaluated: Evaluated, protocol: Protocol
+    store: Store,
+    among: Sequence[Variant],
+    groups: Sequence[Sequence[Entry]],
+    evaluated: Evaluated,
+    protocol: Protocol,
+    named: Sequence[str | None] = (),
 ) -> str:
-    """Write compare.md, .csv and .html; returns what is to be printed. evaluated: all `groups`, in order.
+    """Write compare.md, .csv and .html, and mirror them; returns what is to be printed. evaluated: all `groups`, in
+    order. named: what prompts, references and encoders are named by.
 
     Raises: Stopped if no plan is complete with all variants.
     """
     from pipelines.engine import workers
-    from pipelines.report import document
+    from pipelines.report import document, tracking
+    from pipelines.report.runs import Logbook
 
     names = [variant.name for variant in among]
     rows = [evaluated.rows[i : i + len(among)] for i in range(0, len(evaluated.rows), len(among))]
@@ -217,5 +224,16 @@ def write(
     markdown = tables.markdown(header(scored), lines, text_columns=2)
     for name, text in (("compare.md", markdown), ("compare.csv", to_csv(compared)), ("compare.html", page)):
         store.put(name, text.encode())
+    book = Logbook(
+        sweep=f"compare-{'-'.join(names)}",
+        protocol=protocol.facts(),
+        rows=scored,
+        configurations={entry.configuration.id: entry.configuration for group in groups for entry in group},
+        variants={one.row.configuration: one.variant for one in compared},
+        about={"device": facts["machine"], "commit": facts["commit"]},
+        answer=answer(compared),
+        private=(*(variant.backbone for variant in among), *names, *named),
+    )
+    tracking.log(store, book)
     lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())
     return f"{markdown}\n{answer(compared)}\n{lacking}\nreport: {store.shown}/compare.html"

@@ -111,6 +111,11 @@ class Options:
     given: frozenset[str] = frozenset()
     probes: ClassVar[bool] = False  # can it find a batch size?
 
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """What prompts, references and encoders are named by: some are paths."""
+        return self.prompts, self.reference, self.clip, self.fid
+
 
 @dataclass(frozen=True, kw_only=True)
 class OfOneModel(Options):

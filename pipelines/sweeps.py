@@ -1,8 +1,7 @@
 """A sweep: fewer steps against cheaper steps. Its configurations, what they would take, and its report."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -160,6 +159,7 @@ def write_report(
     that the sweep took."""
     from pipelines.engine import workers
     from pipelines.report import document, plots, tracking
+    from pipelines.report.runs import Logbook
 
     rows = evaluated.complete
     metrics = tables.comparable(rows)
@@ -195,7 +195,16 @@ def write_report(
     store.put("results.md", tables.to_markdown(rows).encode())
     for name, png in pictures.items():
         store.put(f"{name}.png", png)
-    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
-    tracking.log(store, f"sweep-{options.backbone}", protocol.facts(), rows, specs, pictures)
+    book = Logbook(
+        sweep=f"sweep-{options.backbone}",
+        protocol=protocol.facts(),
+        rows=rows,
+        configurations={entry.configuration.id: entry.configuration for entry in entries},
+        about={"device": facts["machine"], "commit": facts["commit"]},
+        answer=" ".join(filter(None, (answer, note))),
+        pictures=pictures,
+        private=(options.backbone, *options.names),
+    )
+    tracking.log(store, book)
     lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())
     return f"{tables.to_markdown(rows)}\n{answer}\n{lacking}\nreport: {store.shown}/report.html"

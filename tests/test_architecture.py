@@ -109,6 +109,7 @@ def test_every_branch_counts():
     [
         ("ray", "workers.py"),
         ("wandb", "tracking.py"),
+        ("wandb_workspaces", "workspaces.py"),
         ("matplotlib", "plots.py"),
         ("obstore", "bucket.py"),
         ("boto3", "bucket.py"),

@@ -216,6 +216,11 @@ class Store:
     def _in_folder(self, path: str) -> list[fs.FileInfo]:
         return self._persist(lambda: self.fs.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
+    def folders(self) -> list[str]:
+        """Names of the folders right below the root."""
+        listed = self._in_folder(self.root)
+        return sorted(info.path[len(self.root) + 1 :] for info in listed if info.type == fs.FileType.Directory)
+
     def shards(self, folder: str) -> list[str]:
         """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""
         found = (match for match in map(SHARD.fullmatch, self.names(folder)) if match)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -11,12 +10,15 @@ from typing import TYPE_CHECKING
 import postdiff
 from pipelines import evaluation
 from pipelines.data.prompts import SHAPES
+from pipelines.engine import workers
+from pipelines.engine.provenance import commit
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
 from pipelines.paper import claims, exhibit_text, exhibits, figures, prose, replication, significance, verdict
 from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, plots, tables, tracking
+from pipelines.report.runs import Logbook
 from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
 from pipelines.stages.latency import Latency
@@ -212,10 +214,39 @@ def make(
         "runs": f"{sum(len(e.cells) for e in group)} cells, "
         f"{len({entry.configuration.id for entry in entries})} different runs",
     }
-    specs = {p.configuration.id: json.loads(json.dumps(asdict(p.configuration))) for p in entries}
-    once = list({row.configuration: row for row in there.values()}.values())
-    tracking.log(store, f"paper-{options.models}", protocol.facts(), once, specs, {})
-    return made, facts, verdict.lines(results, names, whole)
+    answers = verdict.lines(results, names, whole)
+    mirror(options, store, protocol, made, results, configurations, answers)
+    return made, facts, answers
+
+
+def mirror(
+    options: Options,
+    store: Store,
+    protocol: Protocol,
+    made: Sequence[tuple[Exhibit, str, str]],
+    results: exhibit_text.Results,
+    configurations: figures.Configurations,
+    answers: list[list[str]],
+) -> None:
+    """Mirror the exhibits of one data set to W&B: their runs, each once, their tables and their pictures."""
+    rows = {measured.row.configuration: measured for measured in results.values()}
+    times = {id: asdict(one.latency) for id, one in rows.items() if one.latency}
+    drawn = [exhibit.key for exhibit, _, _ in made if not exhibit.is_table and not exhibit.claims]
+    question = [f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}"] if answers else []
+    named = (*(of.backbone for of in configurations.values()), *options.names)
+    book = Logbook(
+        sweep=f"paper-{options.models}",
+        protocol=protocol.facts(),
+        rows=[measured.row for measured in rows.values()],
+        configurations={of.id: of for of in configurations.values()},
+        measured={id: {f"latency_{name}": took[name] for name in exhibit_text.TIMES} for id, took in times.items()},
+        about={"device": workers.machine(), "commit": commit()},
+        answer="\n\n".join(question),
+        exhibits=[(f"{exhibit.key}: {exhibit.title}", markdown) for exhibit, _, markdown in made],
+        pictures={key: store.get(f"exhibits/{key}.png") for key in drawn if store.has(f"exhibits/{key}.png")},
+        private=named,
+    )
+    tracking.log(store, book)
 
 
 def describe(of: Configuration) -> str:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb_files
 from conftest import refusal
 
 from pipelines import evaluation, sweeps
@@ -38,41 +38,6 @@ def sweep(*args, check=True, **kwargs):
 SMALL = ("--grid", "small", "--limit", "8", "--shard", "4", "--batch-size", "4", "--n-reference", "30")
 
 
-def wandb_records(data):
-    """The messages of a .wandb file: after 7 bytes a LevelDB log, blocks of 32 KiB, records whole or in parts."""
-    at, parts = 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # too short for a header: padding
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield parts
-            parts = b""
-
-
-def wandb_runs(folder):
-    """What W&B wrote offline, as `wandb sync` would read it: runs by time."""
-    from wandb.proto import wandb_internal_pb2
-
-    runs = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns):
-        run = {"summary": {}, "config": {}, "history": set()}
-        for data in wandb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                run |= {name: getattr(record.run, name) for name in ("run_id", "run_group", "job_type")}
-                run["config"] |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
-            for item in record.summary.update:
-                run["summary"][item.key or item.nested_key[0]] = json.loads(item.value_json)
-            run["history"] |= {item.key or item.nested_key[0] for item in record.history.item}
-        runs.append(run)
-    return runs
-
-
 def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     out = tmp_path / "sweep"
     first = sweep(*SMALL, "--out", str(out))
@@ -85,23 +50,24 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     results = (out / "results.csv").read_text().splitlines()
     assert len(results) == 1 + 7
     assert results[0].startswith("configuration,method,settings,steps,macs_paper,flops,seconds,fid,fid_low,fid_high")
-    logged = wandb_runs(out / "wandb-offline")
+    logged = wandb_files.runs(out / "wandb-offline")
     assert len(logged) == 7 + 1  # one a configuration, and the summary
     table = {line.split(",")[0]: line.split(",") for line in results[1:]}
     for run in (run for run in logged if run["job_type"] == "configuration"):
         line = table[run["run_id"].rsplit("-", 1)[1]]
         assert float(run["summary"]["fid"]) == pytest.approx(float(line[7]), abs=1e-4)
         assert float(run["summary"]["clip_score"]) == pytest.approx(float(line[10]), abs=1e-4)
-        assert run["config"]["plan"]["steps"]
+        assert run["config"]["steps"] in (8, 12, 16, 20)
+        assert run["summary"]["samples"]["count"] == 8
         assert run["config"]["CLIP score"].startswith("100 x cosine of mini-clip-")
     assert len({run["run_group"] for run in logged}) == 1
-    assert {"configurations", "fid_front", "clip_front"} <= logged[-1]["history"]
+    assert {"results", "fid_front", "clip_front"} <= logged[-1]["history"].keys()
     shutil.rmtree(out / "text")  # no image is left that needs it: it is not made again
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")}
     again = sweep(*SMALL, "--out", str(out))
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.parquet")} == before
     assert again.stdout == first.stdout
-    assert len(wandb_runs(out / "wandb-offline")) == 8
+    assert len(wandb_files.runs(out / "wandb-offline")) == 8
     other = sweep(*SMALL[:2], "--limit", "9", "--shard", "4", "--out", str(out), check=False)
     assert other.returncode == 1
     assert "is of another spec" in other.stderr

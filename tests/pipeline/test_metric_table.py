@@ -18,7 +18,7 @@ from pipelines.metrics import judge
 from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import exhibit_text, exhibits
-from pipelines.report import document, plots, tables, tracking
+from pipelines.report import document, plots, runs, tables
 from pipelines.report.tables import Row
 from pipelines.stages import scores
 from postdiff.pricing import Cost, StepCost
@@ -85,7 +85,7 @@ def test_a_toy_is_plotted_tracked_and_calibrated_by(toy, rows):
     (axes,) = plots.front_plot(rows, toy, "a title").axes
     assert axes.get_ylabel() == "toy light (lower is better)"
     assert [r.configuration for r in tables.front(rows, toy)] == ["a", "c", "b"]
-    numbers = tracking._numbers(rows[2])
+    numbers = runs.numbers(rows[2])
     assert [numbers[f"toy_light{end}"] for end in ("", "_low", "_high")] == [1.5, 1.45, 1.55]
     args = calibrate.parse(["--share", "0.5", "--by", "toy"])
     with pytest.raises(ValueError, match=r"calibration by toy light needs at least 8 prompts \(--limit\), got 7"):
