@@ -115,7 +115,7 @@ def write(
     store.put(f"{base}.md", markdown.encode())
     store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
     picture = f"{exhibit.key}.png" if drawn else ""
-    store.put(f"{base}.tex", exhibit_text.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
+    store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
     folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"

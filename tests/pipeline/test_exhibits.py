@@ -234,7 +234,7 @@ def test_a_few_clear_plans_do_not_speak_for_all():
 
 
 def test_latex_is_escaped():
-    text = exhibit_text.to_latex("50 % of {x}", ["a_b", "c"], [["\\input{x}", "~"]], ["1 & 2"])
+    text = latex.to_latex("50 % of {x}", ["a_b", "c"], [["\\input{x}", "~"]], ["1 & 2"])
     assert r"50 \% of \{x\}" in text
     assert r"a\_b & c \\" in text
     assert r"\textbackslash{}input\{x\} & \textasciitilde{} \\" in text
