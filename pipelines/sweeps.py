@@ -183,7 +183,7 @@ def write_report(
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
     page = document.page(
-        f"postdiff: {options.backbone}",
+        f"Fewer steps, or cheaper steps? {options.backbone}",
         answers.of_sweep(rows, options.backbone, warnings),
         document.sweep_body(rows, document.examples(store, rows)),
         facts,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 import postdiff
-from pipelines import evaluation
+from pipelines import command_line, evaluation
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import claims, exhibit_text, exhibits, figures, significance, verdict
+from pipelines.metrics.metric import METRICS
+from pipelines.paper import claims, datasets, exhibit_text, exhibits, figures, significance, verdict
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
-from pipelines.report import document, plots, tables, tracking
+from pipelines.report import document, latex, plots, tables, tracking
+from pipelines.report.answers import Answer
 from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
 from pipelines.stages.latency import Latency
@@ -24,6 +27,7 @@ from postdiff.models.checkpoints import resolve
 if TYPE_CHECKING:
     from postdiff.pricing import Cost
 
+QUESTION = "Fewer denoising steps, or cheaper steps?"
 Key = tuple[str, str]  # the paper's model, plan id
 
 
@@ -95,32 +99,43 @@ def write(
     if exhibit.claims:
         return write_claims(store, results, names, protocol)
     table = exhibit_text.table(exhibit, results)
-    title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
     of = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), f"n = {len(protocol.prompts)}, protocol {of}"]
     base = f"exhibits/{exhibit.key}"
-    body = f"<h2>{escape(title)}</h2>\n"
+    picture: list[str] = []
     drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
     if drawn:
         notes += [drawn.note] if drawn.note else []
-        svg = plots.as_svg(drawn.figure)
+        svg = plots.as_svg(drawn.figure, exhibit.title)
         store.put(f"{base}.svg", svg.encode())
         store.put(f"{base}.png", plots.as_png(drawn.figure))
         if drawn.numbers:
             store.put(f"{base}.points.csv", drawn.numbers.encode())
-        body += f'<div class="plots"><div>{svg}</div></div>\n'
+        picture = [document.gallery(images, f"{title}.") for title, images in drawn.galleries]
+        picture = picture or [document.figure(svg, f"{title_of(exhibit)}, drawn from this run.")]
     told = significance.sentences(exhibit, results)
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
     markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
     store.put(f"{base}.md", markdown.encode())
     store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
-    picture = f"{exhibit.key}.png" if drawn else ""
-    store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
-    folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"
-    html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
-    return html, markdown
+    named = f"{exhibit.key}.png" if drawn else ""
+    store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
+    caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"
+    whole = [document.table(table.header, table.lines, caption=caption), document.notes(notes)]
+    whole = whole if exhibit.is_table else [document.folded(f"{len(exhibit.cells)} points", *whole)]
+    files = document.files([f"{beside(exhibit)}{base}.{kind}" for kind in ("csv", "md", "tex")])
+    return document.section(exhibit.key, title_of(exhibit), *picture, *whole, told, files), markdown
+
+
+def title_of(exhibit: Exhibit) -> str:
+    """Its heading, as `Table 2. ...`."""
+    number = exhibit.key.replace("table", "Table ").replace("fig", "Figure ")
+    return exhibit.title if exhibit.claims else f"{number}. {exhibit.title}"
+
+
+def beside(exhibit: Exhibit) -> str:
+    """The folder of an exhibit's store from the report's: a data set of its own has one below."""
+    return "" if exhibit.dataset == next(iter(datasets.DATASETS)) else f"{exhibit.dataset}/"
 
 
 def write_claims(
@@ -135,9 +150,13 @@ def write_claims(
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
     store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
-    html = (
-        f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
-        f'{document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS)}\n<p class="dim">{escape(note)}</p>'
+    title = "What the paper says, claim by claim"
+    html = document.section(
+        "claims",
+        title,
+        document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS, caption=f"{title}, and what came of it"),
+        document.folded("How to read the table", note),
+        document.files(["exhibits/claims.csv", "exhibits/claims.md"]),
     )
     return html, markdown
 
@@ -185,27 +204,55 @@ def describe(of: Configuration) -> str:
     return f"{of.backbone} (weights {of.weights}), {of.size} px, solver {of.solver}, guidance {of.guidance}"
 
 
+def warn_of_few(images: dict[str, int]) -> list[str]:
+    """A warning for each data set that has fewer images than FID is judged from."""
+    least = tables.fewest(METRICS["fid"])
+    return [
+        f"Only {n} images a plan ({dataset}'s role): FID is judged from {least} on, and intervals of few are wide."
+        for dataset, n in images.items()
+        if n < least
+    ]
+
+
+def answer_of(sections: list[tuple[Exhibit, str, str]], answers: list[list[str]], warnings: Sequence[str]) -> Answer:
+    """What the page begins with: how the claims fared, or else the paper's question."""
+    question = verdict.answer(answers) if answers else None
+    if sections and sections[0][0].claims:
+        counted = sections[0][2].partition("\n")[0]
+        called = "Some claims are contradicted" if "contradict it" in counted else "No claim is contradicted"
+        also = [f"{QUESTION} {question.sentences[0]}"] if question else []
+        return Answer(called, "open", (counted, *also), tuple(warnings))
+    if question:
+        return replace(question, warnings=tuple(warnings))
+    return Answer(f"{len(sections)} exhibits", "open", ("Each beside what the paper printed.",), tuple(warnings))
+
+
 def publish(
     store: Store,
     options: Options,
     sections: list[tuple[Exhibit, str, str]],
     answers: list[list[str]],
     facts: dict[str, str],
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Write the report, and print it."""
+    """Write the report, and print it. warnings: what the page begins with, beside its answer."""
     sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
     legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if options.mini else "")
-    above, headline = "", f"{len(sections)} exhibits."
+    parts = [(exhibit.key, title_of(exhibit), Markup(html)) for exhibit, html, _ in sections]
     if answers:
-        headline = "Fewer denoising steps, or cheaper steps?"
-    if sections and sections[0][0].claims:
-        headline = sections[0][2].partition("\n")[0]
-    if answers:
-        above = f"{document.table(verdict.HEADER, answers)}<p>{escape(verdict.LEGEND)}</p>\n"
+        table = document.table(verdict.HEADER, answers, text_columns=4, caption="The paper's question, model by model")
+        question = document.section("question", QUESTION, table, document.folded("How to read it", verdict.LEGEND))
+        parts.insert(1 if sections and sections[0][0].claims else 0, ("question", QUESTION, question))
         store.put("answer.md", f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}\n".encode())
-    body = "\n".join(html for _, html, _ in sections)
+    parts.append(("legend", "How to read the exhibits", document.section("legend", "How to read the exhibits", legend)))
     page = document.page(
-        "postdiff: the paper, reproduced", headline, f'{above}<p class="dim">{escape(legend)}</p>\n{body}', facts
+        "postdiff: the paper, reproduced",
+        answer_of(sections, answers, warnings),
+        Markup("\n").join(html for *_, html in parts),
+        facts,
+        links=("answer.md",) if answers else (),
+        contents=[(key, title) for key, title, _ in parts] if len(sections) > 1 else (),
+        command=command_line.again("jobs/reproduce.py", options),
     )
     store.put("report.html", page.encode())
     for exhibit, _, markdown in sections:

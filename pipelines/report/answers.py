@@ -6,7 +6,7 @@ from statistics import median
 from typing import Literal
 
 from pipelines.metrics.intervals import Interval
-from pipelines.metrics.metric import Metric
+from pipelines.metrics.metric import Metric, shown
 from pipelines.report import tables
 from pipelines.report.tables import Row
 
@@ -28,7 +28,7 @@ def of_sweep(rows: Sequence[Row], model: str, warnings: Sequence[str] = ()) -> A
     By each metric a direction is called or not (`tables.called`): never from fewer images than `tables.fewest`, and
     only if a quarter of the plans go its way clearly, and more than go the other.
     """
-    own = tuple(f"{line[:1].upper()}{line[1:]}." for line in warnings)
+    own = tuple(f"{line}." for line in warnings)
     changes = {metric: list(tables.gains(rows, metric).values()) for metric in tables.comparable(rows)}
     changes = {metric: gains for metric, gains in changes.items() if gains}
     if not changes:
@@ -36,8 +36,20 @@ def of_sweep(rows: Sequence[Row], model: str, warnings: Sequence[str] = ()) -> A
         verdict = "More steps, or fewer" if only_dense else "Nothing can be compared"
         return Answer(verdict, "open", (tables.answer(rows, model), tables.sizes(rows) + "."), own)
     calls = {metric: tables.called(gains, metric) for metric, gains in changes.items()}
-    warned = (*own, *_small(calls, changes), *_nothing_to_see(calls, changes))
+    warned = (*_small(calls, changes), *own, *_nothing_to_see(calls, changes))
     return Answer(*_verdict(calls), (_what(calls, model), _evidence(changes, rows)), warned)
+
+
+def of_changes(sentence: str, n: int) -> Answer:
+    """Of a comparison, whose changes are told one by one."""
+    few = n < max(tables.fewest(metric) for metric in shown())
+    warning = f"Only {n} images a plan: intervals of few are wide, and a change that is not clear may still be there."
+    return Answer("What changes", "open", (f"{sentence[:1].upper()}{sentence[1:]}",), (warning,) if few else ())
+
+
+def of_choice(plan: str, sentence: str, warnings: Sequence[str]) -> Answer:
+    """Of a calibration. sentence: which other plans it could not be told from."""
+    return Answer(plan, "open", (sentence,), tuple(f"{line}." for line in warnings))
 
 
 def _verdict(calls: dict[Metric, str]) -> tuple[str, Literal["clear", "open", "few"]]:
@@ -65,13 +77,19 @@ def _what(calls: dict[Metric, str], model: str) -> str:
 
 
 def _evidence(changes: dict[Metric, list[Interval]], rows: Sequence[Row]) -> str:
-    parts = []
+    """How many plans are clearly better or worse; metrics with the same counts share a phrase."""
+    counts: dict[tuple[int, int, int], list[str]] = {}
     for metric, gains in changes.items():
-        better, worse = tables.clear(gains, metric)
-        parts.append(f"{better} of {len(gains)} clearly better and {worse} clearly worse by {metric.title}")
+        counts.setdefault((*tables.clear(gains, metric), len(gains)), []).append(metric.title)
+    parts = []
+    for (better, worse, count), titles in counts.items():
+        phrase = f"{better or 'none'} of {count} clearly better and {worse or 'none'} clearly worse"
+        parts.append(
+            f"{phrase if better or worse else f'none of {count} clearly better or worse'} by {_listed(titles)}"
+        )
     return (
-        f"Of the cheaper-step plans that have fewer-step plans of their cost beside them, {_listed(parts)} "
-        f"(paired 95 % intervals that hold together within a metric, {tables.sizes(rows)})."
+        f"Of the cheaper-step plans that can be held against fewer steps of their cost, {'; '.join(parts)} (paired "
+        f"95 % intervals that hold together within a metric, {tables.sizes(rows)})."
     )
 
 
@@ -95,7 +113,9 @@ def _nothing_to_see(calls: dict[Metric, str], changes: dict[Metric, list[Interva
         if word == tables.OPEN:
             half = median((change.high - change.low) / 2 for change in changes[metric])
             parts.append(f"{half:.{metric.digits}f} {metric.title}")
-    return [f"Open is not equal: gains below about {_listed(parts)} cannot be seen with so many images."] if parts else []
+    return (
+        [f"Open is not equal: gains below about {_listed(parts)} cannot be seen with so many images."] if parts else []
+    )
 
 
 def _titles(calls: dict[Metric, str], word: str) -> str:

@@ -3,6 +3,7 @@ where is reckoned here, and drawn by page/chart.html; its colours are the style 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, floor, log10
 
 from pipelines.metrics.metric import Metric
@@ -72,20 +73,20 @@ def of_metric(rows: Sequence[Row], metric: Metric) -> Chart:
         points.append(Point(row.configuration, family(row), x, y, low, high, name))
     dense = [spot for row, spot in zip(shown, spots, strict=True) if row.method == "dense"]
     where = dict(zip((row.configuration for row in shown), spots, strict=True))
-    fewer = _path(dense)
+    front = [where[id] for id in best]
     lower = "lower" if metric.lower_is_better else "higher"
     return Chart(
         metric.key,
         f"{metric.title} against cost",
-        f"{len(shown)} plans. {metric.title} ({lower} is better) against {unit} an image, with 95 % intervals; the line "
-        "joins the plans of fewer steps, the broad one the front. The table below has the same numbers.",
+        f"{len(shown)} plans. {metric.title} ({lower} is better) against {unit} an image, with 95 % intervals; the "
+        "line joins the plans of fewer steps, the broad one the front. The table below has the same numbers.",
         f"{unit} an image",
         metric.axis,
-        x_scale.ticks(6),
+        x_scale.ticks(8),
         y_scale.ticks(6),
-        fewer,
-        _path([where[id] for id in best]),
-        _labelled(points, shown, best, dense),
+        _path(dense),
+        _path(front),
+        _labelled(points, shown, best, [*pairwise(dense), *pairwise(front)]),
     )
 
 
@@ -94,17 +95,17 @@ def family(row: Row) -> int:
     return list(tables.FAMILIES).index(row.family)
 
 
-def _labelled(points: list[Point], rows: Sequence[Row], best: list[str], dense: list[labels.Point]) -> list[Point]:
+def _labelled(points: list[Point], rows: Sequence[Row], best: list[str], curves: list[labels.Line]) -> list[Point]:
     """The points with labels where there is room: what is on the front first, then fewer steps; others say what they
     are when pointed at."""
     order = sorted(
         (at for at, row in enumerate(rows) if row.configuration in best or row.method == "dense"),
         key=lambda at: (rows[at].configuration not in best, -at),
     )
-    words = {at: _word(rows[at]) for at in order}
+    words = {at: rows[at].word for at in order}
     spots = [(point.x, point.y) for point in points]
     sizes = [(LETTER * len(words[at]), LINE) for at in order]
-    lines = [((p.x, p.y + p.low), (p.x, p.y + p.high)) for p in points] + list(zip(dense, dense[1:], strict=False))
+    lines = [((p.x, p.y + p.low), (p.x, p.y + p.high)) for p in points] + curves
     area = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM)
     centres = labels.place([spots[at] for at in order], sizes, area, spots, RADIUS, lines)
     labelled = list(points)
@@ -115,10 +116,6 @@ def _labelled(points: list[Point], rows: Sequence[Row], best: list[str], dense: 
             far = labels.is_far(spots[at], centre, size, RADIUS)
             labelled[at] = Point(**{**vars(point), "word": words[at], "at": offset, "far": far})
     return labelled
-
-
-def _word(row: Row) -> str:
-    return f"T={row.steps}" if row.method == "dense" else row.settings or row.method.replace("_", " ")
 
 
 def _path(spots: Sequence[labels.Point]) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pipelines.engine.provenance import commit as commit
 from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import Metric
-from pipelines.report import answers, chart, tables
+from pipelines.report import chart, tables
 from pipelines.report.answers import Answer
 from pipelines.report.pictures import Gallery
 from pipelines.report.pictures import examples as examples
@@ -57,7 +57,9 @@ def table(
     return _part("table", header, lines, marked, text_columns, caption, None, None)
 
 
-def gallery(shown: Gallery, caption: str = "The first images: a column a prompt, with the same noise down it.") -> Markup:
+def gallery(
+    shown: Gallery, caption: str = "The first images: a column a prompt, with the same noise down it."
+) -> Markup:
     return _part("gallery", shown, caption)
 
 
@@ -66,12 +68,33 @@ def figure(svg: str, caption: str) -> Markup:
     return _part("figure", Markup(svg), caption)
 
 
-def section(anchor: str, title: str, *parts: str) -> Markup:
-    """A part of a page with a heading, which `contents` of a page can lead to. parts: Markup, or text as a paragraph."""
-    body = "\n".join(part if isinstance(part, Markup) else Markup("<p>{}</p>").format(part) for part in parts if part)
-    return Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>\n').format(
-        anchor, title, Markup(body)
+def files(names: Sequence[str]) -> Markup:
+    """Links to files beside the page."""
+    return _part("files", names)
+
+
+def folded(summary: str, *parts: str) -> Markup:
+    """Parts that are seen on a click."""
+    return Markup("<details><summary>{}</summary>{}</details>\n").format(summary, _together(parts))
+
+
+def notes(texts: Sequence[str]) -> Markup:
+    """A numbered list."""
+    return Markup("<ol>{}</ol>").format(Markup("").join(Markup("<li>{}</li>").format(text) for text in texts))
+
+
+def _together(parts: Sequence[str]) -> Markup:
+    """Markup as it is, and text as a paragraph."""
+    return Markup("\n").join(
+        part if isinstance(part, Markup) else Markup("<p>{}</p>").format(part) for part in parts if part
     )
+
+
+def section(anchor: str, title: str, *parts: str) -> Markup:
+    """A part of a page with a heading, which `contents` of a page leads to. parts: Markup, or text as paragraphs."""
+    return Markup(
+        '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>\n'
+    ).format(anchor, title, _together(parts))
 
 
 def page(
@@ -107,11 +130,11 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
     titles = " or of ".join(metric.title for metric in tables.columns(rows))
     families = [chart.family(row) for row in rows]
     legend = [
-        "Cost is the denoiser's, for one image. GFLOPs count everything (2 x MAC, attention included); GMACs follow the "
-        f"paper's rule, without attention products. Intervals are 95 %. Bold: on the front of {titles}.",
-        "Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its interval "
-        "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once (max-t). "
-        f"{tables.directions(rows)}",
+        "Cost is the denoiser's, for one image. GFLOPs count everything (2 x MAC, attention included); GMACs "
+        f"follow the paper's rule, without attention products. Intervals are 95 %. Bold: on the front of {titles}.",
+        "Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its "
+        "interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
+        f"(max-t). {tables.directions(rows)}",
         tables.words(lines),
     ]
     return Markup(
@@ -119,6 +142,7 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
         .get_template("sweep.html")
         .render(
             more=tables.more_steps(rows),
+            whole=_whole(rows).label,
             charts=[chart.of_metric(rows, metric) for metric in metrics],
             names={metric.key: metric.title for metric in metrics},
             methods=[
@@ -139,35 +163,38 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
 
 
 def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
-    """What the page tells of a plan that is chosen: {start: id, rows: {id: {label, facts, beside}}}."""
-    dense = [row for row in rows if row.method == "dense"]
-    whole = max(dense or rows, key=lambda row: row.flops)
+    """What the page tells of a plan that is chosen: {start: id, rows: {id: {label, cost, scores, beside}}}."""
+    whole = _whole(rows)
     metrics = tables.comparable(rows)
     gains = {metric: tables.gains(rows, metric) for metric in metrics}
     changes = {metric: _changes(rows, whole, metric) for metric in metrics}
     told = {}
     for row in rows:
-        facts = [
-            ["settings", f"T={row.steps} {row.settings}".strip()],
-            ["cost", f"{row.flops / 1e9:.4g} GFLOPs, {row.flops / whole.flops:.0%} of {whole.label}"],
-            ["time", f"{row.seconds:.3f} s an image"],
-        ]
+        share = f"{row.flops / whole.flops:.0%} of {whole.label}"
+        cost = f"{row.flops / 1e9:.4g} GFLOPs, {share}; {row.seconds:.3f} s an image"
+        scores = []
         for metric in metrics:
-            facts.append([metric.title, metric.text(row.interval(metric))])
-            if row.configuration in gains[metric]:
-                gain = metric.text(gains[metric][row.configuration], "+")
-                facts.append([f"{metric.title}: gain over fewer steps of equal cost", gain])
-            if row.configuration in changes[metric]:
-                change = metric.text(changes[metric][row.configuration], "+")
-                facts.append([f"{metric.title}: change from {whole.label}", change])
+            gain, change = gains[metric].get(row.configuration), changes[metric].get(row.configuration)
+            scores.append([
+                metric.title,
+                metric.text(row.interval(metric)),
+                metric.text(gain, "+") if gain else tables.why_no_gain(row, metric),
+                metric.text(change, "+") if change else "itself" if row is whole else tables.REDRAWN,
+            ])  # fmt: skip
         rival = _rival(row, rows)
         beside = [[whole.configuration, f"{whole.label} (as it is)"]] if row is not whole else []
         if rival and rival is not whole:
-            share = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
-            beside.append([rival.configuration, f"{rival.label} ({share})"])
-        told[row.configuration] = {"label": row.label, "facts": facts, "beside": beside}
+            near = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
+            beside.append([rival.configuration, f"{rival.label} ({near})"])
+        told[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
     first = [row for row in rows if row.configuration in fronts and row.method != "dense"] or [*rows]
     return {"start": first[-1].configuration, "rows": told}
+
+
+def _whole(rows: Sequence[Row]) -> Row:
+    """The model as it is, at the most steps that were run."""
+    dense = [row for row in rows if row.method == "dense"]
+    return max(dense or rows, key=lambda row: row.flops)
 
 
 def _changes(rows: Sequence[Row], whole: Row, metric: Metric) -> dict[str, Interval]:
@@ -182,8 +209,3 @@ def _rival(row: Row, rows: Sequence[Row]) -> Row | None:
     of cheaper steps."""
     others = [other for other in rows if (other.method == "dense") != (row.method == "dense")]
     return min(others, key=lambda other: abs(other.flops - row.flops), default=None)
-
-
-def answered(text: str, *warnings: str) -> Answer:
-    """An answer that is one sentence, for pages whose question is another than the sweep's."""
-    return answers.Answer("The answer", "open", (text,), warnings)

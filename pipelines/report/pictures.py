@@ -15,6 +15,7 @@ from pipelines.report.tables import Row
 EXAMPLES = 8  # prompts in the grid of images
 LIMIT = 5_000_000  # characters that the images of a page take at the most
 SIDES = (256, 192, 128, 96, 64, 48, 32)  # pixels of the longer side of a smaller image: the first whose sum fits
+SAMPLED = 24  # images that a size is first tried on
 QUALITY = 82, 92  # of WebP: of smaller images, and of the whole ones beside the page
 FOLDER = "report-images"  # beside the page
 
@@ -64,15 +65,29 @@ def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = N
         table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
         prompts = table["prompt"].to_pylist()
         taken.append([image["bytes"] for image in table["image"].to_pylist()])
-    images = [image for own in taken for image in own]
-    names = [f"{FOLDER}/{row.configuration}-{at}.webp" for row, own in zip(rows, taken, strict=True)
-             for at in range(len(own))]  # fmt: skip
-    pictures = iter(fitted(store, images, names))
-    lines = [
-        Line(label, [next(pictures) for _ in own], row.configuration, chart.family(row))
+    rows_of_images = [
+        (label, row.configuration, own)
         for row, own, label in zip(rows, taken, labels or [row.label for row in rows], strict=True)
     ]
-    return Gallery(prompts, lines)
+    return gallery(store, prompts, rows_of_images, families=[chart.family(row) for row in rows])
+
+
+def gallery(
+    store: Store,
+    prompts: Sequence[str],
+    rows: Sequence[tuple[str, str, Sequence[bytes]]],
+    limit: int = LIMIT,
+    families: Sequence[int] | None = None,
+) -> Gallery:
+    """A gallery of (label, configuration, an image a prompt, WebP) each, as `fitted`."""
+    images = [image for _, _, own in rows for image in own]
+    names = [f"{FOLDER}/{id}-{at}.webp" for _, id, own in rows for at in range(len(own))]
+    shown = iter(fitted(store, images, names, limit))
+    lines = [
+        Line(label, [next(shown) for _ in own], id, family)
+        for (label, id, own), family in zip(rows, families or [-1] * len(rows), strict=True)
+    ]
+    return Gallery(list(prompts), lines)
 
 
 def fitted(store: Store, images: Sequence[bytes], names: Sequence[str], limit: int = LIMIT) -> list[Picture]:
@@ -88,11 +103,19 @@ def fitted(store: Store, images: Sequence[bytes], names: Sequence[str], limit: i
 
     small = _each(lambda image: _shrink(_open(image), SIDES[0]), images)
     _each(lambda pair: write(*pair), list(zip(images, names, strict=True)))
+    some = small[:: max(1, len(small) // SAMPLED)]
     for side in SIDES:
-        shown = _each(lambda image, side=side: _encode(_shrink(image, side), QUALITY[0]), small)
-        if _characters(shown) <= limit or side == SIDES[-1]:
+        guess = _characters(_at(side, some)) * len(small) / len(some)
+        if side != SIDES[-1] and guess > 1.1 * limit:
+            continue
+        shown = _at(side, small)
+        if _characters(shown) <= limit:
             break
     return [Picture(image, name) for image, name in zip(shown, names, strict=True)]
+
+
+def _at(side: int, images: Sequence[Image.Image]) -> list[bytes]:
+    return _each(lambda image: _encode(_shrink(image, side), QUALITY[0]), images)
 
 
 def _characters(images: Sequence[bytes]) -> int:
@@ -116,5 +139,5 @@ def _shrink(image: Image.Image, side: int) -> Image.Image:
 
 def _encode(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=quality, method=2)
+    image.save(buffer, "WEBP", quality=quality, method=1)
     return buffer.getvalue()

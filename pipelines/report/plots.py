@@ -56,7 +56,11 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
         if family == "fewer steps":
             axes.plot(x, y, "-", color=look.light, lw=1, alpha=0.6)
         words += [
-            (f"T={row.steps}" if row.method == "dense" else row.settings or row.method.replace("_", " "), *at, look.light)
+            (
+                f"T={row.steps}" if row.method == "dense" else row.settings or row.method.replace("_", " "),
+                *at,
+                look.light,
+            )
             for row, *at in zip(own, x, y, strict=True)
             if row.method == "dense" or row in best
         ]
@@ -242,7 +246,7 @@ def _label(figure: plt.Figure, words: Mapping[plt.Axes, Sequence[Words]], size: 
         texts = [axes.annotate(text, (x, y), size=size, color=colour) for text, x, y, colour in own]
         boxes = [text.get_window_extent() for text in texts]
         sizes = [(box.width + 1, box.height) for box in boxes]
-        lines = [pair for line in axes.lines if len(line.get_xdata()) > 1
+        lines = [pair for line in axes.lines if line.get_linestyle() != "None"
                  for pair in pairwise(line.get_transform().transform(line.get_xydata()))]  # fmt: skip
         bars = [part for drawn in axes.containers for part in drawn[2]]
         lines += [tuple(ends) for bar in bars for ends in map(axes.transData.transform, bar.get_segments())]
@@ -282,10 +286,11 @@ def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], metric:
 def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: str, title: str) -> plt.Figure:
     """Scores of plans against the prompts that they were scored on, a line a plan, until it was dropped."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    bold = {"color": palette.LOOKS["PostDiff"].light, "lw": 2.2, "zorder": 3, "label": "chosen"}
     ends = sorted({interval.n for curve in curves.values() for interval in curve})
     for id, curve in curves.items():
         x, y = [interval.n for interval in curve], [interval.value for interval in curve]
-        own = {"color": palette.LOOKS["PostDiff"].light, "lw": 2.2, "zorder": 3, "label": "chosen"} if id == chosen else {"color": "#8888"}
+        own = bold if id == chosen else {"color": "#8888"}
         axes.plot(x, y, "o-", **{"ms": 3, "lw": 0.8, **own})
         axes.plot(x[-1:], y[-1:], "x" if x[-1] < ends[-1] else "o", ms=5, color=own["color"])
     axes.set_xscale("log", base=2)

@@ -59,6 +59,11 @@ class Row:
     def label(self) -> str:
         return name(self.method, self.steps, self.settings)
 
+    @property
+    def word(self) -> str:
+        """What a chart writes beside its point."""
+        return f"T={self.steps}" if self.method == "dense" else self.settings or self.method.replace("_", " ")
+
 
 def name(method: str, steps: int, settings: str) -> str:
     """A configuration as tables print it, e.g. 'mixed resolution T=20 s=0.5'."""
@@ -114,7 +119,7 @@ def header(rows: Sequence[Row]) -> list[str]:
     return ["configuration", "GFLOPs", "GMACs (paper)", "s/image", *quality]
 
 
-BASELINE, ALONE, REDRAWN, UNMEASURED = "baseline", "none as dear", "another image", "no reference"
+BASELINE, ALONE, REDRAWN, UNMEASURED = "baseline", "no equal cost", "another image", "no reference"
 CELLS = {  # words in the place of numbers, and what they stand for
     BASELINE: "fewer steps are what gains are over",
     ALONE: "it costs less than the fewest steps, or more than the most, that were run: there is nothing of equal cost",
@@ -133,13 +138,14 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
         for metric in columns(rows):
             gain = over.get(metric.key, {}).get(row.configuration)
             value = metric.text(row.interval(metric)) if metric.key in over else UNMEASURED
-            line += [value, metric.text(gain, "+") if gain else _why_no_gain(row, metric, metric.key in over)]
+            line += [value, metric.text(gain, "+") if gain else why_no_gain(row, metric)]
         lines.append(line)
     return lines
 
 
-def _why_no_gain(row: Row, metric: Metric, is_measured: bool) -> str:
-    if not is_measured:
+def why_no_gain(row: Row, metric: Metric) -> str:
+    """The word of CELLS for a row that has none, of those that `gains` leaves out."""
+    if metric.key not in row.scores:
         return UNMEASURED
     if row.method == "dense":
         return BASELINE
@@ -270,9 +276,9 @@ def more_steps(rows: Sequence[Row]) -> str:
     for metric in comparable(rows):
         change = metric.difference(many.interval(metric), [(1.0, few.interval(metric))])
         changes.append(f"{metric.title} by {metric.text(change, '+')}")
-    return (
-        f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
-    )
+    *first, last = changes
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {listed} (paired)."
 
 
 def answer(rows: Sequence[Row], model: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, published, reproduction, significance, verdict
 from pipelines.paper.exhibit import Cell, Exhibit, before
-from pipelines.report import plots, tables
+from pipelines.report import latex, plots, tables
 from pipelines.report.tables import Row
 from postdiff import costs, methods
 from postdiff.models.checkpoints import HUB
@@ -130,7 +130,7 @@ def test_every_figure_is_drawn_with_all_of_its_points():
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
-        points = sum(len(line.get_xdata()) for axes in panels for line in axes.lines)
+        points = sum(len(drawn[0].get_xdata()) for axes in panels for drawn in axes.containers)
         assert points == len(exhibit.cells) * len(exhibit.metrics)
         assert plots.as_svg(figure).startswith("<svg")
 

@@ -120,12 +120,17 @@
   const frame = one(".compare"), range = one("#compare-range");
   let chosen = null;
   const image_of = (id) => pictures.find((image) => image.dataset.plan === id && image.dataset.prompt === prompt.value);
-  const fact = (name, value) => {
-    const line = document.createElement("div"), term = document.createElement("dt"), text = document.createElement("dd");
-    term.textContent = name;
-    text.textContent = value;
-    line.append(term, text);
-    return line;
+  const cell = (tag, value, range) => {
+    const made = document.createElement(tag);
+    made.append(value);
+    if (tag === "th") made.scope = "row";
+    if (range) made.append(Object.assign(document.createElement("small"), { textContent: range }));
+    return made;
+  };
+  const line = ([name, ...scores]) => {
+    const row = document.createElement("tr");
+    row.append(cell("th", name), ...scores.map((text) => cell("td", ...text.split(/ (?=\[)/))));
+    return row;
   };
   const split = () => frame.style.setProperty("--at", `${range.value}%`);
   const put_beside = () => {
@@ -143,7 +148,8 @@
     const plan = plans.rows[id];
     panel.hidden = false;
     one("#panel-title").textContent = plan.label;
-    one("#panel-facts").replaceChildren(...plan.facts.map((pair) => fact(...pair)));
+    one("#panel-cost").textContent = plan.cost;
+    one("#panel-scores").replaceChildren(...plan.scores.map(line));
     const kept = other.selectedIndex;
     other.replaceChildren(...plan.beside.map(([key, text]) => new Option(text, key)));
     if (kept > 0 && kept < other.length) other.selectedIndex = kept;
