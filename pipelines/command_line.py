@@ -105,7 +105,7 @@ def again(job: str, options: Any) -> str:
         if field.name in options.given:
             words.append(f"--{field.name.replace('_', '-')}")
             words += [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
-    return clean(shlex.join(words))
+    return shlex.join(map(clean, words))
 
 
 def refuse(options: Any, why: str, *names: str) -> None:

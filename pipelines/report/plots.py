@@ -56,12 +56,8 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
         if family == "fewer steps":
             axes.plot(x, y, "-", color=look.light, lw=1, alpha=0.6)
         words += [
-            (
-                f"T={row.steps}" if row.method == "dense" else row.settings or row.method.replace("_", " "),
-                *at,
-                look.light,
-            )
-            for row, *at in zip(own, x, y, strict=True)
+            (row.word, px, py, look.light)
+            for row, px, py in zip(own, x, y, strict=True)
             if row.method == "dense" or row in best
         ]
     x, y = [row.flops / 1e9 for row in best], [row.interval(metric).value for row in best]

@@ -59,7 +59,7 @@ def test_the_verdict_is_that_of_the_clear_plans():
     assert answer.warnings == ()
     alone = [pages.Row(**{**vars(row), "scores": {"clip": row.scores["clip"]}}) for row in pages.sweep()]
     assert answers.of_sweep(alone, "a model").verdict == "Cheaper steps win"
-    twins = [pages.row("caching", f"m={m}", 20, 14 * 10**9, 26.0, 27.0 + m / 100) for m in range(4)]
+    twins = [pages.row("caching", f"m={m}", 20, 14 * 10**9, 26.0, 27.0 + (-1) ** m / 100) for m in range(4)]
     unsure = answers.of_sweep([*pages.sweep(plans=0), *twins], "a model")
     assert (unsure.verdict, unsure.tone) == ("Not resolved: neither wins clearly", "open")
     assert unsure.warnings[-1].startswith("Open is not equal: gains below about 0.")
@@ -223,7 +223,7 @@ def test_large_images_are_smaller_on_the_page_and_whole_beside_it(tmp_path):
     before = images.decode(many[3]).astype(int)
     whole = images.decode(store.get(names[3])).astype(int)
     assert whole.shape == (128, 128, 3)
-    assert np.abs(whole - before).mean() < 12
+    assert np.abs(whole - before).mean() < 20
     sides = {Image.open(io.BytesIO(picture.shown)).width for picture in shown}
     assert len(sides) == 1
     assert sides < set(pictures.SIDES)

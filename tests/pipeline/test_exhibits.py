@@ -63,7 +63,7 @@ def test_exhibits_are_in_the_papers_order_and_share_their_runs():
 def measured(value, clip, flops=2e9, macs=30.42e12):
     """Eight images; `value` and `clip` without one group each scatter little, and alike in every run."""
     wobble = [-0.1, 0.1, -0.05, 0.05]
-    of = [Interval(x, x - 1, x + 1, 8, tuple(x + w for w in wobble)) for x in (value, clip)]
+    of = [Interval(x, x - 1, x + 1, 128, tuple(x + w for w in wobble)) for x in (value, clip)]
     step = StepCost(int(macs), int(macs), int(2.8 * macs), {})
     return exhibit_text.Measured(
         Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, dict(zip(("fid", "clip"), of, strict=True))),
@@ -139,7 +139,7 @@ def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
     results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
     (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
-    assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.cells)
+    assert sum(len(drawn[0].get_xdata()) for drawn in axes.containers) == len(exhibit.cells)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
 
