@@ -286,7 +286,8 @@ def write(
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
         f"95 %, and hold for all plans at once (max-t){unbiased}. The chosen plan's own score flatters it, since "
-        "it was chosen by it: score it on other prompts before you quote it."
+        "it was chosen by it: score it on other prompts before you quote it. "
+        "“dropped”: before the last round, so it cannot come first."
     )
     svg = plots.as_svg(figure, "Scores of plans against the prompts that they were scored on")
     body = document.section(

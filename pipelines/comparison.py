@@ -27,7 +27,7 @@ from postdiff.plan import SIZE_CONDITIONS, Plan
 LEGEND = (
     "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
     "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-    "(max-t)."
+    "(max-t). “the first”: changes are from it."
 )
 
 

@@ -187,8 +187,9 @@ def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
             near = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
             beside.append([rival.configuration, f"{rival.label} ({near})"])
         told[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
-    first = [row for row in rows if row.configuration in fronts and row.method != "dense"] or [*rows]
-    return {"start": first[-1].configuration, "rows": told}
+    first = [row for row in rows if row.configuration in fronts and row.method != "dense"]
+    rivalled = [row for row in first if any(row.configuration in own for own in gains.values())]
+    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": told}
 
 
 def _whole(rows: Sequence[Row]) -> Row:

@@ -220,7 +220,12 @@ def test_a_point_is_pointed_at_and_clicked(visit, sweep, width):
     assert page.locator("#panel-other option").all_inner_texts() == [
         "dense T=20 (as it is)", "dense T=16 (nearest in cost, 110% of its FLOPs)"
     ]  # fmt: skip
-    assert panel.evaluate("part => part.getBoundingClientRect().top < innerHeight")
+    assert page.locator(".trio figcaption").all_inner_texts() == [
+        "postdiff T=20 s=0.2 k=2 m=15", *page.locator("#panel-other option").all_inner_texts()
+    ]  # fmt: skip
+    page.wait_for_function(
+        "() => document.querySelector('.panel').getBoundingClientRect().top < innerHeight / 2", timeout=3000
+    )
 
 
 def test_the_keyboard_goes_from_point_to_point(visit, sweep):

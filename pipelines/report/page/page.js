@@ -133,7 +133,25 @@
     return row;
   };
   const split = () => frame.style.setProperty("--at", `${range.value}%`);
+  const trio = () => { // the plan, the model as it is, and what is nearest in cost, at once
+    const shown = [[chosen, plans.rows[chosen].label], ...plans.rows[chosen].beside];
+    const figures = shown.filter(([id]) => image_of(id)).map(([id, text]) => {
+      const figure = document.createElement("figure"), button = document.createElement("button");
+      const image = document.createElement("img"), caption = document.createElement("figcaption");
+      button.type = "button";
+      button.className = "picture";
+      show(image, image_of(id));
+      button.append(image);
+      button.addEventListener("click", () => open(image_of(id)));
+      caption.textContent = text;
+      figure.append(button, caption);
+      return figure;
+    });
+    one(".trio").replaceChildren(...figures);
+    one(".trio").hidden = !figures.length;
+  };
   const put_beside = () => {
+    trio();
     const pair = [image_of(chosen), image_of(other.value)];
     one(".beside").hidden = !pair[0] || !pair[1];
     if (!pair[0] || !pair[1]) return;
