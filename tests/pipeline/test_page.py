@@ -224,7 +224,7 @@ def test_a_point_is_pointed_at_and_clicked(visit, sweep, width):
         "postdiff T=20 s=0.2 k=2 m=15", *page.locator("#panel-other option").all_inner_texts()
     ]  # fmt: skip
     page.wait_for_function(
-        "() => document.querySelector('.panel').getBoundingClientRect().top < innerHeight / 2", timeout=3000
+        "() => document.querySelector('.panel').getBoundingClientRect().top < innerHeight", timeout=3000
     )
 
 
