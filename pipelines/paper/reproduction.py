@@ -111,7 +111,7 @@ def write(
         store.put(f"{base}.png", plots.as_png(drawn.figure))
         if drawn.numbers:
             store.put(f"{base}.points.csv", drawn.numbers.encode())
-        picture = [document.gallery(images, f"{title}.") for title, images in drawn.galleries]
+        picture = [document.gallery(images, f"{title}.", beside(exhibit)) for title, images in drawn.galleries]
         picture = picture or [document.figure(svg, f"{title_of(exhibit)}, drawn from this run.")]
     told = significance.sentences(exhibit, results)
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))

@@ -58,9 +58,10 @@ def table(
 
 
 def gallery(
-    shown: Gallery, caption: str = "The first images: a column a prompt, with the same noise down it."
+    shown: Gallery, caption: str = "The first images: a column a prompt, with the same noise down it.", base: str = ""
 ) -> Markup:
-    return _part("gallery", shown, caption)
+    """base: the folder of the images' store from the page, "" where that is beside it."""
+    return _part("gallery", shown, caption, base)
 
 
 def figure(svg: str, caption: str) -> Markup:

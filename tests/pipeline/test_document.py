@@ -227,6 +227,10 @@ def test_large_images_are_smaller_on_the_page_and_whole_beside_it(tmp_path):
     sides = {Image.open(io.BytesIO(picture.shown)).width for picture in shown}
     assert len(sides) == 1
     assert sides < set(pictures.SIDES)
+    gallery = pictures.Gallery(["a prompt"] * 8, [pictures.Line("a plan", shown)])
+    page = document.gallery(gallery, "Images.", "appendix_j/")
+    assert page.count('data-whole="appendix_j/report-images/c-') == 8
+    assert "the folder appendix_j/report-images" in page
     store.put(names[3], b"kept")
     assert pictures.fitted(store, many, names, limit=20_000) == shown
     assert store.get(names[3]) == b"kept"  # what is there is not made again
