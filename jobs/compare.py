@@ -30,7 +30,7 @@ def run(given: Options) -> None:
 
     def evaluate_and_report() -> evaluation.Evaluated:
         evaluated = evaluation.evaluate(store, entries, protocol, resources)
-        print(comparison.write(store, among, groups, evaluated, protocol, given.names))
+        print(comparison.write(store, among, groups, evaluated, protocol, given))
         return evaluated
 
     worker.mending(store, evaluate_and_report).check()

@@ -10,13 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from itertools import pairwise
 
 import numpy as np
 
 import postdiff
-from pipelines import candidates, evaluation, low_resolution
+from pipelines import candidates, command_line, evaluation, low_resolution
 from pipelines.candidates import UNITS, Candidate, Options
 from pipelines.data import prompts
 from pipelines.engine.records import Prompt
@@ -268,7 +267,7 @@ def write(
     warnings: Sequence[str],
 ) -> str:
     """Write the plan, the report and its numbers; returns what is to be printed. warnings: of the probe."""
-    from pipelines.report import document, plots
+    from pipelines.report import answers, document, latex, plots
 
     metric, unit = METRICS[options.by], UNITS[options.of]
     scored = compare(candidates, chosen, curves, metric)
@@ -276,7 +275,8 @@ def write(
     header = ["plan", unit, "prompts", metric.title, "from the chosen", "comes first"]
     lines = [
         [row.candidate.label, f"{row.candidate.cost:.4g}", str(row.score.n), metric.text(row.score),
-         metric.text(row.change, "+") if row.change else "", f"{row.first:.0%}" if row.first is not None else ""]
+         metric.text(row.change, "+") if row.change else "chosen",
+         f"{row.first:.0%}" if row.first is not None else "dropped"]
         for row in scored
     ]  # fmt: skip
     figure = plots.halving_plot(curves, chosen.plan.id, metric.title, f"{options.backbone}, {budget:.4g} {unit}")
@@ -286,18 +286,35 @@ def write(
         "model": f"{options.backbone}, weights {fingerprint(resolve(options.backbone))}",
         **{fact: text for fact, text in protocol.facts().items() if fact not in [m.title for m in shown()]},
         metric.title: protocol.definition(metric),
-        **({"warning": "; ".join(warnings)} if warnings else {}),
         "commit": document.commit(),
     }
     unbiased = f"; they, and the order, are of {metric.title} without its bias at few images" if metric.biased else ""
     note = (
         "Each plan with the prompts that it was scored on before it was dropped; differences are paired on those, "
         f"95 %, and hold for all plans at once (max-t){unbiased}. The chosen plan's own score flatters it, since "
-        "it was chosen by it: score it on other prompts before you quote it."
+        "it was chosen by it: score it on other prompts before you quote it. "
+        "“dropped”: before the last round, so it cannot come first."
     )
-    picture = f'<div class="plots"><div style="max-width: 44rem">{plots.as_svg(figure)}</div></div>'
-    body = f"<p>{escape(note)}</p>{picture}{document.table(header, lines)}"
-    store.put("report.html", document.page(f"postdiff: a plan for {options.backbone}", answer, body, facts).encode())
+    svg = plots.as_svg(figure, "Scores of plans against the prompts that they were scored on")
+    body = document.section(
+        "choice", "How it was chosen", document.figure(svg, "A line a plan, until it was dropped."), note
+    )
+    body += document.section(
+        "plans", "All plans", document.table(header, lines, caption="All plans, the chosen one first")
+    )
+    page = document.page(
+        f"A plan for {options.backbone}",
+        answers.of_choice(f"Chosen: {chosen.label}", answer, warnings),
+        body,
+        facts,
+        links=("plan.json", "calibration.csv", "calibration.md", "calibration.tex"),
+        command=command_line.again("jobs/calibrate.py", options),
+    )
+    store.put("report.html", page.encode())
+    store.put("calibration.md", tables.markdown(header, lines).encode())
+    store.put(
+        "calibration.tex", latex.to_latex(f"Plans for {options.backbone}", header, lines, [answer, note]).encode()
+    )
     store.put("halving.png", plots.as_png(figure))
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *lines])

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pipelines.engine.cluster import DamagedError, Stopped
+from pipelines.engine.urls import clean
 from postdiff.terminal import one_line, warnings_as_lines
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +95,17 @@ def read(parser: Parser, kind: type[T], argv: Sequence[str] | None) -> T:
     add_flags(parser, kind)
     values = vars(parser.parse_args(argv))
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def again(job: str, options: Any) -> str:
+    """The command that asks for `options` again: those that were given, without the credentials of any URL."""
+    words = ["python", job, *getattr(options, "exhibits", ())]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in options.given:
+            words.append(f"--{field.name.replace('_', '-')}")
+            words += [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(map(clean, words))
 
 
 def refuse(options: Any, why: str, *names: str) -> None:

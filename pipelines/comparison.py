@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Annotated, Literal
 
 import postdiff
+from pipelines import command_line
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Evaluated, Protocol
@@ -27,7 +27,7 @@ from postdiff.plan import SIZE_CONDITIONS, Plan
 LEGEND = (
     "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
     "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-    "(max-t)."
+    "(max-t). “the first”: changes are from it."
 )
 
 
@@ -156,7 +156,7 @@ def answer(compared: list[Compared]) -> str:
 
 def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
-    quality = [title for metric in compared_by(rows) for title in (metric.title, "change")]
+    quality = [title for metric in compared_by(rows) for title in (metric.title, f"{metric.title}: change")]
     return ["plan", "variant", "GFLOPs", *quality]
 
 
@@ -167,7 +167,7 @@ def cells(compared: list[Compared]) -> list[list[str]]:
         for metric in compared_by([row.row for row in compared]):
             change = one.change.get(metric.key)
             value = metric.text(one.row.interval(metric)) if tables.measured([one.row], metric) else "no reference"
-            line += [value, metric.text(change, "+") if change else ""]
+            line += [value, metric.text(change, "+") if change else "the first"]
         lines.append(line)
     return lines
 
@@ -186,15 +186,15 @@ def write(
     groups: Sequence[Sequence[Entry]],
     evaluated: Evaluated,
     protocol: Protocol,
-    named: Sequence[str | None] = (),
+    options: Options | None = None,
 ) -> str:
-    """Write compare.md, .csv and .html, and mirror them; returns what is to be printed. evaluated: all `groups`, in
-    order. named: what prompts, references and encoders are named by.
+    """Write compare.md, .csv, .tex and .html, and mirror them; returns what is to be printed. evaluated: all `groups`,
+    in order.
 
     Raises: Stopped if no plan is complete with all variants.
     """
     from pipelines.engine import workers
-    from pipelines.report import document, tracking
+    from pipelines.report import answers, document, latex, tracking
     from pipelines.report.runs import Logbook
 
     names = [variant.name for variant in among]
@@ -216,13 +216,27 @@ def write(
     }
     scored = [one.row for one in compared]
     labels, legend = [f"{one.variant}: {one.row.label}" for one in compared], f"{LEGEND} {tables.directions(scored)}"
-    table = document.table(header(scored), lines)
-    body = f'<p class="dim">{escape(legend)}</p>\n{table}\n<h2>The same prompts and noise</h2>\n' + document.examples(
-        store, scored, labels
+    body = document.section(
+        "changes", "Plan by plan", document.table(header(scored), lines, text_columns=2, caption="Every plan"), legend
+    ) + document.section(
+        "images", "The same prompts and noise", document.gallery(document.examples(store, scored, labels))
     )
-    page = document.page(f"postdiff: {' and '.join(names)}", answer(compared), body, facts)
+    page = document.page(
+        f"postdiff: {' and '.join(names)}",
+        answers.of_changes(answer(compared), compared[0].row.n),
+        body,
+        facts,
+        links=("compare.csv", "compare.md", "compare.tex"),
+        command=command_line.again("jobs/compare.py", options) if options else "",
+    )
+    tex = latex.to_latex(f"{' and '.join(names)}: changes", header(scored), lines, [legend])
     markdown = tables.markdown(header(scored), lines, text_columns=2)
-    for name, text in (("compare.md", markdown), ("compare.csv", to_csv(compared)), ("compare.html", page)):
+    for name, text in (
+        ("compare.md", markdown),
+        ("compare.csv", to_csv(compared)),
+        ("compare.tex", tex),
+        ("compare.html", page),
+    ):
         store.put(name, text.encode())
     book = Logbook(
         sweep=f"compare-{'-'.join(names)}",
@@ -232,7 +246,7 @@ def write(
         variants={one.row.configuration: one.variant for one in compared},
         about={"device": facts["machine"], "commit": facts["commit"]},
         answer=answer(compared),
-        private=(*(variant.backbone for variant in among), *names, *named),
+        private=(*(variant.backbone for variant in among), *names, *(options.names if options else ())),
     )
     tracking.log(store, book)
     lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())

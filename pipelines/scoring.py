@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -281,7 +280,7 @@ def to_json(lines: Sequence[Line], labels: Sequence[str], notes: dict[str, str])
 
 def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], protocol: Protocol) -> str:
     """Write scores.csv, .md, .json and .html; returns what is to be printed."""
-    from pipelines.report import document
+    from pipelines.report import answers, document
 
     labels = names(of)
     lines, notes = table(rows, labels), facts(of, labels, protocol)
@@ -289,10 +288,12 @@ def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], p
     markdown = tables.markdown(header(labels), shown)
     lacking = "".join(f"\n{name}: {fact}" for name, fact in notes.items() if fact.startswith("not computed"))
     legend = LEGEND if len(of) > 1 else "Intervals are 95 %."
-    body = f'<p class="dim">{escape(legend)}</p>\n{document.table(header(labels), shown)}\n<h2>The images</h2>\n'
-    body += document.examples(store, rows, labels)
-    page = document.page(f"postdiff: {' and '.join(labels)}", answer(lines, labels), body, notes)
-    whole = f"{markdown}\n{answer(lines, labels)} {legend}\n\n"
+    told, n = answer(lines, labels), max(value.n for line in lines for value in line.values)
+    body = document.section("scores", "Metric by metric", document.table(header(labels), shown), legend)
+    body += document.section("images", "The images", document.gallery(document.examples(store, rows, labels)))
+    files = ("scores.csv", "scores.md", "scores.json")
+    page = document.page(f"postdiff: {' and '.join(labels)}", answers.of_changes(told, n), body, notes, links=files)
+    whole = f"{markdown}\n{told} {legend}\n\n"
     whole += "".join(f"- {tables.escape_markdown(f'{name}: {fact}')}\n" for name, fact in notes.items())
     for name, text in (
         ("scores.csv", to_csv(lines, labels, notes["protocol"])),
@@ -301,4 +302,4 @@ def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], p
         ("scores.html", page),
     ):
         store.put(name, text.encode())
-    return f"{markdown}\n{answer(lines, labels)}\n{lacking}\n\nreport: {store.shown}/scores.html"
+    return f"{markdown}\n{told}\n{lacking}\n\nreport: {store.shown}/scores.html"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import postdiff
-from pipelines import evaluation, low_resolution
+from pipelines import command_line, evaluation, low_resolution
 from pipelines.command_line import flag
 from pipelines.data import prompts
 from pipelines.engine.store import Store
@@ -158,7 +158,7 @@ def write_report(
     """Write report, tables and plots, and mirror them; returns what is to be printed. warnings: of the probe. seconds:
     that the sweep took."""
     from pipelines.engine import workers
-    from pipelines.report import document, plots, tracking
+    from pipelines.report import answers, document, latex, plots, tracking
     from pipelines.report.runs import Logbook
 
     rows = evaluated.complete
@@ -169,7 +169,6 @@ def write_report(
         held = "to 60 steps from the same noise" if metric.is_paired else by
         title = f"{options.backbone}, n = {rows[0].interval(metric).n}, {held}"
         figures.append(plots.front_plot(rows, metric, title))
-    fronts = {row.configuration for m in metrics for row in tables.front(rows, m)}
     answer = tables.answer(rows, options.backbone)
     first = entries[0].configuration
     facts = {
@@ -178,21 +177,28 @@ def write_report(
         f"{first.arithmetic}",
         **protocol.facts(),
         **evaluated.facts,
-        **({"warning": "; ".join(warnings)} if warnings else {}),
         "seconds an image": "median over batches of "
         f"{options.batch_size}, wall time in a worker, decoding included, while other workers were busy",
         "machine": workers.machine(),
         "commit": document.commit(),
         "sweep time": f"{seconds:.0f} s (less what an earlier run had done)",
     }
+    page = document.page(
+        f"Fewer steps, or cheaper steps? {options.backbone}",
+        answers.of_sweep(rows, options.backbone, warnings),
+        document.sweep_body(rows, document.examples(store, rows)),
+        facts,
+        links=("results.csv", "results.md", "results.tex"),
+        command=command_line.again("jobs/coco_sweep.py", options),
+    )
     more = tables.more_steps(rows)
-    note = " ".join([*(f"Warning: {line}." for line in warnings), "" if more in answer else more])
-    body = document.sweep_body(note, rows, fronts, figures, document.examples(store, rows))
-    page = document.page(f"postdiff: {options.backbone}", answer, body, facts)
+    more = "" if more in answer else more
     pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
     store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
     store.put("results.md", tables.to_markdown(rows).encode())
+    caption = f"Fewer steps and cheaper steps on {options.backbone}, {tables.sizes(rows)}"
+    store.put("results.tex", latex.to_latex(caption, tables.header(rows), tables.cells(rows), [answer]).encode())
     for name, png in pictures.items():
         store.put(f"{name}.png", png)
     book = Logbook(
@@ -201,7 +207,7 @@ def write_report(
         rows=rows,
         configurations={entry.configuration.id: entry.configuration for entry in entries},
         about={"device": facts["machine"], "commit": facts["commit"]},
-        answer=" ".join(filter(None, (answer, note))),
+        answer=" ".join([answer, *(f"Warning: {line}." for line in warnings), *filter(None, [more])]),
         pictures=pictures,
         private=(options.backbone, *options.names),
     )

@@ -104,6 +104,8 @@ def test_a_wheel_holds_every_model_and_no_picture(checkout, monkeypatch):
     packed = {os.path.join(folder, file) for _, folder, _, files in build.data_files for file in files}
     assert {f"postdiff/mini/{file}" for file in minis.read_sums(minis.MINI)} <= packed
     assert {"postdiff/mini/SHA256SUMS", "pipelines/paper/published.csv", "pipelines/data/coco_5k.txt"} <= packed
+    pages = {str(file.relative_to(ROOT)) for file in (ROOT / "pipelines/report/page").iterdir()}
+    assert {f"pipelines/report/page/page.{kind}" for kind in ("html", "css", "js")} <= pages <= packed
     assert [file for file in packed if file.endswith(".png")] == []
 
 

@@ -7,6 +7,7 @@
     <root>/features/<encoder>/<configuration | prompts | reference-...>/00003-of-00013.parquet
     <root>/scores/<configuration>-<hash of what it was scored on>.json
     <root>/failed/<configuration>/00003-of-00013.json           units set aside, each with its reason
+    <root>/report-images/<configuration>-3.webp                 images that are too large for report.html, beside it
 
 What is listed is done: there is no other state. A file is complete from the moment that it is visible, and the first
 that is committed under a name stays. `NAME.bad` is a file that was not what its name says, kept to be looked at.

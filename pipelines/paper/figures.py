@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from pipelines.paper.exhibit import Exhibit
     from pipelines.paper.exhibit_text import Results
     from pipelines.report import plots
+    from pipelines.report.pictures import Gallery
     from pipelines.stages import trajectories
     from pipelines.stages.analysis import Profile
     from pipelines.stages.generation import Configuration
 
     Configurations = Mapping[tuple[str, str], Configuration]  # (the paper's model, plan id)
 
+GALLERY_LIMIT = 1_000_000  # characters that the images of a panel take on the page
 WATCHED = 32  # prompts that profiles and trajectories are averaged over
 CALIBRATION = (500, 1000)  # App. D, of the paper's 30,000 prompts
 
@@ -77,11 +79,13 @@ def tasks(exhibit: Exhibit, configurations: Configurations, protocol: Protocol) 
 
 @dataclass(frozen=True)
 class Drawn:
-    """numbers: as csv, where the exhibit's own csv has not all that is drawn. note: a sentence about the picture."""
+    """numbers: as csv, where the exhibit's own csv has not all that is drawn. note: a sentence about the picture.
+    galleries: of images, (title, images) a model, which a page shows in the figure's place."""
 
     figure: plots.plt.Figure
     numbers: str = ""
     note: str = ""
+    galleries: tuple[tuple[str, Gallery], ...] = ()
 
 
 def draw(
@@ -128,9 +132,14 @@ def subsets(of: Source) -> Drawn:
 
 def gallery(of: Source) -> Drawn:
     """Images, a row a run."""
-    from pipelines.report import plots
+    from pipelines.data.images import decode
+    from pipelines.report import pictures, plots
 
-    return Drawn(plots.gallery_plot(gallery_panels(of.store, of.exhibit, of.results, of.names)))
+    panels = gallery_panels(of.store, of.exhibit, of.results, of.names)
+    decoded = [(title, texts, [(label, list(map(decode, images))) for label, _, images in rows])
+               for title, texts, rows in panels]  # fmt: skip
+    shown = [(title, pictures.gallery(of.store, texts, rows, GALLERY_LIMIT)) for title, texts, rows in panels]
+    return Drawn(plots.gallery_plot(decoded), galleries=tuple(shown))
 
 
 def profile(of: Source) -> Drawn:
@@ -206,20 +215,20 @@ def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
 
 def gallery_panels(
     store: Store, exhibit: Exhibit, results: Results, names: Mapping[str, str]
-) -> list[tuple[str, list[str], list[tuple[str, list[np.ndarray]]]]]:
-    """A panel a model: (its title, prompts, [(label, an image a prompt)]). A model's own prompts where it has any."""
-    from pipelines.data.images import decode
-
+) -> list[tuple[str, list[str], list[tuple[str, str, list[bytes]]]]]:
+    """A panel a model: (its title, prompts, [(label, configuration, an image a prompt, WebP)]). A model's own prompts
+    where it has any."""
     panels = []
     for model in exhibit.models:
         rows, texts = [], {}
         for cell in (cell for cell in exhibit.cells if cell.model == model):
-            shards = store.shards(f"images/{results[cell.key].row.configuration}")
+            configuration = results[cell.key].row.configuration
+            shards = store.shards(f"images/{configuration}")
             parts = [store.table(shard, ["prompt_id", "prompt", "image"]).to_pylist() for shard in shards]
             found = {row["prompt_id"]: row for part in parts for row in part}
             own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())
             texts = {row["prompt_id"]: row["prompt"] for row in own[:PROMPTS_A_MODEL]}
-            rows.append((cell.label, [decode(row["image"]["bytes"]) for row in own[:PROMPTS_A_MODEL]]))
+            rows.append((cell.label, configuration, [row["image"]["bytes"] for row in own[:PROMPTS_A_MODEL]]))
         panels.append((f"{model}: {names[model]}", list(texts.values()), rows))
     return panels
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 import postdiff
-from pipelines import evaluation
-from pipelines.data.prompts import SHAPES
+from pipelines import command_line, evaluation
 from pipelines.engine import workers
 from pipelines.engine.provenance import commit
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
-from pipelines.paper import claims, exhibit_text, exhibits, figures, prose, replication, significance, verdict
-from pipelines.paper.datasets import DATASETS, Options
+from pipelines.metrics.metric import METRICS
+from pipelines.paper import exhibit_text, exhibits, figures, verdict, writing
+from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
-from pipelines.report import document, plots, tables, tracking
+from pipelines.report import document, tables, tracking
+from pipelines.report.answers import Answer
 from pipelines.report.runs import Logbook
 from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
@@ -27,6 +29,7 @@ from postdiff.models.checkpoints import resolve
 if TYPE_CHECKING:
     from postdiff.pricing import Cost
 
+QUESTION = "Fewer denoising steps, or cheaper steps?"
 Key = tuple[str, str]  # the paper's model, plan id
 
 
@@ -86,93 +89,6 @@ def time_plans(
     return found
 
 
-def write(
-    store: Store,
-    exhibit: Exhibit,
-    results: exhibit_text.Results,
-    names: dict[str, str],
-    protocol: Protocol,
-    configurations: figures.Configurations,
-) -> tuple[str, str]:
-    """Write the files of one exhibit; returns it as HTML and as Markdown."""
-    table = exhibit_text.table(exhibit, results)
-    title = f"{exhibit.key.replace('table', 'Table ').replace('fig', 'Figure ')}. {exhibit.title}"
-    of = protocol.facts()["protocol"]
-    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *_stand_in(exhibit, protocol)]
-    notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
-    base = f"exhibits/{exhibit.key}"
-    body = f"<h2>{escape(title)}</h2>\n"
-    drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
-    if drawn:
-        notes += [drawn.note] if drawn.note else []
-        svg = plots.as_svg(drawn.figure)
-        store.put(f"{base}.svg", svg.encode())
-        store.put(f"{base}.png", plots.as_png(drawn.figure))
-        if drawn.numbers:
-            store.put(f"{base}.points.csv", drawn.numbers.encode())
-        body += f'<div class="plots"><div>{svg}</div></div>\n'
-    told = significance.sentences(exhibit, results)
-    listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
-    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
-    store.put(f"{base}.md", markdown.encode())
-    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
-    picture = f"{exhibit.key}.png" if drawn else ""
-    store.put(f"{base}.tex", exhibit_text.to_latex(exhibit.title, table.header, table.lines, notes, picture).encode())
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    whole = f"{document.table(table.header, table.lines)}\n<ol>{items}</ol>"
-    folded = f"<details><summary>{len(exhibit.cells)} points</summary>{whole}</details>"
-    html = f"{body}{whole if exhibit.is_table else folded}\n<p>{escape(told)}</p>"
-    return html, markdown
-
-
-def _stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
-    """What Shapes cannot play of the paper's data set."""
-    told = DATASETS[exhibit.dataset].on_shapes
-    return [told] if told and protocol.source in SHAPES else []
-
-
-def write_prose(
-    store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
-) -> tuple[str, str]:
-    """As `write`, of the numbers of the paper's sentences."""
-    lines, of = prose.lines(exhibit.numbers, results, names), protocol.facts()["protocol"]
-    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {of}."
-    markdown = f"{tables.markdown(prose.HEADER, lines, prose.TEXT_COLUMNS)}\n{note}\n"
-    store.put(f"exhibits/{exhibit.key}.md", markdown.encode())
-    columns = {name: [line[i] for line in lines] for i, name in enumerate(prose.HEADER)}
-    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of({**columns, "protocol": [of] * len(lines)}).encode())
-    table = document.table(prose.HEADER, lines, text_columns=prose.TEXT_COLUMNS)
-    return f'<h2>{escape(exhibit.title)}</h2>\n{table}\n<p class="dim">{escape(note)}</p>', markdown
-
-
-def write_claims(
-    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
-) -> tuple[str, str]:
-    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
-    rows = {key: measured.row for key, measured in results.items()}
-    judged = claims.judge(rows)
-    lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.LEGEND}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
-    table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
-    markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
-    store.put("exhibits/claims.md", markdown.encode())
-    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
-    html = (
-        f"<h2>What the paper says, claim by claim</h2>\n<p>{escape(claims.answer(judged))}</p>\n"
-        f'{document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS)}\n<p class="dim">{escape(note)}</p>'
-    )
-    if against:
-        first = replication.read(against, names)
-        again = replication.lines(first, judged, names)
-        told = replication.markdown(again, first, of)
-        store.put("exhibits/claims-replication.md", told.encode())
-        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
-        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS)
-        html += f"\n<h3>A second run</h3>\n<p>{escape(replication.answer(again, first, of))}</p>\n{table}"
-        markdown += f"\n{told}"
-    return html, markdown
-
-
 def make(
     options: Options,
     group: list[Exhibit],
@@ -199,11 +115,11 @@ def make(
     made = []
     for exhibit in whole:
         if exhibit.claims:
-            files = write_claims(store, results, names, protocol, options.against)
+            files = writing.write_claims(store, results, names, protocol, options.against)
         elif exhibit.numbers:
-            files = write_prose(store, exhibit, results, names, protocol)
+            files = writing.write_prose(store, exhibit, results, names, protocol)
         else:
-            files = write(store, exhibit, results, names, protocol, configurations)
+            files = writing.write(store, exhibit, results, names, protocol, configurations)
         made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
@@ -253,27 +169,55 @@ def describe(of: Configuration) -> str:
     return f"{of.backbone} (weights {of.weights}), {of.size} px, solver {of.solver}, guidance {of.guidance}"
 
 
+def warn_of_few(images: dict[str, int]) -> list[str]:
+    """A warning for each data set that has fewer images than FID is judged from."""
+    least = tables.fewest(METRICS["fid"])
+    return [
+        f"Only {n} images a plan ({dataset}'s role): FID is judged from {least} on, and intervals of few are wide."
+        for dataset, n in images.items()
+        if n < least
+    ]
+
+
+def answer_of(sections: list[tuple[Exhibit, str, str]], answers: list[list[str]], warnings: Sequence[str]) -> Answer:
+    """What the page begins with: how the claims fared, or else the paper's question."""
+    question = verdict.answer(answers) if answers else None
+    if sections and sections[0][0].claims:
+        counted = sections[0][2].partition("\n")[0]
+        called = "Some claims are contradicted" if "contradict it" in counted else "No claim is contradicted"
+        also = [f"{QUESTION} {question.sentences[0]}"] if question else []
+        return Answer(called, "open", (counted, *also), tuple(warnings))
+    if question:
+        return replace(question, warnings=tuple(warnings))
+    return Answer(f"{len(sections)} exhibits", "open", ("Each beside what the paper printed.",), tuple(warnings))
+
+
 def publish(
     store: Store,
     options: Options,
     sections: list[tuple[Exhibit, str, str]],
     answers: list[list[str]],
     facts: dict[str, str],
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Write the report, and print it."""
+    """Write the report, and print it. warnings: what the page begins with, beside its answer."""
     sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
     legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if options.mini else "")
-    above, headline = "", f"{len(sections)} exhibits."
+    parts = [(exhibit.key, writing.title_of(exhibit), Markup(html)) for exhibit, html, _ in sections]
     if answers:
-        headline = "Fewer denoising steps, or cheaper steps?"
-    if sections and sections[0][0].claims:
-        headline = sections[0][2].partition("\n")[0]
-    if answers:
-        above = f"{document.table(verdict.HEADER, answers)}<p>{escape(verdict.LEGEND)}</p>\n"
+        table = document.table(verdict.HEADER, answers, text_columns=4, caption="The paper's question, model by model")
+        question = document.section("question", QUESTION, table, document.folded("How to read it", verdict.LEGEND))
+        parts.insert(1 if sections and sections[0][0].claims else 0, ("question", QUESTION, question))
         store.put("answer.md", f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}\n".encode())
-    body = "\n".join(html for _, html, _ in sections)
+    parts.append(("legend", "How to read the exhibits", document.section("legend", "How to read the exhibits", legend)))
     page = document.page(
-        "postdiff: the paper, reproduced", headline, f'{above}<p class="dim">{escape(legend)}</p>\n{body}', facts
+        "postdiff: the paper, reproduced",
+        answer_of(sections, answers, warnings),
+        Markup("\n").join(html for *_, html in parts),
+        facts,
+        links=("answer.md",) if answers else (),
+        contents=[(key, title) for key, title, _ in parts] if len(sections) > 1 else (),
+        command=command_line.again("jobs/reproduce.py", options),
     )
     store.put("report.html", page.encode())
     for exhibit, _, markdown in sections:

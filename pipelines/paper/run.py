@@ -96,7 +96,10 @@ def run(given: Options) -> None:
             "seconds are the first plan's, times the median of each round's share of it"
         )
     facts |= {"machine": workers.machine(), "commit": document.commit()}
-    reproduction.publish(main, given, sections, answers, facts)
+    few = {
+        dataset: len(protocol.prompts) for dataset, protocol in job.protocols.items() if dataset != published.GALLERY
+    }
+    reproduction.publish(main, given, sections, answers, facts, reproduction.warn_of_few(few))
     if lacking := [told for key, told in facts.items() if key.endswith("missing")]:
         left_out = ", ".join(
             exhibit.key for exhibit in chosen if exhibit.key not in {made.key for made, *_ in sections}

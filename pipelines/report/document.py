@@ -1,116 +1,213 @@
-"""The report of a sweep: one HTML file that needs nothing else. Prompts and names are data, and escaped."""
+"""Pages: one HTML file each that fetches nothing, from the templates, the style sheet and the script of page/.
 
-import base64
-import io
-from collections.abc import Sequence
-from html import escape
-
-from PIL import Image
-
-from pipelines.engine.provenance import commit as commit
-from pipelines.engine.store import Store
-from pipelines.report import plots, tables
-from pipelines.report.tables import Row
-
-EXAMPLES = 8  # prompts in the grid of images
-THUMBNAIL = 192  # pixels: two a pixel of the page
-CSS = """
-:root { color-scheme: light dark; --line: #8884; --dim: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 86rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.answer { font-size: 1.2rem; border-left: 4px solid #d62728; padding: .4rem 1rem; margin: 1.2rem 0; }
-.dim { color: var(--dim); } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plots div { flex: 0 1 auto; background: white; border-radius: 6px; } .plots svg { max-width: 100%; height: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-td:first-child, th:first-child, .protocol td { text-align: left; } tr.front td { font-weight: 600; }
-.protocol td, .text + .text { white-space: normal; } .text { text-align: left; }
-.images td, .images th { padding: 2px; border: 0; text-align: center; vertical-align: bottom; }
-.images th.prompt { width: 96px; font-weight: normal; font-size: .72rem; white-space: normal; text-align: center; }
-.images td.name { text-align: right; padding-right: .6rem; font-size: .8rem; vertical-align: middle; }
-.images img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 3px; display: block; }
+Whatever is handed to a template is text and is escaped, prompts and names above all; what is HTML already is `Markup`.
 """
 
+from __future__ import annotations
 
-def image_table(prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[bytes]]]) -> str:
-    """A table of images: a column a prompt (same noise down it), a row a configuration: (label, WebP images)."""
-    head = "".join(f'<th class="prompt">{escape(prompt)}</th>' for prompt in prompts)
-    body = ""
-    for label, images in rows:
-        cells = "".join(
-            f'<td><img alt="" src="data:image/webp;base64,{base64.b64encode(image).decode()}"></td>' for image in images
-        )
-        body += f'<tr><td class="name">{escape(label)}</td>{cells}</tr>\n'
-    return f'<table class="images"><tr><th></th>{head}</tr>\n{body}</table>'
+import datetime
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from pipelines.engine.provenance import commit as commit
+from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.metric import Metric
+from pipelines.report import chart, tables
+from pipelines.report.answers import Answer
+from pipelines.report.pictures import Gallery
+from pipelines.report.pictures import examples as examples
+from pipelines.report.tables import Row
+
+if TYPE_CHECKING:
+    import jinja2
+
+FOLDER = Path(__file__).with_name("page")
 
 
-def thumbnail(image: bytes) -> bytes:
-    """An image as the page shows it: one that is larger is made smaller, or a page of real models has 200 MB."""
-    opened = Image.open(io.BytesIO(image), formats=("WEBP",))
-    if max(opened.size) <= THUMBNAIL:
-        return image
-    opened.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    opened.save(buffer, "WEBP", quality=90)
-    return buffer.getvalue()
+@cache
+def _templates() -> jinja2.Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,  # a name that is mistyped in a template is an error, and not blank
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def examples(store: Store, rows: Sequence[Row], labels: Sequence[str] | None = None) -> str:
-    """The first images of every configuration: a column a prompt, the same noise down it."""
-    lines, texts = [], []
-    for row, label in zip(rows, labels or [row.label for row in rows], strict=True):
-        first = store.shards(f"images/{row.configuration}")[0]
-        table = store.table(first, ["prompt", "image"]).slice(0, EXAMPLES)
-        texts = table["prompt"].to_pylist()
-        lines.append((label, [thumbnail(image["bytes"]) for image in table["image"].to_pylist()]))
-    return f'<div class="scroll">{image_table(texts, lines)}</div>'
+def _part(name: str, *values) -> Markup:
+    """A part of a page: the macro `name` of parts.html."""
+    return Markup(getattr(_templates().get_template("parts.html").module, name)(*values))
 
 
 def table(
-    header: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] | None = None, text_columns: int = 1
-) -> str:
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    marked: Sequence[bool] | None = None,
+    text_columns: int = 1,
+    caption: str = "A table; click a heading to sort",
+) -> Markup:
     """marked: which lines are bold. text_columns: how many are sentences, to the left; the others hold numbers."""
-    styles = [' class="text"'] * text_columns + [""] * (len(header) - text_columns)
-    head = "".join(f"<th{style}>{escape(name)}</th>" for style, name in zip(styles, header, strict=True))
-    body = ""
-    for cells, bold in zip(lines, marked or [False] * len(lines), strict=True):
-        mark = ' class="front"' if bold else ""
-        row = "".join(f"<td{style}>{escape(cell)}</td>" for style, cell in zip(styles, cells, strict=True))
-        body += f"<tr{mark}>{row}</tr>\n"
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+    return _part("table", header, lines, marked, text_columns, caption, None, None)
 
 
-def page(title: str, answer: str, body: str, facts: dict[str, str]) -> str:
-    """One HTML file. body: HTML; all others are text. facts: protocol, machine, commit, and the like."""
-    lines = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{CSS}</style>
-<h1>{escape(title)}</h1>
-<p class="answer">{escape(answer)}</p>
-{body}
-<h2>Protocol</h2>
-<table class="protocol">{lines}</table>
-</html>
-"""
+def gallery(
+    shown: Gallery, caption: str = "The first images: a column a prompt, with the same noise down it.", base: str = ""
+) -> Markup:
+    """base: the folder of the images' store from the page, "" where that is beside it."""
+    return _part("gallery", shown, caption, base)
 
 
-def sweep_body(
-    note: str, rows: Sequence[Row], fronts: set[str], figures: Sequence["plots.plt.Figure"], images: str
+def figure(svg: str, caption: str) -> Markup:
+    """svg: of `plots.as_svg`."""
+    return _part("figure", Markup(svg), caption)
+
+
+def files(names: Sequence[str]) -> Markup:
+    """Links to files beside the page."""
+    return _part("files", names)
+
+
+def folded(summary: str, *parts: str) -> Markup:
+    """Parts that are seen on a click."""
+    return Markup("<details><summary>{}</summary>{}</details>\n").format(summary, _together(parts))
+
+
+def notes(texts: Sequence[str]) -> Markup:
+    """A numbered list."""
+    return Markup("<ol>{}</ol>").format(Markup("").join(Markup("<li>{}</li>").format(text) for text in texts))
+
+
+def _together(parts: Sequence[str]) -> Markup:
+    """Markup as it is, and text as a paragraph."""
+    return Markup("\n").join(
+        part if isinstance(part, Markup) else Markup("<p>{}</p>").format(part) for part in parts if part
+    )
+
+
+def section(anchor: str, title: str, *parts: str) -> Markup:
+    """A part of a page with a heading, which `contents` of a page leads to. parts: Markup, or text as paragraphs."""
+    return Markup(
+        '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>\n'
+    ).format(anchor, title, _together(parts))
+
+
+def page(
+    title: str,
+    answer: Answer,
+    body: str,
+    facts: Mapping[str, str],
+    links: Sequence[str] = (),
+    contents: Sequence[tuple[str, str]] = (),
+    command: str = "",
 ) -> str:
-    """What a sweep's page shows. note: a sentence; fronts: ids of the configurations on a front; images: HTML."""
-    pictures = "".join(f"<div>{plots.as_svg(figure)}</div>" for figure in figures)
-    bold = [row.configuration in fronts for row in rows]
+    """One HTML file. body: Markup; all others are text.
+
+    Args:
+        facts: protocol, machine, commit, and the like.
+        links: names of files beside the page.
+        contents: (anchor, title) of the sections that a table of contents lists.
+        command: what makes it again.
+    """
+    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    now = datetime.datetime.now(datetime.UTC)
+    return _templates().get_template("page.html").render(
+        title=title, answer=answer, body=body, facts=facts, links=links, contents=contents, command=command,
+        css=Markup(style), script=Markup(script), date=f"{now:%d %B %Y, %H:%M} UTC",
+    )  # fmt: skip
+
+
+def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
+    """What a sweep's page shows: fronts whose points can be chosen, the table of configurations, images."""
+    metrics = tables.comparable(rows)
+    fronts = {row.configuration for metric in metrics for row in tables.front(rows, metric)}
+    lines = tables.cells(rows)
     titles = " or of ".join(metric.title for metric in tables.columns(rows))
-    return f"""<p>{escape(note)}</p>
-<div class="plots">{pictures}</div>
-<h2>Configurations</h2>
-<p class="dim">Cost is the denoiser's, for one image. Intervals are 95 %. Bold: on the front of {titles}.
-GFLOPs count everything (2 x MAC, attention included); GMACs follow the paper's rule, without attention products.
-Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its
-interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once
-(max-t). {tables.directions(rows)}</p>
-{table(tables.header(rows), tables.cells(rows), bold)}
-<h2>The same prompts and noise</h2>
-{images}"""
+    families = [chart.family(row) for row in rows]
+    legend = [
+        "Cost is the denoiser's, for one image. GFLOPs count everything (2 x MAC, attention included); GMACs "
+        f"follow the paper's rule, without attention products. Intervals are 95 %. Bold: on the front of {titles}.",
+        "Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its "
+        "interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
+        f"(max-t). {tables.directions(rows)}",
+        tables.words(lines),
+    ]
+    return Markup(
+        _templates()
+        .get_template("sweep.html")
+        .render(
+            more=tables.more_steps(rows),
+            whole=_whole(rows).label,
+            charts=[chart.of_metric(rows, metric) for metric in metrics],
+            names={metric.key: metric.title for metric in metrics},
+            methods=[
+                (number, name, families.count(number))
+                for number, name in enumerate(tables.FAMILIES)
+                if number in families
+            ],
+            gallery=shown,
+            header=tables.header(rows),
+            lines=lines,
+            bold=[row.configuration in fronts for row in rows],
+            ids=[row.configuration for row in rows],
+            families=families,
+            legend=[line for line in legend if line],
+            plans=_plans(rows, fronts),
+        )
+    )
+
+
+def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
+    """What the page tells of a plan that is chosen: {start: id, rows: {id: {label, cost, scores, beside}}}."""
+    whole = _whole(rows)
+    metrics = tables.comparable(rows)
+    gains = {metric: tables.gains(rows, metric) for metric in metrics}
+    changes = {metric: _changes(rows, whole, metric) for metric in metrics}
+    told = {}
+    for row in rows:
+        share = f"{row.flops / whole.flops:.0%} of {whole.label}"
+        cost = f"{row.flops / 1e9:.4g} GFLOPs, {share}; {row.seconds:.3f} s an image"
+        scores = []
+        for metric in metrics:
+            gain, change = gains[metric].get(row.configuration), changes[metric].get(row.configuration)
+            scores.append([
+                metric.title,
+                metric.text(row.interval(metric)),
+                metric.text(gain, "+") if gain else tables.why_no_gain(row, metric),
+                metric.text(change, "+") if change else "itself" if row is whole else tables.REDRAWN,
+            ])  # fmt: skip
+        rival = _rival(row, rows)
+        beside = [[whole.configuration, f"{whole.label} (as it is)"]] if row is not whole else []
+        if rival and rival is not whole:
+            near = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
+            beside.append([rival.configuration, f"{rival.label} ({near})"])
+        told[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
+    first = [row for row in rows if row.configuration in fronts and row.method != "dense"]
+    rivalled = [row for row in first if any(row.configuration in own for own in gains.values())]
+    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": told}
+
+
+def _whole(rows: Sequence[Row]) -> Row:
+    """The model as it is, at the most steps that were run."""
+    dense = [row for row in rows if row.method == "dense"]
+    return max(dense or rows, key=lambda row: row.flops)
+
+
+def _changes(rows: Sequence[Row], whole: Row, metric: Metric) -> dict[str, Interval]:
+    """Paired differences from the row `whole`, with intervals that hold together."""
+    others = [row for row in rows if row is not whole and tables.judges(metric, row)]
+    moved = [metric.difference(row.interval(metric), [(1.0, whole.interval(metric))]) for row in others]
+    return dict(zip((row.configuration for row in others), together(moved), strict=True))
+
+
+def _rival(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The plan of nearest cost on the other side of the question: of fewer steps for cheaper steps, and for fewer steps
+    of cheaper steps."""
+    others = [other for other in rows if (other.method == "dense") != (row.method == "dense")]
+    return min(others, key=lambda other: abs(other.flops - row.flops), default=None)

@@ -6,6 +6,8 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -16,15 +18,16 @@ import matplotlib.pyplot as plt
 
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import Metric
-from pipelines.report.tables import FAMILIES, Row, front, judges
+from pipelines.report import labels, palette
+from pipelines.report.tables import Row, front, judges
 from postdiff.plan import Plan
 
 if TYPE_CHECKING:
     from pipelines.stages.analysis import Profile
 
 mpl.rcParams["text.parse_math"] = False  # prompts are data: a dollar sign begins no formula
-MARKS = (("#444444", "o"), ("#1f77b4", "s"), ("#2ca02c", "^"), ("#d62728", "D"), ("#9467bd", "v"))
-STYLE = dict(zip(FAMILIES, MARKS, strict=True))
+MODELS = tuple(zip(palette.MODELS, "osD^v", strict=True))
+Words = tuple[str, float, float, str]  # a label: its text, the point that it names in units of the axes, its colour
 
 
 @dataclass(frozen=True)
@@ -42,31 +45,27 @@ def front_plot(rows: Sequence[Row], metric: Metric, title: str) -> plt.Figure:
     judge is not drawn."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     rows = [row for row in rows if judges(metric, row)]
-    for family, (colour, marker) in STYLE.items():
+    best = front(rows, metric)
+    words: list[Words] = []
+    for family, look in palette.LOOKS.items():
         own = sorted((row for row in rows if row.family == family), key=lambda r: r.flops)
         if not own:
             continue
         x = [row.flops / 1e9 for row in own]
-        style = {"fmt": marker, "color": colour, "ecolor": colour + "55", "elinewidth": 1, "label": family}
-        y = _errorbars(axes, x, [row.interval(metric) for row in own], **style)
+        y = _errorbars(axes, x, [row.interval(metric) for row in own], fmt=look.mark, color=look.light, label=family)
         if family == "fewer steps":
-            axes.plot(x, y, "-", color=colour, lw=1, alpha=0.6)
-            for row, px, py in zip(own, x, y, strict=True):
-                axes.annotate(f"{row.steps}", (px, py), (0, 7), textcoords="offset points", ha="center", size=7)
-    best = front(rows, metric)
-    axes.plot(
-        [r.flops / 1e9 for r in best],
-        [r.interval(metric).value for r in best],
-        "-",
-        color="#bbbbbb",
-        lw=5,
-        alpha=0.5,
-        zorder=0,
-        label="front",
-    )
+            axes.plot(x, y, "-", color=look.light, lw=1, alpha=0.6)
+        words += [
+            (row.word, px, py, look.light)
+            for row, px, py in zip(own, x, y, strict=True)
+            if row.method == "dense" or row in best
+        ]
+    x, y = [row.flops / 1e9 for row in best], [row.interval(metric).value for row in best]
+    axes.plot(x, y, "-", color="#bbbbbb", lw=5, alpha=0.5, zorder=0, label="front")
     axes.set(xlabel="GFLOPs an image", ylabel=metric.axis, title=title)
     _plain(axes)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(STYLE) + 1)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(palette.LOOKS) + 1)
+    _label(figure, {axes: words})
     return figure
 
 
@@ -154,27 +153,25 @@ def exhibit_plot(points: Sequence[Labelled], names: Mapping[str, str], metrics: 
         -(-len(panels) // columns), columns, figsize=(5.4 * columns, 4.1 * -(-len(panels) // columns)),
         squeeze=False, layout="constrained",
     )  # fmt: skip
+    words: dict = {}
     for axes, (model, metric) in zip(grid.flat, panels, strict=True):
         own = [point for point in points if point.model == model]
-        curves = list(dict.fromkeys(point.curve for point in own))
-        colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c"]
-        if len(curves) > len(colours):
-            colours = list(plt.get_cmap("viridis")(np.linspace(0, 0.92, len(curves))))
+        colours = palette.of_curves(list(dict.fromkeys(point.curve for point in own)))
         unit, scale = _unit([point.row for point in own])
-        for at, (curve, colour, mark) in enumerate(zip(curves, colours, "osD^vPX*", strict=False)):
+        outer = list(colours) if len(colours) <= 4 else [next(iter(colours)), list(colours)[-1]]
+        for curve, mark in zip(colours, "osD^vPX*", strict=False):
             among = sorted((point for point in own if point.curve == curve), key=lambda p: p.row.macs_paper)
-            rows = [point.row for point in among]
+            rows, colour = [point.row for point in among], colours[curve]
             x, y = _curve(axes, rows, metric, scale, fmt=f"{mark}-", color=colour, label=curve)
-            if len(curves) > 4 and curve not in (curves[0], curves[-1]):  # of many curves the outer ones alone
-                continue
-            for i, (point, px, py) in enumerate(zip(among, x, y, strict=True)):
-                below = -11 if (at + i) % 2 else 6  # in turn: neighbours stand close
-                axes.annotate(point.label, (px, py), (0, below), textcoords="offset points", ha="center", size=6)
+            if curve in outer:  # of many curves the outer ones alone
+                named = [point.label for point in among]
+                words.setdefault(axes, []).extend((*one, colour) for one in zip(named, x, y, strict=True))
         axes.set(xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=metric.axis, title=f"{model}: {names[model]}")
         _plain(axes)
-        axes.legend(frameon=False, fontsize=7, ncols=2)
+        axes.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     for axes in list(grid.flat)[len(panels) :]:
         axes.axis("off")
+    _label(figure, words)
     return figure
 
 
@@ -183,7 +180,8 @@ def plane_plot(points: Sequence[Labelled], names: Mapping[str, str], metric: Met
     it is."""
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
     unit, scale = _unit([point.row for point in points])
-    for i, (model, (colour, mark)) in enumerate(zip(_models(points), MARKS[1:], strict=False)):
+    words: list[Words] = []
+    for model, (colour, mark) in zip(_models(points), MODELS, strict=False):
         own = [point for point in points if point.model == model]
         dense = sorted((point for point in own if point.curve != "PostDiff"), key=lambda p: p.row.steps)
         ours = [point for point in own if point.curve == "PostDiff"]
@@ -194,19 +192,18 @@ def plane_plot(points: Sequence[Labelled], names: Mapping[str, str], metric: Met
                 (ours, {"fmt": "*", "ms": 13}),
             )
         )
-        words = {"textcoords": "offset points", "ha": "center", "color": colour}
-        for point, at, value in zip(dense, x, y, strict=True):
-            axes.annotate(point.label, (at, value), (0, -11 if i % 2 else 7), size=6, **words)
         for at, value in zip(px, py, strict=True):
             arrow = {"arrowstyle": "->", "color": colour, "ls": "--", "lw": 1}
             axes.annotate("", (at, value), (x[-1], y[-1]), arrowprops=arrow)
-            axes.annotate(f"{model}-PD", (at, value), (0, -15 if i % 2 else 9), size=8, **words)
+            words.append((f"{model}-PD", at, value, colour))
+        words += [(point.label, at, value, colour) for point, at, value in zip(dense, x, y, strict=True)]
     axes.set(xscale="log", xlabel=f"{unit} an image (the paper's FLOPs)", ylabel=metric.axis)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
     _plain(axes)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(_models(points)))
+    _label(figure, {axes: words})
     return figure
 
 
@@ -220,20 +217,49 @@ def _unit(rows: Sequence[Row]) -> tuple[str, float]:
 
 
 def _curve(axes, rows: Sequence[Row], metric: Metric, scale: float, **style) -> tuple[list[float], list[float]]:
-    """Quality against cost with faint intervals; returns where the points are."""
+    """Quality against cost with intervals; returns where the points are."""
     x = [row.macs_paper / scale for row in rows]
-    y = _errorbars(axes, x, [row.interval(metric) for row in rows], lw=1.2, elinewidth=0.6, **style)
-    for bar in axes.containers[-1][2]:
-        bar.set_alpha(0.25)
-    return x, y
+    return x, _errorbars(axes, x, [row.interval(metric) for row in rows], lw=1.2, **style)
 
 
 def _errorbars(axes, x: Sequence[float], intervals: Sequence[Interval], **style) -> list[float]:
-    """Points with their 95 % intervals; returns their values."""
+    """Points with their 95 % intervals, which are lighter; returns their values."""
     y = [interval.value for interval in intervals]
     spread = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-    axes.errorbar(x, y, spread, **{"ms": 5, **style})
+    _, caps, bars = axes.errorbar(x, y, spread, **{"ms": 5, "elinewidth": 1.1, "capsize": 2, **style})
+    for part in (*caps, *bars):
+        part.set_alpha(0.55)
     return y
+
+
+def _label(figure: plt.Figure, words: Mapping[plt.Axes, Sequence[Words]], size: float = 6.5) -> None:
+    """Write labels beside their points where they hide nothing, with a thin line where that is farther off. One for
+    which there is no room is left out: tables have them all. The last thing that is done to a figure, since it is of
+    where all else stands."""
+    figure.draw_without_rendering()
+    for axes, own in words.items():
+        spots = [tuple(axes.transData.transform((x, y))) for _, x, y, _ in own]
+        texts = [axes.annotate(text, (x, y), size=size, color=colour) for text, x, y, colour in own]
+        boxes = [text.get_window_extent() for text in texts]
+        sizes = [(box.width + 1, box.height) for box in boxes]
+        lines = [pair for line in axes.lines if line.get_linestyle() != "None"
+                 for pair in pairwise(line.get_transform().transform(line.get_xydata()))]  # fmt: skip
+        bars = [part for drawn in axes.containers for part in drawn[2]]
+        lines += [tuple(ends) for bar in bars for ends in map(axes.transData.transform, bar.get_segments())]
+        marks = [tuple(axes.transData.transform(xy)) for drawn in axes.containers for xy in drawn[0].get_xydata()]
+        largest = max(drawn[0].get_markersize() for drawn in axes.containers)
+        radius = (largest / 2 + 1) * figure.dpi / 72
+        area = (axes.bbox.x0, axes.bbox.x1, axes.bbox.y0, axes.bbox.y1)
+        centres = labels.place(spots, sizes, area, marks, radius, lines)
+        for text, spot, centre, extent in zip(texts, spots, centres, sizes, strict=True):
+            text.set_in_layout(False)
+            if centre is None:
+                text.remove()
+                continue
+            text.set(ha="center", va="center", position=axes.transData.inverted().transform(centre))
+            if labels.is_far(spot, centre, extent, radius):
+                ends = axes.transData.inverted().transform([spot, centre]).T
+                axes.plot(*ends, color=text.get_color(), lw=0.5, alpha=0.6, zorder=0.5, scalex=False, scaley=False)
 
 
 def _plain(axes) -> None:
@@ -244,8 +270,8 @@ def _plain(axes) -> None:
 def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], metric: Metric, title: str) -> plt.Figure:
     """Fig. 9: a metric against s, a curve a set of prompts: {its name: [(s, interval), ...]}."""
     figure, axes = plt.subplots(figsize=(5.6, 4), layout="constrained")
-    for (name, points), (colour, mark) in zip(curves.items(), MARKS, strict=False):
-        style = {"fmt": f"{mark}-", "color": colour, "elinewidth": 0.6, "capsize": 2, "label": name}
+    for (name, points), (colour, mark) in zip(curves.items(), MODELS, strict=False):
+        style = {"fmt": f"{mark}-", "color": colour, "label": name}
         _errorbars(axes, [s for s, _ in points], [interval for _, interval in points], **style)
     axes.set(xlabel="s, share of the steps at low resolution (0: full)", ylabel=metric.axis, title=title)
     _plain(axes)
@@ -256,10 +282,11 @@ def subsets_plot(curves: Mapping[str, Sequence[tuple[float, Interval]]], metric:
 def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: str, title: str) -> plt.Figure:
     """Scores of plans against the prompts that they were scored on, a line a plan, until it was dropped."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    bold = {"color": palette.LOOKS["PostDiff"].light, "lw": 2.2, "zorder": 3, "label": "chosen"}
     ends = sorted({interval.n for curve in curves.values() for interval in curve})
     for id, curve in curves.items():
         x, y = [interval.n for interval in curve], [interval.value for interval in curve]
-        own = {"color": "#d62728", "lw": 2.2, "zorder": 3, "label": "chosen"} if id == chosen else {"color": "#8888"}
+        own = bold if id == chosen else {"color": "#8888"}
         axes.plot(x, y, "o-", **{"ms": 3, "lw": 0.8, **own})
         axes.plot(x[-1:], y[-1:], "x" if x[-1] < ends[-1] else "o", ms=5, color=own["color"])
     axes.set_xscale("log", base=2)
@@ -271,13 +298,15 @@ def halving_plot(curves: Mapping[str, Sequence[Interval]], chosen: str, metric: 
     return figure
 
 
-def as_svg(figure: plt.Figure) -> str:
-    """The figure as an <svg> element, the same bytes for the same figure."""
+def as_svg(figure: plt.Figure, title: str = "") -> str:
+    """The figure as an <svg> element, the same bytes for the same figure. title: what it shows, for those who do not
+    see it, and for the pointer; text, which is escaped."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "postdiff"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None, **({"Title": title} if title else {})})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    named = f'<svg role="img" aria-label="{escape(title)}"' if title else "<svg"
+    return text[text.index("<svg") :].replace("<svg", named, 1)
 
 
 def as_png(figure: plt.Figure) -> bytes:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.metrics.intervals import Interval, column_names, together
+from pipelines.metrics.intervals import FEWEST_GROUPS, Interval, column_names, together
 from pipelines.metrics.metric import METRICS, Metric, shown
 from postdiff.terminal import one_line
 
@@ -58,6 +58,11 @@ class Row:
     @property
     def label(self) -> str:
         return name(self.method, self.steps, self.settings)
+
+    @property
+    def word(self) -> str:
+        """What a chart writes beside its point."""
+        return f"T={self.steps}" if self.method == "dense" else self.settings or self.method.replace("_", " ")
 
 
 def name(method: str, steps: int, settings: str) -> str:
@@ -110,22 +115,47 @@ def columns(rows: Sequence[Row]) -> list[Metric]:
 
 def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
-    quality = [title for metric in columns(rows) for title in (metric.title, "gain")]
+    quality = [title for metric in columns(rows) for title in (metric.title, f"{metric.title}: gain")]
     return ["configuration", "GFLOPs", "GMACs (paper)", "s/image", *quality]
 
 
+BASELINE, ALONE, REDRAWN, UNMEASURED = "baseline", "no equal cost", "another image", "no reference"
+CELLS = {  # words in the place of numbers, and what they stand for
+    BASELINE: "fewer steps are what gains are over",
+    ALONE: "it costs less than the fewest steps, or more than the most, that were run: there is nothing of equal cost",
+    REDRAWN: "it draws other noise where it changes resolution, and so another image, which this metric cannot judge",
+    UNMEASURED: "FID needs reference images (--reference)",
+}
+
+
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table of configurations as text, under `header`. `gain`: over fewer steps at equal FLOPs, see `gains`."""
+    """The table of configurations as text, under `header`. `gain`: over fewer steps at equal FLOPs, see `gains`; where
+    there is none, a word of CELLS says why."""
     over = {metric.key: gains(rows, metric) for metric in comparable(rows)}
     lines = []
     for row in rows:
         line = [row.label, f"{row.flops / 1e9:.2f}", f"{row.macs_paper / 1e9:.2f}", f"{row.seconds:.3f}"]
         for metric in columns(rows):
             gain = over.get(metric.key, {}).get(row.configuration)
-            value = metric.text(row.interval(metric)) if metric.key in over else "no reference"
-            line += [value, metric.text(gain, "+") if gain else "another image" if not judges(metric, row) else ""]
+            value = metric.text(row.interval(metric)) if metric.key in over else UNMEASURED
+            line += [value, metric.text(gain, "+") if gain else why_no_gain(row, metric)]
         lines.append(line)
     return lines
+
+
+def why_no_gain(row: Row, metric: Metric) -> str:
+    """The word of CELLS for a row that has none, of those that `gains` leaves out."""
+    if metric.key not in row.scores:
+        return UNMEASURED
+    if row.method == "dense":
+        return BASELINE
+    return ALONE if judges(metric, row) else REDRAWN
+
+
+def words(lines: Sequence[Sequence[str]]) -> str:
+    """Sentences: what the words of CELLS that stand in a table's `lines` mean."""
+    used = {cell for line in lines for cell in line}
+    return " ".join(f"“{word}”: {meaning}." for word, meaning in CELLS.items() if word in used)
 
 
 def judges(metric: Metric, row: Row) -> bool:
@@ -212,7 +242,20 @@ def clear(changes: Collection[Interval], metric: Metric) -> tuple[int, int]:
     return (below, above) if metric.lower_is_better else (above, below)
 
 
-CHEAPER, FEWER, OPEN = "cheaper steps", "fewer steps", "not resolved"
+CHEAPER, FEWER, OPEN, TOO_FEW = "cheaper steps", "fewer steps", "not resolved", "too few images"
+
+
+def fewest(metric: Metric) -> int:
+    """Images from which on a direction is called by `metric`: those that a calibration by it begins with, and twice the
+    groups that intervals need to hold together (of two groups the spread can be next to nothing by chance)."""
+    return max(metric.least, 2 * FEWEST_GROUPS)
+
+
+def called(changes: Collection[Interval], metric: Metric) -> str:
+    """`verdict` of the changes by a metric; TOO_FEW where they are of fewer images than `fewest`."""
+    if any(change.n < fewest(metric) for change in changes):
+        return TOO_FEW
+    return verdict(*clear(changes, metric), len(changes))
 
 
 def verdict(better: int, worse: int, n: int) -> str:
@@ -233,9 +276,9 @@ def more_steps(rows: Sequence[Row]) -> str:
     for metric in comparable(rows):
         change = metric.difference(many.interval(metric), [(1.0, few.interval(metric))])
         changes.append(f"{metric.title} by {metric.text(change, '+')}")
-    return (
-        f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {' and '.join(changes)} (paired)."
-    )
+    *first, last = changes
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"From {few.steps} to {many.steps} steps, nothing cached or shrunk, changes {listed} (paired)."
 
 
 def answer(rows: Sequence[Row], model: str) -> str:
@@ -246,20 +289,27 @@ def answer(rows: Sequence[Row], model: str) -> str:
         if not compared:
             continue
         better, worse = clear(compared, metric)
-        called = verdict(better, worse, len(compared))
-        word = "neither wins clearly" if called == OPEN else f"{called} win"
+        word = called(compared, metric)
+        phrase = {
+            OPEN: "neither wins clearly",
+            TOO_FEW: f"too few images to call one (it takes {fewest(metric)})",
+        }.get(word, f"{word} win")
         parts.append(
-            f"{word} on {metric.title} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
+            f"{phrase} on {metric.title} ({better} of {len(compared)} cheaper-step configurations are clearly better, "
             f"{worse} clearly worse)"
         )
     if not parts:
         if all(row.method == "dense" for row in rows):  # that alone was asked
             return f"{model}: {more_steps(rows)}"
         return f"{model}: nothing can be compared; the sweep needs fewer steps and cheaper steps at like FLOPs."
-    sizes = {metric.title: rows[0].interval(metric).n for metric in comparable(rows)}
-    n = rows[0].n
-    fewer = "".join(f" ({title}: {size})" for title, size in sizes.items() if size != n)
     return (
         f"At equal FLOPs, for {model}, {', and '.join(parts)}; paired 95 % intervals, those of a metric hold together, "
-        f"n = {n}{fewer}."
+        f"{sizes(rows)}."
     )
+
+
+def sizes(rows: Sequence[Row]) -> str:
+    """How many images the scores are of: `n = 256 (PSNR: 64)`."""
+    n = rows[0].n
+    own = {metric.title: rows[0].interval(metric).n for metric in comparable(rows)}
+    return f"n = {n}" + "".join(f" ({title}: {size})" for title, size in own.items() if size != n)

@@ -155,7 +155,7 @@ def test_from_two_models_to_a_report(tmp_path, capsys):
     for part in ("postdiff T=20 s=0.2 k=2 m=15", "clearly better", "mini-bk-sdm (mini-bk-sdm, weights ", "max-t"):
         assert part in page
     lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
-    assert lines[2].split(" | ")[4] == ""  # the first has no change
+    assert lines[2].split(" | ")[4] == "the first"  # has no change
     assert lines[3].split(" | ")[4].startswith(("+", "-"))
     assert lines[3] in said
     fields = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))

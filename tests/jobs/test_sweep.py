@@ -44,7 +44,10 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 4  # FID, CLIP score, PSNR, attributes
     assert page.count("data:image/webp") == 7 * 4  # configurations x images of the first shard
-    assert "At equal FLOPs, for mini-sd, " in page
+    assert "For mini-sd, at equal FLOPs, no verdict is called by FID, CLIP score" in page  # of 8 images
+    assert "At equal FLOPs, for mini-sd, too few images to call one" in first.stdout
+    for name in re.findall(r'<a href="([^"#]+)"', page):
+        assert (out / name).is_file()
     assert "From 8 to 20 steps" in page
     assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
     results = (out / "results.csv").read_text().splitlines()

@@ -10,7 +10,7 @@ import pytest
 from pipelines.metrics.intervals import Interval
 from pipelines.paper import exhibit_text, exhibits, figures, prose, published, reproduction, significance, verdict
 from pipelines.paper.exhibit import Cell, Exhibit, before
-from pipelines.report import plots, tables
+from pipelines.report import latex, plots, tables
 from pipelines.report.tables import Row
 from pipelines.stages.latency import Latency
 from postdiff import costs, methods
@@ -65,7 +65,7 @@ def test_exhibits_are_in_the_papers_order_and_share_their_runs():
 def measured(value, clip, flops=2e9, macs=30.42e12):
     """Eight images; `value` and `clip` without one group each scatter little, and alike in every run."""
     wobble = [-0.1, 0.1, -0.05, 0.05]
-    of = [Interval(x, x - 1, x + 1, 8, tuple(x + w for w in wobble)) for x in (value, clip)]
+    of = [Interval(x, x - 1, x + 1, 128, tuple(x + w for w in wobble)) for x in (value, clip)]
     step = StepCost(int(macs), int(macs), int(2.8 * macs), {})
     return exhibit_text.Measured(
         Row(f"c{value}", "dense", "", 20, int(1e9), int(flops), 0.1, dict(zip(("fid", "clip"), of, strict=True))),
@@ -210,7 +210,7 @@ def test_every_figure_is_drawn_with_all_of_its_points():
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
-        points = sum(len(line.get_xdata()) for axes in panels for line in axes.lines)
+        points = sum(len(drawn[0].get_xdata()) for axes in panels for drawn in axes.containers)
         assert points == len(exhibit.cells) * len(exhibit.metrics)
         assert plots.as_svg(figure).startswith("<svg")
 
@@ -219,7 +219,7 @@ def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
     results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
     (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
-    assert sum(len(line.get_xdata()) for line in axes.lines) == len(exhibit.cells)
+    assert sum(len(drawn[0].get_xdata()) for drawn in axes.containers) == len(exhibit.cells)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
 
@@ -314,7 +314,7 @@ def test_a_few_clear_plans_do_not_speak_for_all():
 
 
 def test_latex_is_escaped():
-    text = exhibit_text.to_latex("50 % of {x}", ["a_b", "c"], [["\\input{x}", "~"]], ["1 & 2"])
+    text = latex.to_latex("50 % of {x}", ["a_b", "c"], [["\\input{x}", "~"]], ["1 & 2"])
     assert r"50 \% of \{x\}" in text
     assert r"a\_b & c \\" in text
     assert r"\textbackslash{}input\{x\} & \textasciitilde{} \\" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data import prompts
+from pipelines.data import images, prompts
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.metrics.intervals import Interval
@@ -28,9 +28,13 @@ def test_what_is_seen_rather_than_read_is_a_picture(ray_session, tmp_path, capsy
     made = {file.name for file in (tmp_path / "exhibits").iterdir()}
     kinds = ("md", "csv", "tex", "svg", "png", "points.csv")
     assert made == {f"{key}.{kind}" for key in ("fig3", "fig7", "fig12") for kind in kinds}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<table class="images">') == 2  # Fig. 11: a gallery a model, in place of its picture
+    assert 'href="appendix_j/exhibits/fig11.csv"' in page
+    assert 'href="exhibits/fig3.csv"' in page
     there = {file.name for file in (tmp_path / "appendix_j" / "exhibits").iterdir()}
     assert there == {f"fig11.{kind}" for kind in kinds[:5]}
-    assert (tmp_path / "report.html").read_text().count("<svg") == 4
+    assert (tmp_path / "report.html").read_text().count("<svg") == 3
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/fig3.points.csv").read_text())))
     assert [(row["plan"], row["step"]) for row in rows] == [
         (f"s={s:g}", str(i)) for s in (0, 0.1, 0.2, 0.3, 0.5) for i in range(20)
@@ -76,10 +80,15 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
     assert first == "sd15: mini-sd"
     assert texts == [p.text for p in listed[:6]]
     assert others == [p.text for p in listed[6:12]]
-    assert [label for label, _ in rows] == ["original", "PostDiff"]
-    assert [int(image[0, 0, 0]) for image in rows[1][1]] == [10, 11, 12, 13, 14, 15]
-    assert [int(image[0, 0, 0]) for image in there[0][1]] == [26, 27, 28, 29, 30, 31]
-    assert len([axes for axes in plots.gallery_plot([(first, texts, rows)]).axes if axes.images]) == 12
+    assert [label for label, _, _ in rows] == ["original", "PostDiff"]
+    assert [int(images.decode(image)[0, 0, 0]) for image in rows[1][2]] == [10, 11, 12, 13, 14, 15]
+    assert [int(images.decode(image)[0, 0, 0]) for image in there[0][2]] == [26, 27, 28, 29, 30, 31]
+    source = figures.Source(store, exhibit, results, exhibits.MINI, None, {}, [])
+    drawn = figures.gallery(source)
+    assert len([axes for axes in drawn.figure.axes if axes.images]) == 24
+    assert [(title, len(shown.lines), len(shown.prompts)) for title, shown in drawn.galleries] == [
+        ("sd15: mini-sd", 2, 6), ("pixart: mini-pixart", 2, 6)
+    ]  # fmt: skip
 
 
 def test_rank_agreement_is_that_of_the_settings_order():

@@ -19,6 +19,7 @@ from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper import exhibit_text, exhibits
 from pipelines.report import document, plots, runs, tables
+from pipelines.report.pictures import Gallery
 from pipelines.report.tables import Row
 from pipelines.stages import scores
 from postdiff.pricing import Cost, StepCost
@@ -56,9 +57,9 @@ def rows():
 
 
 def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
-    assert tables.header(rows)[-2:] == ["toy light", "gain"]
+    assert tables.header(rows)[-2:] == ["toy light", "toy light: gain"]
     assert tables.cells(rows)[2][-2:] == ["1.5 [1.4, 1.6]", "-0.5 [-0.5, -0.5]"]
-    assert "| toy light | gain |" in tables.to_markdown(rows)
+    assert "| toy light | toy light: gain |" in tables.to_markdown(rows)
     line = list(csv.DictReader(io.StringIO(tables.to_csv(rows))))[2]
     assert [line[f"toy_light{end}"] for end in ("", "_low", "_high")] == ["1.500", "1.450", "1.550"]
     assert "cheaper steps win on toy light (1 of 1" in tables.answer(rows, "a model")
@@ -66,8 +67,9 @@ def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
     assert tables.directions(rows) == (
         "FID is better when lower, the CLIP score when higher, the toy light when lower."
     )
-    page = document.sweep_body("", rows, set(), [], "")
+    page = document.sweep_body(rows, Gallery([], []))
     assert "on the front of FID or of CLIP score or of toy light." in page
+    assert 'id="chart-toy"' in page
     found = comparison.compare(["one", "two"], [rows[:2]])
     assert comparison.cells(found)[1][-1] == "-2.0 [-2.0, -2.0]"
     assert "toy light: 1 of 1 changes are clearly better" in comparison.answer(found)

@@ -10,7 +10,7 @@ import pytest
 from test_claims import rows
 
 from pipelines.engine.store import Store
-from pipelines.paper import claims, replication, reproduction
+from pipelines.paper import claims, replication, writing
 from pipelines.paper.claim_list import CLAIMS
 from pipelines.paper.exhibit_text import Measured
 
@@ -73,12 +73,12 @@ def test_files_beside_the_claims_hold_it(tmp_path, file):
     results = {key: Measured(row, None) for key, row in rows(np.random.default_rng(2), effect=1.0).items()}
     protocol = SimpleNamespace(facts=lambda: {"protocol": "second-2"})
     store = Store(str(tmp_path / "again"))
-    html, markdown = reproduction.write_claims(store, results, NAMES, protocol, file)
+    html, markdown = writing.write_claims(store, results, NAMES, protocol, file)
     assert "verdicts of a first run (first-1)" in markdown
     assert "verdicts of a first run (first-1)" in html
     assert b"| kept | first | second |" in store.get("exhibits/claims-replication.md")
     assert store.has("exhibits/claims-replication.csv")
-    reproduction.write_claims(other := Store(str(tmp_path / "alone")), results, NAMES, protocol, None)
+    writing.write_claims(other := Store(str(tmp_path / "alone")), results, NAMES, protocol, None)
     assert other.has("exhibits/claims.csv")
     assert not other.has("exhibits/claims-replication.csv")
 

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from pipelines.data import images
-from pipelines.engine import provenance, records
+from pipelines.engine import provenance
 from pipelines.metrics.intervals import Interval, mean_interval, student_t
 from pipelines.metrics.metric import METRICS
-from pipelines.report import document, tables
+from pipelines.report import tables
 from pipelines.report.tables import Row
 
 FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]
@@ -16,7 +15,7 @@ FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]
 def interval(value, half):
     """With jackknife values whose own 95 % interval is value +- half."""
     step = half / (student_t(19) * 19**0.5)
-    return Interval(value, value - half, value + half, 100, tuple(value + step * (-1) ** i for i in range(20)))
+    return Interval(value, value - half, value + half, 200, tuple(value + step * (-1) ** i for i in range(20)))
 
 
 def row(method, flops, fid, clip, steps=20, half=0.1):
@@ -63,7 +62,7 @@ def test_the_answer_names_the_winner_of_each_metric():
         "cheaper steps win on FID (1 of 1 cheaper-step configurations are clearly better, 0 clearly worse)" in sentence
     )
     assert "fewer steps win on CLIP score (0 of 1 cheaper-step configurations are clearly better, 1 " in sentence
-    assert "n = 100" in sentence
+    assert "n = 200" in sentence
     unsure = tables.answer([*FEW, row("postdiff", 15, 24.9, 27.6, half=2.0)], "a model")
     assert "neither wins clearly on FID (0 of 1" in unsure
     assert tables.answer(FEW, "a model") == f"a model: {tables.more_steps(FEW)}"
@@ -81,27 +80,11 @@ def test_what_more_steps_change_is_told():
 def test_tables_hold_every_row():
     lines = tables.to_csv(FEW).splitlines()
     assert len(lines) == 4
-    numbers = "30.0000,29.9000,30.1000,25.0000,24.9000,25.1000,100"
+    numbers = "30.0000,29.9000,30.1000,25.0000,24.9000,25.1000,200"
     assert (
         lines[1] == f"dense10,dense,,8,10,10,0.1000,{numbers},30.0000,29.9000,30.1000,,,,,,"
     )  # FID extrapolated; no more
     assert tables.to_markdown(FEW).count("\n") == 5
-
-
-@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
-def test_prompts_are_escaped_in_the_report(text):
-    page = document.image_table([text], [(text, [b"webp"])])
-    assert text not in page
-    assert "<script>" not in page
-    assert "<img src=x" not in page
-
-
-def test_a_page_shows_small_images_as_they_are_and_large_ones_smaller():
-    small, large = (records.encode_image(np.full((n, n, 3), 7, np.uint8)) for n in (64, 768))
-    assert document.thumbnail(small) == small
-    shown = images.decode(document.thumbnail(large))
-    assert shown.shape == (document.THUMBNAIL, document.THUMBNAIL, 3)
-    assert abs(int(shown[5, 5, 0]) - 7) <= 2
 
 
 def test_code_without_git_is_named_by_its_sources(monkeypatch):

@@ -1,0 +1,115 @@
+"""The files of an exhibit, and its part of the page: tables, figures, the claims, the numbers of the prose."""
+
+from __future__ import annotations
+
+from pipelines.data.prompts import SHAPES
+from pipelines.engine.store import Store
+from pipelines.evaluation import Protocol
+from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
+from pipelines.paper.datasets import DATASETS
+from pipelines.paper.exhibit import Exhibit
+from pipelines.report import document, latex, plots, tables
+
+
+def write(
+    store: Store,
+    exhibit: Exhibit,
+    results: exhibit_text.Results,
+    names: dict[str, str],
+    protocol: Protocol,
+    configurations: figures.Configurations,
+) -> tuple[str, str]:
+    """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    table = exhibit_text.table(exhibit, results)
+    of = protocol.facts()["protocol"]
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *_stand_in(exhibit, protocol)]
+    notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
+    base = f"exhibits/{exhibit.key}"
+    picture: list[str] = []
+    drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
+    if drawn:
+        notes += [drawn.note] if drawn.note else []
+        svg = plots.as_svg(drawn.figure, exhibit.title)
+        store.put(f"{base}.svg", svg.encode())
+        store.put(f"{base}.png", plots.as_png(drawn.figure))
+        if drawn.numbers:
+            store.put(f"{base}.points.csv", drawn.numbers.encode())
+        picture = [document.gallery(images, f"{title}.", beside(exhibit)) for title, images in drawn.galleries]
+        picture = picture or [document.figure(svg, f"{title_of(exhibit)}, drawn from this run.")]
+    told = significance.sentences(exhibit, results)
+    listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
+    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
+    store.put(f"{base}.md", markdown.encode())
+    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
+    named = f"{exhibit.key}.png" if drawn else ""
+    store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
+    caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"
+    whole = [document.table(table.header, table.lines, caption=caption), document.notes(notes)]
+    whole = whole if exhibit.is_table else [document.folded(f"{len(exhibit.cells)} points", *whole)]
+    files = document.files([f"{beside(exhibit)}{base}.{kind}" for kind in ("csv", "md", "tex")])
+    return document.section(exhibit.key, title_of(exhibit), *picture, *whole, told, files), markdown
+
+
+def title_of(exhibit: Exhibit) -> str:
+    """Its heading, as `Table 2. ...`."""
+    number = exhibit.key.replace("table", "Table ").replace("fig", "Figure ")
+    return exhibit.title if exhibit.claims or exhibit.numbers else f"{number}. {exhibit.title}"
+
+
+def beside(exhibit: Exhibit) -> str:
+    """The folder of an exhibit's store from the report's: a data set of its own has one below."""
+    return "" if exhibit.dataset == next(iter(DATASETS)) else f"{exhibit.dataset}/"
+
+
+def _stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
+    """What Shapes cannot play of the paper's data set."""
+    told = DATASETS[exhibit.dataset].on_shapes
+    return [told] if told and protocol.source in SHAPES else []
+
+
+def write_prose(
+    store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
+) -> tuple[str, str]:
+    """As `write`, of the numbers of the paper's sentences."""
+    lines, of = prose.lines(exhibit.numbers, results, names), protocol.facts()["protocol"]
+    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {of}."
+    markdown = f"{tables.markdown(prose.HEADER, lines, prose.TEXT_COLUMNS)}\n{note}\n"
+    store.put(f"exhibits/{exhibit.key}.md", markdown.encode())
+    columns = {name: [line[i] for line in lines] for i, name in enumerate(prose.HEADER)}
+    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of({**columns, "protocol": [of] * len(lines)}).encode())
+    table = document.table(prose.HEADER, lines, text_columns=prose.TEXT_COLUMNS, caption=exhibit.title)
+    files = document.files([f"{beside(exhibit)}exhibits/{exhibit.key}.{kind}" for kind in ("csv", "md")])
+    return document.section(exhibit.key, exhibit.title, table, note, files), markdown
+
+
+def write_claims(
+    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
+) -> tuple[str, str]:
+    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
+    rows = {key: measured.row for key, measured in results.items()}
+    judged = claims.judge(rows)
+    lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
+    note = f"{claims.LEGEND}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
+    table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
+    markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
+    store.put("exhibits/claims.md", markdown.encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
+    title = "What the paper says, claim by claim"
+    html = document.section(
+        "claims",
+        title,
+        document.table(claims.HEADER, lines, text_columns=claims.TEXT_COLUMNS, caption=f"{title}, and what came of it"),
+        document.folded("How to read the table", note),
+        document.files(["exhibits/claims.csv", "exhibits/claims.md"]),
+    )
+    if against:
+        first = replication.read(against, names)
+        again = replication.lines(first, judged, names)
+        told = replication.markdown(again, first, of)
+        store.put("exhibits/claims-replication.md", told.encode())
+        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
+        title = "The claims, in a second run"
+        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS, caption=title)
+        html += document.section("replication", title, replication.answer(again, first, of), table)
+        markdown += f"\n{told}"
+    return html, markdown
