@@ -73,7 +73,7 @@ class Results:
         cells = [columns, *lines]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        return "\n".join([*(row.rstrip() for row in rows), f"({self._told()})"])
+        return "\n".join([*(row.rstrip() for row in rows), f"({self._caption()})"])
 
     def _repr_html_(self) -> str:
         """The same as HTML, for notebooks."""
@@ -84,11 +84,11 @@ class Results:
             for line in lines
         )
         return (
-            f'<div style="overflow-x:auto"><table><caption style="{LEFT}">{escape(self._told())}</caption>'
+            f'<div style="overflow-x:auto"><table><caption style="{LEFT}">{escape(self._caption())}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
-    def _told(self) -> str:
+    def _caption(self) -> str:
         """What the lines are of, and what they leave out."""
         left_out = f", the first {MOST_LINES} here" if len(self) > MOST_LINES else ""
         protocols = ", ".join(self.protocols)
@@ -130,9 +130,9 @@ class FinishedStore:
         what this reads; DamagedError if a file is not what its name says.
         """
         announced = list(self._announced())
-        there = self.store.names("scores")
-        lacking = [facts for facts in announced if facts["scores"] not in there]
-        scored = [facts for facts in announced if facts["scores"] in there]
+        names = self.store.names("scores")
+        lacking = [facts for facts in announced if facts["scores"] not in names]
+        scored = [facts for facts in announced if facts["scores"] in names]
         if lacking and not (unfinished and scored):
             raise ValueError(
                 f"{self.store.shown!r} must be finished, got {len(lacking)} of {len(announced)} configurations without "
@@ -211,9 +211,9 @@ def _row(facts: Mapping[str, Any], plan: Plan, scored: scores.Scores) -> dict[st
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Columns in one order, whichever row has them."""
-    there = dict.fromkeys(name for row in rows for name in row)
-    others = [name for name in there if name not in FIRST and name not in LAST]
-    names = [name for name in (*FIRST, *others, *LAST) if name in there]
+    used = dict.fromkeys(name for row in rows for name in row)
+    others = [name for name in used if name not in FIRST and name not in LAST]
+    names = [name for name in (*FIRST, *others, *LAST) if name in used]
     return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 

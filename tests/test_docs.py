@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -103,7 +104,16 @@ def test_the_notebook_runs_and_ends_in_results_and_a_plan(tmp_path):
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "TMPDIR": str(tmp_path)})
+    # Ray's sockets have short paths.
+    client.execute(
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "WANDB_MODE": "disabled",
+            "TMPDIR": str(tmp_path),
+            "RAY_TMPDIR": gettempdir(),
+        }
+    )
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     drawn = [data for data in shown if "image/png" in data and "text/html" in data]
     assert len(drawn) == 2  # two plans
