@@ -186,7 +186,7 @@ def check_store(url: str, of: Protocol) -> Store:
     return store
 
 
-def open_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
+def claim_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
     """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind.
     batch_size: that was found, and that the store keeps."""
     store = check_store(url, of)
