@@ -45,7 +45,7 @@ def run(given: Options) -> None:
     profile = Recording("profile", rows["s=0"], protocol.prompts, protocol.clip)
     paths = {label: Recording("trajectory", row, protocol.prompts, protocol.clip) for label, row in rows.items()}
     resources = evaluation.connect(given, [given.backbone])
-    store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
+    store = evaluation.claim_store(given.out, protocol)  # all that can be refused is refused before
     units = [task.unit for task in (profile, *paths.values())]
 
     def watch_and_draw():

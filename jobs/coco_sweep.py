@@ -43,7 +43,7 @@ def run(given: Options) -> None:
             batch_size = probe.find(store, [e.configuration for e in entries], protocol.encoders, most, resources)
         given = replace(given, batch_size=batch_size)
         entries = sweeps.entries(given)
-    store = evaluation.open_store(given.out, protocol, batch_size)  # all that can be refused is refused before
+    store = evaluation.claim_store(given.out, protocol, batch_size)  # all that can be refused is refused before
     plans = [entry.configuration.plan for entry in entries]
     warnings = low_resolution.warnings(given, plans, protocol, resources)
 

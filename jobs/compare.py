@@ -25,7 +25,7 @@ def run(given: Options) -> None:
     protocol = evaluation.protocol(given)
     evaluation.check_store(given.out, protocol)
     resources = evaluation.connect(given, given.backbones)
-    store = evaluation.open_store(given.out, protocol)  # all that can be refused is refused before
+    store = evaluation.claim_store(given.out, protocol)  # all that can be refused is refused before
     entries = [entry for group in groups for entry in group]
 
     def evaluate_and_report() -> evaluation.Evaluated:

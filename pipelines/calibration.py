@@ -98,14 +98,14 @@ def run(options: Options) -> None:
     for folder, protocol in zip(folders, parts, strict=True):
         evaluation.check_store(folder, protocol)
     resources = evaluation.connect(options, [options.backbone])
-    store = evaluation.open_store(options.out, whole_protocol)  # all that can be refused is refused before
+    store = evaluation.claim_store(options.out, whole_protocol)  # all that can be refused is refused before
     warnings = low_resolution.warnings(options, [c.plan for c in affordable], whole_protocol, resources)
     stores: list[Store] = []
     curves: dict[str, list[Interval]] = {}
     rows: dict[str, tables.Row] = {}
     racing = affordable
     for part, folder, protocol in zip(halving, folders, parts, strict=True):
-        stores.append(evaluation.open_store(folder, protocol))
+        stores.append(evaluation.claim_store(folder, protocol))
         listed = [entries[c.plan.id] for c in racing]
         evaluate = partial(evaluation.evaluate, stores[-1], listed, protocol, resources)
         evaluated = worker.mending(stores[-1], evaluate)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipelines import graph, protocols, status
+from pipelines import graph, protocols, results
 from pipelines.data import coco, prompts
 from pipelines.engine import records
 from pipelines.engine.cluster import Limits, Resources, Stopped, in_a_cluster
@@ -200,7 +200,7 @@ def check_store(url: str, of: Protocol) -> Store:
     return store
 
 
-def open_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
+def claim_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
     """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind.
     batch_size: that was found, and that the store keeps."""
     store = check_store(url, of)
@@ -274,7 +274,7 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
     """
     units, tasks = graph.units(store, entries, of)
-    _announce(store, entries, of)
+    results.announce(store, entries, of, {id: task.name for id, task in tasks.items()})
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
     missing = {}
@@ -288,16 +288,6 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
     if not found.complete:
         found.check()
     return found
-
-
-def _announce(store: Store, entries: Sequence[Entry], of: Protocol) -> None:
-    """Say in the store what is going to be made, for jobs/status.py."""
-    different = {entry.configuration.id: entry for entry in entries}
-    labels = {
-        id: f"{one.configuration.backbone} {tables.name(one.method, len(one.configuration.plan), one.settings)}"
-        for id, one in different.items()
-    }
-    status.announce(store, labels, {id: one.flops for id, one in different.items()}, len(of.shards), of.encoders)
 
 
 def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:

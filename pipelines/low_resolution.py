@@ -39,7 +39,7 @@ def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, res
     listed = protocol.prompts[:PROMPTS]
     few = replace(protocol, prompts=listed, prompts_per_shard=min(protocol.prompts_per_shard, len(listed)),
                   reference=(), only=CLIP_SCORE.key, name="")  # fmt: skip
-    store = evaluation.open_store(below(options.out, "low-resolution"), few)
+    store = evaluation.claim_store(below(options.out, "low-resolution"), few)
     evaluated = worker.mending(store, lambda: evaluation.evaluate(store, entries, few, resources))
     evaluated.check()
     lines = losses(options.backbone, evaluated.complete)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
@@ -74,16 +75,27 @@ class State:
 
 
 def announce(
-    store: Store, labels: Mapping[str, str], costs: Mapping[str, float], shards: int, encoders: Sequence[str]
+    store: Store,
+    labels: Mapping[str, str],
+    costs: Mapping[str, float],
+    shards: int,
+    encoders: Sequence[str],
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    protocol: Mapping[str, str] | None = None,
 ) -> None:
-    """Leave in `store` what a run is going to make, for `read`. Called by the driver when it starts.
+    """Leave in `store` what a run is going to make, for `read` and `results`. Called by the driver when it starts.
 
     Args:
         labels, costs: {configuration id: its name in the tables; what an image costs, relative}.
         shards: of each configuration's images. encoders: that see all of them.
+        facts: {configuration id: what `results` makes a row of, as JSON has it}; protocol: what is measured on what.
     """
-    configurations = {id: {"label": label, "cost": costs[id]} for id, label in labels.items()}
-    run = {"configurations": configurations, "shards": shards, "encoders": sorted(set(encoders))}
+    configurations = {
+        id: {"label": label, "cost": costs[id], **(facts or {}).get(id, {})} for id, label in labels.items()
+    }
+    run: dict[str, Any] = {"configurations": configurations, "shards": shards, "encoders": sorted(set(encoders))}
+    if protocol:
+        run["protocol"] = dict(protocol)
     name = f"runs/{digest(run)}.json"
     store.put(name, records.to_json(run, name))
 

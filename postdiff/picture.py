@@ -1,5 +1,6 @@
 """A plan as a picture: a strip of its steps, one column each."""
 
+import io
 from math import ceil
 
 from PIL import Image, ImageDraw, ImageFont
@@ -87,6 +88,13 @@ def draw_plan(plan: Plan) -> Image.Image:
         text(x + 17, height - 16, word, small)
         x += 32 + length(word)
     return image
+
+
+def as_png(plan: Plan) -> bytes:
+    """The picture of `plan` as a file. Raises as `draw_plan` does."""
+    buffer = io.BytesIO()
+    draw_plan(plan).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _modules(plan: Plan) -> tuple[str, list[str]]:

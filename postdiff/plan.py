@@ -17,6 +17,7 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from postdiff import notebook
 from postdiff.arguments import flag, instance, listed, number, one_of, put, shown
 
 if TYPE_CHECKING:
@@ -175,6 +176,9 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self.name}: {len(self)} steps\n{strip(self)}"
+
+    _repr_png_ = notebook.png
+    _repr_html_ = notebook.html
 
     @property
     def switches(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What the README and docs/cluster.md show runs as it stands there."""
+"""What the README, docs/cluster.md and the tutorial show runs as it stands there."""
 
 import argparse
 import csv
@@ -17,7 +17,8 @@ from postdiff.mechanisms import ScheduledModules
 
 README_FILE = Path(__file__).parents[1] / "README.md"
 README = README_FILE.read_text()
-SHELL = README + (README_FILE.parent / "docs" / "cluster.md").read_text()
+DOCS = README_FILE.parent / "docs"
+SHELL = "".join(file.read_text() for file in (README_FILE, DOCS / "cluster.md", DOCS / "pages" / "tutorial.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -148,7 +149,7 @@ def test_every_job_says_what_it_takes(job, run_job, capsys):
 def test_every_make_target_that_is_shown_is_one():
     targets = set(re.findall(r"^([\w-]+):", (README_FILE.parent / "Makefile").read_text(), re.MULTILINE))
     shown = set(re.findall(r"\bmake ([\w-]+)", "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))))
-    assert shown == {"install", "sweep", "reproduce", "quick", "test", "test-all", "check", "chaos"}
+    assert shown == {"install", "sweep", "reproduce", "quick", "test", "test-all", "check", "chaos", "docs"}
     assert shown <= targets
 
 

@@ -67,7 +67,7 @@ def run(given: Options) -> None:
     if given.dry_run:
         return print_dry_run(given, chosen, names)
     job = prepare(given, chosen, names)
-    stores = {dataset: evaluation.open_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
+    stores = {dataset: evaluation.claim_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     main = Store(given.out)  # of what is of no data set alone
     with doing("fine-tuning the models of Table 7"):
         names = job.names | tuning.make(given, job.names, job.tuned)

@@ -85,7 +85,7 @@ def small_evaluation(tmp_path):
     of = evaluation.protocol(given)
     plans = [methods.dense(2), methods.dense(3), methods.dense(4)]
     entries = [Entry("dense", "", evaluation.configure(given, "mini-sd", plan), 1, 1) for plan in plans]
-    return evaluation.open_store(given.out, of), entries, of, given
+    return evaluation.claim_store(given.out, of), entries, of, given
 
 
 def faulty(monkeypatch, folder, faults):

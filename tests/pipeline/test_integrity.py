@@ -289,9 +289,9 @@ def test_a_store_without_its_spec_is_claimed_by_its_own_prompts_alone(tmp_path):
     others = [records.Prompt(p.id, p.text + "!") for p in LISTED]
     for of in (protocol(others), protocol(LISTED, 8)):
         with pytest.raises(ValueError, match=r"has no spec.json, and shards of other prompts: choose another --out"):
-            evaluation.open_store(str(tmp_path), of)
+            evaluation.claim_store(str(tmp_path), of)
     assert not store.has("spec.json")
-    assert evaluation.open_store(str(tmp_path), protocol(LISTED)).has("spec.json")
+    assert evaluation.claim_store(str(tmp_path), protocol(LISTED)).has("spec.json")
 
 
 @pytest.mark.parametrize(
