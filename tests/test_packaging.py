@@ -232,7 +232,7 @@ def declared(*extras: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("postdiff", ()), ("pipelines", ("pipelines",)), ("jobs", ("pipelines",))]
+    ("folder", "extras"), [("postdiff", ()), ("pipelines", ("pipelines", "dashboard")), ("jobs", ("pipelines",))]
 )
 def test_what_the_code_imports_is_what_it_is_installed_with(folder, extras):
     """At any depth of it: what only the tests are installed with would be missed by users alone."""

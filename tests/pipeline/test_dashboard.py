@@ -175,7 +175,8 @@ def test_without_a_key_it_is_told_and_nobody_is_asked(monkeypatch, tmp_path):
 
 def test_runs_in_a_bucket_are_uploaded_once(s3, logged_offline, monkeypatch):
     """Copied here, uploaded by W&B's own command, and marked there."""
-    store = Store(f"{s3}/dashboards")
+    store = Store(s3("dashboards"))
+    assert not store.is_local
     for name in sorted(logged_offline.names("wandb-offline")):
         store.put(name, logged_offline.get(name))
     waiting = uploads.waiting(store)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.data import prompts as prompting
 from pipelines.engine.store import Store
-from pipelines.report import tracking
+from pipelines.report import tables, tracking
 from postdiff import methods
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ PROGRAM = """
 import json, sys
 import logbooks
 from pipelines.engine.store import Store
-from pipelines.report import tracking
+from pipelines.report import tables, tracking
 from postdiff import methods
 store = Store(sys.argv[1])
 made = [tracking.log(store, logbooks.book(store)), tracking.log(store, logbooks.book(store))]
@@ -107,9 +107,11 @@ def test_a_run_has_flat_keys_numbers_with_intervals_and_tags(logged):
         score = row.scores["fid"]
         numbers = {"fid": score.value, "fid_low": score.low, "fid_high": score.high, "flops": row.flops, "n": row.n}
         assert {**numbers, "seconds_p50": 0.15, "seconds_p90": pytest.approx(0.2)}.items() <= run["summary"].items()
-        assert run["summary"]["on_front"] == ("front" in run["tags"])
+        on = {metric.column: row in tables.front(book.rows, metric) for metric in tables.comparable(book.rows)}
+        assert {name: run["summary"][f"on_front_{name}"] for name in on} == on
+        assert run["summary"]["on_front"] == any(on.values()) == ("front" in run["tags"])
         assert run["tags"] == list(expected.tags)
-    assert [run["tags"] for run in runs.values() if "dense" in run["tags"]]
+    assert {run["summary"]["on_front"] for run in runs.values() if run["job_type"] == "configuration"} == {True, False}
 
 
 def test_every_offline_run_is_whole_after_its_store_was_moved(logged):
