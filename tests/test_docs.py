@@ -98,6 +98,7 @@ def test_links_of_the_repository_lead_to_pages(link, expected):
     assert hooks().linked(link, "README.md", "results/index.md") == expected
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_ends_in_results_and_a_plan(tmp_path):
     import nbformat
     from nbclient import NotebookClient
