@@ -26,7 +26,7 @@ def run(given: Options) -> None:
     for folder in folders:
         print(f"images: {folder}", file=sys.stderr)
     protocol = evaluation.protocol(given)
-    store = evaluation.open_store(given.out, protocol)
+    store = evaluation.claim_store(given.out, protocol)
     rows = worker.mending(store, lambda: scoring.evaluate(store, folders, protocol))
     print(scoring.write(store, folders, rows, protocol))
 

@@ -266,13 +266,12 @@ def _conditions(backbone: Backbone, state: State, i: int, grid: tuple[int, int])
         batch = len(state.seeds)
         # Unguided, everything is one half's, pooled text and mask too; the conditional one comes last.
         half = slice(-batch, None) if plan.half == "cond" else slice(batch)
-        text = state.text if guided else {name: rows[half] for name, rows in state.text.items()}
+        whole = state.text, state.conditions or {}
+        text, given = (each if guided else {name: rows[half] for name, rows in each.items()} for each in whole)
         if state.conditions is None:
             config = backbone.denoiser.config
-            conditions = FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
-        else:
-            conditions = state.conditions if guided else {name: rows[half] for name, rows in state.conditions.items()}
-        state.sent[key] = text, conditions
+            given = FAMILIES[spec.family].conditions(text, size, state.sampling.guidance, config)
+        state.sent[key] = text, given
     return state.sent[key]
 
 

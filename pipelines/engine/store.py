@@ -38,22 +38,21 @@ from postdiff.terminal import one_line
 T = TypeVar("T")
 SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
 LISTED = 32  # folders of a bucket whose names are asked for at once
-ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
-BUSY_FOR = 15.0  # seconds of them for which a call of that check is made again
+ANSWER, BUSY_FOR = 60.0, 15.0  # seconds that a remote store has to be opened, or written to; in which it may be busy
 
 
 class Store:
     """A folder at any pyarrow.fs or fsspec URL, or a local path. Picklable: workers open it themselves.
 
-    Raises: ValueError, in one line and without credentials, if it cannot be opened, and why.
+    Raises: ValueError, in one line and without credentials, if it cannot be opened.
     """
 
     def __init__(self, url: str | Path):
         path = local_path(url)
         self.is_local = path is not None
         self.url = str(url) if path is None else path
-        self.patience = PATIENCE  # seconds for which a call is made again when the store does not answer
-        self.passing = is_passing  # which errors are that
+        # Seconds for which a call is made again when the store does not answer, and which errors are that.
+        self.patience, self.passing = PATIENCE, is_passing
         if path is None:
             refuse_credentials(self.url)
         self._open()
@@ -263,7 +262,7 @@ class Store:
                 first_wins = check_folder(Path(self.root))
             else:
                 hasty = Store(self.url)
-                # What is wrong now is to be told now, but for a store that is there, and busy.
+                # What is wrong is to be told now, but for a store that is busy.
                 hasty.patience, hasty.passing = BUSY_FOR, is_busy
                 first_wins = persistently(lambda: in_time(hasty._try_to_write), False, self.patience, is_busy)
         except Exception as error:  # of a library that reaches over a network: whatever it likes

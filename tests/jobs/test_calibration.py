@@ -10,6 +10,7 @@ import pytest
 from conftest import refusal
 
 from pipelines import calibration, candidates
+from pipelines import calibration_report as report
 from pipelines.candidates import Candidate
 from pipelines.engine.records import Prompt
 from pipelines.metrics.fid import frechet_interval, moments
@@ -70,13 +71,13 @@ def test_the_best_of_noisy_plans_is_found_and_its_doubt_is_told():
     rng = np.random.default_rng(0)
     prompt = rng.normal(80, 5, 400)  # what a prompt does to all plans
     values = [mean_interval(prompt + mean + rng.normal(0, 1, 400)) for mean in (0.0, 0.0, -1.0)]
-    shares = calibration.first_places(values, CLIP_SCORE)
+    shares = report.first_places(values, CLIP_SCORE)
     assert sum(shares) == pytest.approx(1)
     assert shares[2] == 0
     assert min(shares[:2]) > 0.01
     assert calibration.ranked(values, CLIP_SCORE)[2] == 2
     assert calibration.ranked(values, FID)[0] == 2
-    assert calibration.first_places(values, FID)[2] == 1
+    assert report.first_places(values, FID)[2] == 1
 
 
 def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
@@ -87,19 +88,19 @@ def test_differences_are_paired_on_the_prompts_that_both_were_scored_on():
     curves = {plans[0].id: [mean_interval(prompt[:32]), mean_interval(prompt)],
               plans[1].id: [mean_interval(prompt[:32] - 0.1), mean_interval(prompt - 0.1)],
               plans[2].id: [mean_interval(prompt[:32] - 3)]}  # fmt: skip
-    scored = calibration.compare(listed, listed[0], curves, CLIP_SCORE)
+    scored = report.compare(listed, listed[0], curves, CLIP_SCORE)
     assert [of.candidate for of in scored] == listed
     assert [round(of.change.value, 6) for of in scored[1:]] == [-0.1, -3]
     assert (scored[2].change.n, scored[2].first, scored[0].first) == (32, None, 1)
-    assert calibration.sure(scored, listed[0], CLIP_SCORE).startswith("T=20. Clearly worse are 2 of the 2 other plans")
+    assert report.sure(scored, listed[0], CLIP_SCORE).startswith("T=20. Clearly worse are 2 of the 2 other plans")
 
 
 def test_plans_of_the_same_images_share_a_place_and_one_alone_is_told_as_that():
     alike = [mean_interval(np.arange(40.0))] * 4
-    assert calibration.first_places(alike, CLIP_SCORE) == [0.25] * 4
+    assert report.first_places(alike, CLIP_SCORE) == [0.25] * 4
     only = Candidate("T=20", methods.dense(20), 1.0)
-    scored = calibration.compare([only], only, {only.plan.id: [alike[0]]}, CLIP_SCORE)
-    assert calibration.sure(scored, only, CLIP_SCORE) == "T=20: the only plan that the budget pays for."
+    scored = report.compare([only], only, {only.plan.id: [alike[0]]}, CLIP_SCORE)
+    assert report.sure(scored, only, CLIP_SCORE) == "T=20: the only plan that the budget pays for."
 
 
 def test_the_chosen_stands_first_and_the_rest_in_the_order_that_it_was_chosen_by():
@@ -114,8 +115,8 @@ def test_the_chosen_stands_first_and_the_rest_in_the_order_that_it_was_chosen_by
     order = calibration.ranked(values, FID)
     assert order == [0, 2, 1]
     curves = {plan.id: [value] for plan, value in zip(plans, values, strict=True)}
-    assert [of.candidate for of in calibration.compare(listed, listed[0], curves, FID)] == [listed[i] for i in order]
-    assert calibration.compare(listed, listed[1], curves, FID)[0].candidate == listed[1]
+    assert [of.candidate for of in report.compare(listed, listed[0], curves, FID)] == [listed[i] for i in order]
+    assert report.compare(listed, listed[1], curves, FID)[0].candidate == listed[1]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -182,7 +183,7 @@ def test_by_fid_the_nearer_plan_wins_though_few_images_flatter_the_other():
     values = [frechet_interval(x, reference) for x in (a, 0.9 * a)]
     assert values[1].value < values[0].value
     assert calibration.ranked(values, FID) == [0, 1]
-    assert calibration.first_places(values, FID)[0] > 0.99
+    assert report.first_places(values, FID)[0] > 0.99
 
 
 def test_seconds_are_scaled_from_the_most_steps_of_the_same_settings():

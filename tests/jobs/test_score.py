@@ -44,7 +44,7 @@ def swept(tmp_path_factory):
     protocol = evaluation.protocol(given)
     plans = {"deepcache": methods.deepcache(4, k=2), "dense": methods.dense(4)}
     entries = [Entry(name, "", evaluation.configure(given, "mini-sd", plan), 1, 1) for name, plan in plans.items()]
-    store = evaluation.open_store(given.out, protocol)
+    store = evaluation.claim_store(given.out, protocol)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fidelity, "STEPS", 4)
         units, tasks = graph.units(store, entries, protocol)
