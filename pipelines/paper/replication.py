@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data import rows
+from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims
 from pipelines.paper.claims import Judged
 from pipelines.report import tables
@@ -17,7 +18,8 @@ HEADER = (
 TEXT_COLUMNS = 8
 KEY = HEADER[:5]
 BOUNDS = ("measured", "measured_low", "measured_high")
-COLUMNS = (*KEY, "verdict", *BOUNDS, "judges", "protocol")  # the last but one: of a version that asks both
+COLUMNS = (*KEY, "verdict", *BOUNDS, "protocol")
+BY_MEAN = "by the judges' mean"  # what a version said of judged claims that had no column `judges`: not held against
 Key = tuple[str, ...]  # under KEY
 
 
@@ -54,7 +56,7 @@ def read(file: str, names: Mapping[str, str]) -> Run:
         raise ValueError(f"--against {file!r} must be a claims.csv, which has a column {lacking[0]!r}")
     protocols = {row["protocol"] for row in listed}
     try:
-        verdicts = {_key(row): Verdict(row["verdict"], _bounds(row)) for row in listed}
+        verdicts = {_key(row): Verdict(_verdict(row), _bounds(row)) for row in listed}
     except ValueError as error:
         raise ValueError(f"--against {file!r} must hold numbers under {', '.join(BOUNDS)}: {error}") from None
     expected = set(_keys(names))
@@ -83,6 +85,11 @@ def _key(line: Mapping[str, str]) -> Key:
     return tuple(line[name] for name in KEY)
 
 
+def _verdict(row: Mapping[str, str]) -> str:
+    judged = any(metric.title == row["metric"] and metric.judges for metric in METRICS.values())
+    return BY_MEAN if judged and "judges" not in row else row["verdict"]
+
+
 def _bounds(line: Mapping[str, str]) -> tuple[str, str, str]:
     value, low, high = (line[name] for name in BOUNDS)
     for bound in filter(None, (value, low, high)):
@@ -91,11 +98,11 @@ def _bounds(line: Mapping[str, str]) -> tuple[str, str, str]:
 
 
 def lines(first: Run, judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
-    """Under HEADER. A claim that either run could not measure is not kept, and not lost."""
+    """Under HEADER. A claim that either run could not measure, or judged by another rule, is not kept, and not lost."""
     told = []
     for one, key in zip(judged, _keys(names), strict=True):
         before, digits = first.verdicts[key], one.metric.digits
-        measured = "not measured" not in (before.verdict, one.verdict)
+        measured = not {"not measured", BY_MEAN} & {before.verdict, one.verdict}
         kept = ("yes" if before.verdict == one.verdict else "no") if measured else "–"
         second = one.metric.text(one.measured, "+") if one.measured else "–"
         told.append([*key, before.verdict, one.verdict, kept, before.text(digits), second])

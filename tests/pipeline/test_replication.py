@@ -47,6 +47,20 @@ def test_the_same_verdicts_are_kept_and_the_numbers_of_both_are_told(file):
     assert sum(line["kept"] == "yes" for line in lines) > 40
 
 
+def test_verdicts_by_the_mean_of_the_judges_are_not_held_against(file):
+    """So did a version before each judge was asked."""
+    table = list(csv.DictReader(Path(file).read_text().splitlines()))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [name for name in table[0] if name != "judges"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(table)
+    Path(file).write_text(out.getvalue())
+    for line, one in zip(told(file, run(1)), run(1), strict=True):
+        assert (line["kept"], line["first verdict"]) == (
+            ("–", replication.BY_MEAN) if one.metric.judges else ("yes", one.verdict)
+        )
+
+
 def test_what_turned_is_counted_and_named(file):
     lines = replication.lines(first := replication.read(file, NAMES), run(2, effect=-1.0), NAMES)
     turned = [line for line in lines if {line[5], line[6]} == {"agrees", "contradicts"}]
@@ -87,7 +101,7 @@ def test_files_beside_the_claims_hold_it(tmp_path, file):
     ("change", "message"),
     [
         (lambda text: text.replace("verdict", "word", 1), "must be a claims.csv, which has a column 'verdict'"),
-        (lambda text: text.replace(",judges,", ",others,", 1), "must be a claims.csv, which has a column 'judges'"),
+        (lambda text: text.replace(",verdict,", ",others,", 1), "must be a claims.csv, which has a column 'verdict'"),
         (lambda text: text.rpartition("\n")[0].rpartition("\n")[0], "must hold the 70 claims of this version"),
         (lambda text: text + text.rpartition("\n")[0].rpartition("\n")[2] + "\n", "once each, got 71 lines, 70"),
         (lambda text: text.replace("mini-lcm", "lcm"), "claims of this version, of the same models, once each"),
