@@ -6,9 +6,8 @@ Costs are counted. Quality is what a calibration measured on this model; without
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -129,21 +128,38 @@ def advise(spec: Spec, share: float, calibration: Path | None = None) -> Advice:
             raise ValueError(f"{what}: expected at most the share, {share:.1%}")
         known = price.flops, price.macs_paper, usual, price.flops / dense.flops, share
         return Advice(spec, plan, None, *known, (calibration, notes))
-    settings = dict(spec.settings)
-    if spec.name not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
-        settings |= {"beta": 1.0, "s": 0.0}
-    # A step costs at most as much as a dense one, and a fifth of it or more.
-    few, many = max(2, int(share * usual)), max(2, min(ceil(5 * share * usual), spec.train_steps))
-    plans = [methods.postdiff(**{**settings, "steps": steps}) for steps in range(few, many + 1)]
-    dense, *prices = costs([methods.dense(usual), *plans], spec)
-    fitting = [(plan, price) for plan, price in zip(plans, prices, strict=True) if price.flops <= share * dense.flops]
-    if not fitting:
-        least = min(price.flops for price in prices) / dense.flops
-        raise ValueError(f"share must be at least {least:.3f}, two steps of postdiff on {spec.name}, got {share:g}")
-    plan, price = max(fitting, key=lambda pair: len(pair[0]))
-    settings["steps"] = len(plan)
+    settings = within(spec, share, spec.train_steps)
+    plan = methods.postdiff(**settings)
+    dense, price = costs([methods.dense(usual), plan], spec)
     known = price.flops, price.macs_paper, usual, price.flops / dense.flops, share
     return Advice(spec, plan, settings, *known)
+
+
+def within(spec: Spec, share: float, most: int) -> dict[str, Any]:
+    """The family's settings of `methods.postdiff`, at the most steps, `most` or fewer, that cost `share` of the FLOPs
+    of the dense plan of the family's steps; without mixed resolution where the low resolution is under SMALLEST pixels.
+
+    Raises: ValueError if even two steps cost more.
+    """
+    settings, usual = dict(spec.settings), spec.settings["steps"]
+    if spec.name not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
+        settings |= {"beta": 1.0, "s": 0.0}
+
+    def prices(numbers: Sequence[int], *more: Plan) -> list[int]:
+        plans = [methods.postdiff(**{**settings, "steps": steps}) for steps in numbers]
+        return [price.flops for price in costs([*more, *plans], spec)]
+
+    dense, one = prices([usual], methods.dense(usual))
+    begin = max(2, int(share * dense / one * usual) - 2)  # a step's mean cost changes little with their number
+    fits: dict[int, bool] = {}
+    while not fits or (all(fits.values()) and begin <= most):
+        numbers = range(min(begin, most), min(begin + 5, most + 1))
+        fits |= {n: flops <= share * dense for n, flops in zip(numbers, prices(numbers), strict=True)}
+        begin += 5
+    if not any(fits.values()):
+        least = prices([2])[0] / dense
+        raise ValueError(f"share must be at least {least:.3f}, two steps of postdiff on {spec.name}, got {share:g}")
+    return {**settings, "steps": max(n for n, fit in fits.items() if fit)}
 
 
 def calibrated(file: Path, spec: Spec) -> tuple[Plan, dict[str, Any]]:

@@ -1,10 +1,8 @@
-"""What a plan lets expect beside a dense plan, from costs alone; and the plan for a share of one."""
+"""What a plan lets expect beside a dense plan, from costs alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from postdiff import arguments, methods
 from postdiff.models.families import adapt
@@ -12,7 +10,6 @@ from postdiff.models.family import Size
 from postdiff.models.spec import Spec
 from postdiff.plan import Plan
 from postdiff.pricing import costs
-from postdiff.solvers import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -59,28 +56,3 @@ def expected(plan: Plan, spec: Spec, dense_steps: int, size: int | Size | None =
     price, full = costs([plan, dense], spec, size)
     passes = (sum(2 if step.guided else 1 for step in each.steps) for each in (plan, dense))
     return Expected(plan, dense_steps, size, price.macs_paper, full.macs_paper, price.flops, full.flops, *passes)
-
-
-def plan_of_share(spec: Spec, scheduler: Mapping[str, Any], share: float) -> Plan:
-    """The family's settings of `methods.postdiff`, at the most steps that cost `share` of the dense plan's FLOPs.
-
-    The dense plan has the steps of the family's settings (20; LCM: 8). scheduler: the config of the pipeline's.
-    Raises: ValueError if even two steps cost more.
-    """
-    usual = spec.settings["steps"]
-    # A step costs a fifth of a dense one or more, so these reach any share of 1 or less.
-    most = max(2, min(5 * usual, SOLVERS[spec.solver].most_steps(scheduler)))
-
-    def prices(numbers: Sequence[int], *more: Plan) -> list[int]:
-        plans = [methods.postdiff(**{**spec.settings, "steps": steps}) for steps in numbers]
-        return [price.flops for price in costs([*more, *plans], spec)]
-
-    dense, one = prices([usual], methods.dense(usual))
-    budget = share * dense
-    near = int(budget / one * usual)  # a step's mean cost changes little with their number
-    numbers = range(min(max(near - 2, 2), most), min(max(near + 3, 3), most + 1))
-    fitting = [steps for steps, price in zip(numbers, prices(numbers), strict=True) if price <= budget]
-    if not fitting:
-        least = prices([2])[0] / dense
-        raise ValueError(f"share must be at least {least:.3f}, two steps of postdiff, got {share:g}")
-    return methods.postdiff(**{**spec.settings, "steps": fitting[-1]})

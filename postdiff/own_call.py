@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from postdiff import arguments
+from postdiff import arguments, methods
+from postdiff.advice import within
 from postdiff.called import Call, read
 from postdiff.decoding import check_finite
-from postdiff.expected import Expected, expected, plan_of_share
+from postdiff.expected import Expected, expected
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size, Text
 from postdiff.models.loading import Backbone, overflows
@@ -29,6 +30,7 @@ from postdiff.models.wrapping import backbone_of, family_of
 from postdiff.ownership import owned
 from postdiff.plan import Plan
 from postdiff.sampling import begin, denoise, grid_at, ready
+from postdiff.solvers import SOLVERS
 from postdiff.state import State
 
 # Attributes that a pipeline sets while it runs, by the argument that they hold; callbacks read them.
@@ -46,8 +48,8 @@ def accelerate(pipe: Any, plan: Plan | None = None, *, share: float | None = Non
     Args:
         pipe: as `wrap` takes it; a safety checker and a watermark are run.
         plan: of `methods`, or a file's (`load_plan`).
-        share: in place of a plan: the family's settings of `methods.postdiff`, at the most steps that cost at most this
-            share, in (0, 1], of the FLOPs of the dense plan of the family's steps.
+        share: in place of a plan: the one that `postdiff advise` tells (`advice.within`), at the most steps that cost
+            at most this share, in (0, 1], of the FLOPs of the dense plan of the family's steps.
 
     Raises: ValueError, in one line, as `wrap` does, or if the pipeline cannot run the plan.
     """
@@ -63,7 +65,8 @@ def accelerate(pipe: Any, plan: Plan | None = None, *, share: float | None = Non
         raise ValueError(f"expected a plan or a share of the dense plan's cost, got {got}")
     dense_steps = backbone.spec.settings["steps"]
     if plan is None:
-        plan = plan_of_share(backbone.spec, pipe.scheduler.config, arguments.number("share", share, "(0, 1]"))
+        most = SOLVERS[backbone.spec.solver].most_steps(pipe.scheduler.config)
+        plan = methods.postdiff(**within(backbone.spec, arguments.number("share", share, "(0, 1]"), most))
     else:
         dense_steps = len(arguments.instance("plan", plan, Plan))
     if len(plan) < rules.fewest_steps:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
-from postdiff import methods
+from postdiff import advice, methods
 from postdiff.call_arguments import ARGUMENTS, table
 from postdiff.models.families import FAMILIES
 from postdiff.pricing import count_macs
@@ -524,17 +524,21 @@ def test_what_a_plan_draws_besides_depends_on_the_image_alone(random_backbones):
 @pytest.mark.parametrize("kind", ["sd", "lcm", "pixart"])
 def test_the_plan_for_a_share_costs_no_more_and_one_step_more_would(kind, random_backbones):
     pipe = random_backbones(kind).pipe
-    settings = FAMILIES[postdiff.wrap(pipe).spec.family].settings
+    spec = postdiff.wrap(pipe).spec
+    settings = advice.within(spec, 0.4, 1000)
+    small = advice.low_side(spec, spec.settings["beta"]) < advice.SMALLEST
+    assert (settings["s"] == 0) == small  # so small a model is not asked to draw at half its size
+    assert {**settings, "steps": 0, "beta": 0, "s": 0} == {**spec.settings, "steps": 0, "beta": 0, "s": 0}
     fast = postdiff.accelerate(pipe, share=0.4)
     summary = fast.summary()
-    assert summary.dense_steps == settings["steps"]
+    assert summary.dense_steps == spec.settings["steps"]
     assert 1 / 0.4 <= summary.ratio < 1 / 0.25
     longer = methods.postdiff(**{**settings, "steps": len(fast.plan) + 1})
     assert postdiff.cost(longer, fast.backbone.spec).flops > 0.4 * summary.dense_flops
-    assert fast.plan == methods.postdiff(**{**settings, "steps": len(fast.plan)})
+    assert fast.plan == methods.postdiff(**settings)
     told = str(summary)
     assert "nothing was measured" in told
-    assert f"dense plan of {settings['steps']} steps" in told
+    assert f"dense plan of {spec.settings['steps']} steps" in told
     assert f"{summary.ratio:.2f} times fewer FLOPs" in told
 
 

@@ -118,6 +118,6 @@ def test_a_share_that_two_steps_exceed_is_refused():
 
 def test_what_calibrations_write_has_what_is_read():
     """By name: jobs/calibrate.py writes them in the lines before its plan.json."""
-    source = (ROOT / "pipelines" / "calibration.py").read_text()
+    source = (ROOT / "pipelines" / "calibration_report.py").read_text()
     written = source[source.index("notes = {") : source.index("best = tables.markdown")]
     assert all(f'"{name}"' in written for name in advice.NOTES)
