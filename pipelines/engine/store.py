@@ -261,8 +261,7 @@ class Store:
             if self.is_local:
                 first_wins = check_folder(Path(self.root))
             else:
-                hasty = Store(self.url)
-                # What is wrong is to be told now, but for a store that is busy.
+                hasty = Store(self.url)  # what is wrong is told now; a store that is busy is waited for
                 hasty.patience, hasty.passing = BUSY_FOR, is_busy
                 first_wins = persistently(lambda: in_time(hasty._try_to_write), False, self.patience, is_busy)
         except Exception as error:  # of a library that reaches over a network: whatever it likes
