@@ -22,7 +22,7 @@ def write(
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
     table = exhibit_text.table(exhibit, results)
     of = protocol.facts()["protocol"]
-    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *_stand_in(exhibit, protocol)]
+    notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]
     notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
     base = f"exhibits/{exhibit.key}"
     picture: list[str] = []
@@ -61,7 +61,7 @@ def beside(exhibit: Exhibit) -> str:
     return "" if exhibit.dataset == next(iter(DATASETS)) else f"{exhibit.dataset}/"
 
 
-def _stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
+def stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
     """What Shapes cannot play of the paper's data set."""
     told = DATASETS[exhibit.dataset].on_shapes
     return [told] if told and protocol.source in SHAPES else []

@@ -8,7 +8,17 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.metrics.intervals import Interval
-from pipelines.paper import exhibit_text, exhibits, figures, prose, published, reproduction, significance, verdict
+from pipelines.paper import (
+    exhibit_text,
+    exhibits,
+    figures,
+    prose,
+    published,
+    reproduction,
+    significance,
+    verdict,
+    writing,
+)
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import latex, plots, tables
 from pipelines.report.tables import Row
@@ -194,8 +204,8 @@ def test_seconds_that_vary_have_a_footnote():
 def test_table_6_says_that_shapes_is_no_other_data_set():
     (exhibit,) = exhibits.gather(["table6"], {})
     of = {name: SimpleNamespace(source=name) for name in ("shapes-recaption", "captions.txt")}
-    assert [bool(reproduction._stand_in(exhibit, protocol)) for protocol in of.values()] == [True, False]
-    assert reproduction._stand_in(exhibits.gather(["fig4"], {})[0], of["shapes-recaption"]) == []
+    assert [bool(writing.stand_in(exhibit, protocol)) for protocol in of.values()] == [True, False]
+    assert writing.stand_in(exhibits.gather(["fig4"], {})[0], of["shapes-recaption"]) == []
 
 
 def labelled(exhibit, results):

@@ -95,7 +95,7 @@ def test_a_searched_plan_is_kept_under_all_that_it_depends_on(tmp_path, monkeypa
         return methods.dense(4)
 
     monkeypatch.setattr(searched_plans.presets, "find", found)
-    monkeypatch.setattr(searched_plans.postdiff, "load", lambda *_, **__: None)
+    monkeypatch.setattr(generation.Configuration, "load", lambda of: None)
 
     def find(captions=("a red star",)):
         searched_plans.find(["table4.ditfastattn"], of, Store(tmp_path), captions, steps=4)
