@@ -136,7 +136,7 @@ def write(
     )
     page = document.page(
         f"A plan for {options.backbone}",
-        answers.of_choice(f"Chosen: {chosen.label}", answer, warnings),
+        answers.of_choice(f"Chosen: {chosen.label}", answer.removeprefix(f"{chosen.label}. "), warnings),
         body,
         facts,
         links=("plan.json", "calibration.csv", "calibration.md", "calibration.tex"),

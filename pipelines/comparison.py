@@ -154,6 +154,18 @@ def answer(compared: list[Compared]) -> str:
     return "; ".join(parts) + f" (paired 95 % intervals that hold together, n = {n})."
 
 
+def verdict(compared: list[Compared]) -> str:
+    """Of `answer`, in a few words: how many changes are clear."""
+    changes = {metric: [one.change[metric.key] for one in compared if metric.key in one.change] for metric in shown()}
+    clear = [
+        sum(counts) for counts in zip(*(tables.clear(own, metric) for metric, own in changes.items()), strict=True)
+    ]
+    if not any(clear):
+        return "No change is clear"
+    words = [f"{count} clearly {way}" for count, way in zip(clear, ("better", "worse"), strict=True) if count]
+    return f"{' and '.join(words)} of {sum(map(len, changes.values()))} changes"
+
+
 def header(rows: Sequence[Row]) -> list[str]:
     """Of `cells`."""
     quality = [title for metric in compared_by(rows) for title in (metric.title, f"{metric.title}: change")]
@@ -215,7 +227,8 @@ def write(
         "commit": document.commit(),
     }
     scored = [one.row for one in compared]
-    labels, legend = [f"{one.variant}: {one.row.label}" for one in compared], f"{LEGEND} {tables.directions(scored)}"
+    labels = [f"{one.variant}: {one.row.label}" for one in compared]
+    legend = f"{LEGEND} {tables.directions(compared_by(scored))}"
     body = document.section(
         "changes", "Plan by plan", document.table(header(scored), lines, text_columns=2, caption="Every plan"), legend
     ) + document.section(
@@ -223,7 +236,7 @@ def write(
     )
     page = document.page(
         f"postdiff: {' and '.join(names)}",
-        answers.of_changes(answer(compared), compared[0].row.n),
+        answers.of_changes(answer(compared), compared[0].row.n, verdict(compared)),
         body,
         facts,
         links=("compare.csv", "compare.md", "compare.tex"),

@@ -249,4 +249,5 @@ def machine() -> str:
     total = ray.cluster_resources()
     kinds = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
     cores, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    return f"{platform.machine()}, {cores} CPU cores, {gpus} GPUs {' '.join(kinds)}, torch {version('torch')}"
+    cards = " ".join([f"{gpus} GPUs", *kinds])
+    return f"{platform.machine()}, {cores} CPU cores, {cards}, torch {version('torch')}"

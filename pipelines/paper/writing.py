@@ -45,7 +45,8 @@ def write(
     store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
     caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"
     whole = [document.table(table.header, table.lines, caption=caption), document.notes(notes)]
-    whole = whole if exhibit.is_table else [document.folded(f"{len(exhibit.cells)} points", *whole)]
+    points = "1 point" if len(exhibit.cells) == 1 else f"{len(exhibit.cells)} points"
+    whole = whole if exhibit.is_table else [document.folded(points, *whole)]
     files = document.files([f"{beside(exhibit)}{base}.{kind}" for kind in ("csv", "md", "tex")])
     return document.section(exhibit.key, title_of(exhibit), *picture, *whole, told, files), markdown
 

@@ -40,11 +40,11 @@ def of_sweep(rows: Sequence[Row], model: str, warnings: Sequence[str] = ()) -> A
     return Answer(*_verdict(calls), (_what(calls, model), _evidence(changes, rows)), warned)
 
 
-def of_changes(sentence: str, n: int) -> Answer:
-    """Of a comparison, whose changes are told one by one."""
+def of_changes(sentence: str, n: int, verdict: str = "What changes") -> Answer:
+    """Of a comparison, whose changes are told one by one. n: images of a plan."""
     few = n < max(tables.fewest(metric) for metric in shown())
     warning = f"Only {n} images a plan: intervals of few are wide, and a change that is not clear may still be there."
-    return Answer("What changes", "open", (f"{sentence[:1].upper()}{sentence[1:]}",), (warning,) if few else ())
+    return Answer(verdict, "open", (f"{sentence[:1].upper()}{sentence[1:]}",), (warning,) if few else ())
 
 
 def of_choice(plan: str, sentence: str, warnings: Sequence[str]) -> Answer:

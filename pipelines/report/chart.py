@@ -85,7 +85,7 @@ def of_metric(rows: Sequence[Row], metric: Metric) -> Chart:
         x_scale.ticks(8),
         y_scale.ticks(6),
         _path(dense),
-        _path(front),
+        _path(front) if len(front) > 1 else _band(front),
         _labelled(points, shown, best, [*pairwise(dense), *pairwise(front)]),
     )
 
@@ -120,6 +120,11 @@ def _labelled(points: list[Point], rows: Sequence[Row], best: list[str], curves:
 
 def _path(spots: Sequence[labels.Point]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots) if spots else ""
+
+
+def _band(spots: Sequence[labels.Point]) -> str:
+    """A front of one plan: a short stroke, since a line of one point is not drawn at all."""
+    return "".join(f"M{x - 2 * RADIUS:.1f} {y:.1f}h{4 * RADIUS:.1f}" for x, y in spots)
 
 
 class _Scale:

@@ -135,7 +135,7 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
         f"follow the paper's rule, without attention products. Intervals are 95 %. Bold: on the front of {titles}.",
         "Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its "
         "interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-        f"(max-t). {tables.directions(rows)}",
+        f"(max-t). {tables.directions(tables.columns(rows))}",
         tables.words(lines),
     ]
     return Markup(

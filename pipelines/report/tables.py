@@ -172,10 +172,10 @@ def comparable(rows: Sequence[Row]) -> list[Metric]:
     return [metric for metric in shown() if measured(rows, metric)]
 
 
-def directions(rows: Sequence[Row]) -> str:
-    """A sentence: which way is better, for every metric shown."""
+def directions(metrics: Sequence[Metric]) -> str:
+    """A sentence: which way is better, by each of the metrics."""
     parts = []
-    for metric in columns(rows):
+    for metric in metrics:
         title = f"the {metric.title}" if " " in metric.title else metric.title
         parts.append(f"{title} {'when lower' if metric.lower_is_better else 'when higher'}")
     return ", ".join(parts).replace(" when", " is better when", 1) + "."

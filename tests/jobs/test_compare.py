@@ -80,6 +80,8 @@ def test_changes_are_paired_and_better_is_down_for_fid_and_up_for_the_clip_score
     assert "CLIP score: 1 of 1 changes are clearly better, 0 clearly worse" in comparison.answer(found)
     same = comparison.compare(["one", "two"], [[rows[0], row("b", scores)]])
     assert "0 of 1 changes are clearly better, 0 clearly worse" in comparison.answer(same)
+    assert comparison.verdict(found) == "1 clearly better and 1 clearly worse of 2 changes"
+    assert comparison.verdict(same) == "No change is clear"
     fields = list(csv.DictReader(comparison.to_csv(found).splitlines()))
     assert [float(fields[1][f"{name}_change"]) for name in ("fid", "clip_score")] == pytest.approx(
         [change.value] * 2, abs=1e-4

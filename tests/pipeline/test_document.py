@@ -162,6 +162,16 @@ def test_a_chart_has_every_plan_that_its_metric_can_judge():
     assert [text for _, text in drawn.x_ticks] == ["8", "10", "12", "14", "16", "18", "20"]
 
 
+def test_a_front_of_one_plan_is_drawn_too():
+    best = pages.row("dense", "", 4, 10**9, 1.0, 99.0)  # the cheapest and the best
+    drawn = chart.of_metric([best, *pages.sweep()], FID)
+    (only,) = [point for point in drawn.points if point.name.endswith("on the front")]
+    start, width = drawn.front.removeprefix("M").split("h")
+    x, y = map(float, start.split())
+    assert (x + float(width) / 2, y) == pytest.approx((only.x, only.y), abs=0.1)
+    assert float(width) > 2 * chart.RADIUS
+
+
 # Colours.
 
 

@@ -64,7 +64,7 @@ def test_a_toy_is_in_every_table_csv_and_answer(toy, rows):
     assert [line[f"toy_light{end}"] for end in ("", "_low", "_high")] == ["1.500", "1.450", "1.550"]
     assert "cheaper steps win on toy light (1 of 1" in tables.answer(rows, "a model")
     assert "and toy light by -2.0 [-2.0, -2.0] (paired)" in tables.more_steps(rows)
-    assert tables.directions(rows) == (
+    assert tables.directions(tables.columns(rows)) == (
         "FID is better when lower, the CLIP score when higher, the toy light when lower."
     )
     page = document.sweep_body(rows, Gallery([], []))

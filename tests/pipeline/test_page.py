@@ -91,6 +91,7 @@ def paper(tmp_path_factory):
         document.section("claims", "Claims", document.table(header, lines, text_columns=3, caption="The claims")),
         document.section("fig5", "Figure 5", document.figure(svg, "Quality against cost")),
         document.section("fig6", "Figure 6", document.gallery(examples(store, rows[:2]), "Images.")),
+        document.section("plans", "All plans", document.notes(["as calibrate.py has it"])),
     ]
     answer = answers.Answer("No claim is contradicted", "open", ("Of 30 claims 10 agree.",))
     contents = [("claims", "Claims"), ("fig5", "Figure 5"), ("fig6", "Figure 6")]

@@ -91,7 +91,7 @@
     if (way) { turn(...way); event.preventDefault(); }
   });
 
-  const data = one("#plans");
+  const data = one("script#sweep-data");
   if (!data) return;
   const plans = JSON.parse(data.textContent);
   const points = all(".point");
