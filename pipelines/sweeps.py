@@ -141,7 +141,7 @@ def besides(options: Options, entries: Sequence[Entry], protocol: Protocol) -> s
     solution = f"{first} images of {fidelity.STEPS} steps, which PSNR is to"
     if not fidelity.baseline("solution", entries[0].configuration):
         solution = "no solution for PSNR, since the model is distilled"
-    low = len(low_resolution.sizes(options, [entry.configuration.plan for entry in entries])) - 1
+    low = len(low_resolution.beginnings(options, [entry.configuration.plan for entry in entries])) - 1
     few = min(low_resolution.PROMPTS, len(protocol.prompts))
     return f"{solution}; {few} images of the model at its own size and at each of {low} low resolutions"
 

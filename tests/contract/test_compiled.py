@@ -30,9 +30,9 @@ def traced(monkeypatch):
     torch._dynamo.utils.counters.clear()
     trace = lambda name, forward: torch.compile(forward, dynamic=False, backend="eager")  # noqa: E731
     monkeypatch.setattr(compiling, "_compiled", trace)
-    # Beyond its limit of graphs torch runs a part as it is, with the same bits.
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    yield
+    # Beyond its limit of graphs torch would run a part as it is, with the same bits.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
     torch._dynamo.reset()
 
 

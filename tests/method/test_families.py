@@ -102,6 +102,7 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
         return ((x - alphas[timestep[0]].sqrt() * clean) / (1 - alphas[timestep[0]]).sqrt(),)
 
     know.config, know.parameters = backbone.denoiser.config, lambda: iter(())
+    know.modules = lambda: iter(())
     pipe = SimpleNamespace(
         unet=know, device=torch.device("cpu"), dtype=torch.float32, scheduler=backbone.pipe.scheduler
     )

@@ -32,7 +32,7 @@ def test_it_warns_where_the_loss_is_clear_and_large(there, warned):
     lines = low_resolution.losses("a-model", [row("64x64 px", 80 + PROMPTS), row("32x32 px", there)])
     assert len(lines) == warned
     if warned:
-        assert lines[0].startswith("a-model cannot draw at 32x32 px: CLIP score ")
+        assert lines[0].startswith("a-model cannot begin at 32x32 px: CLIP score ")
         assert "n = 16" in lines[0]
 
 
@@ -40,17 +40,24 @@ def options(backbone):
     return sweeps.Options(backbone=backbone)
 
 
-def test_it_draws_each_low_resolution_of_the_plans_once():
+def test_it_asks_what_a_plan_does_at_each_low_resolution_once():
     plans = [methods.dense(8), methods.mixed_resolution(20, 0.5, 0.3), methods.postdiff(20, 0.5, 0.1),
              methods.mixed_resolution(20, 0.75, 0.3)]  # fmt: skip
-    entries = low_resolution.sizes(options("mini-sd"), plans)
+    entries = low_resolution.beginnings(options("mini-sd"), plans)
     assert [entry.settings for entry in entries] == ["64x64 px", "48x48 px", "32x32 px"]
-    assert [entry.configuration.size for entry in entries] == [64, 48, 32]
-    assert {entry.configuration.plan.id for entry in entries} == {methods.dense(20).id}
+    assert [entry.configuration.size for entry in entries] == [64, 64, 64]
+    assert [entry.configuration.plan.id for entry in entries] == [
+        methods.dense(20).id, methods.mixed_resolution(20, 0.75, 0.5).id, methods.mixed_resolution(20, 0.5, 0.5).id,
+    ]  # fmt: skip
     wide = sweeps.Options(backbone="mini-sd", batch_size=64)
-    assert {entry.configuration.batch_size for entry in low_resolution.sizes(wide, plans)} == {16}  # no batch is padded
+    assert {entry.configuration.batch_size for entry in low_resolution.beginnings(wide, plans)} == {
+        16
+    }  # no batch is padded
     assert entries[0].flops > entries[1].flops > entries[2].flops
-    assert low_resolution.sizes(options("sdxl"), [methods.mixed_resolution(20, 0.75, 0.2)])[1].settings == "768x768 px"
+    assert (
+        low_resolution.beginnings(options("sdxl"), [methods.mixed_resolution(20, 0.75, 0.2)])[1].settings
+        == "768x768 px"
+    )
 
 
 def test_plans_of_one_resolution_need_no_probe():
