@@ -25,11 +25,17 @@ from pipelines.command_line import (
 from pipelines.data.prompts import SHAPES, load_prompts
 from pipelines.engine.records import Prompt
 from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
-from postdiff.models.checkpoints import HUB
+from postdiff.models.checkpoints import HUB, is_function
 
 A_NUMBER = whole(1, *MOST_PROMPTS)  # of prompts
 Out = Annotated[str, flag("the store: a folder or any pyarrow.fs or fsspec URL")]
-Backbone = Annotated[str, flag("a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT")]
+Backbone = Annotated[
+    str,
+    flag(
+        "a name (postdiff models), a folder, ORG/REPOSITORY@COMMIT, or pipeline:MODULE:FUNCTION, a function of yours "
+        "that returns a diffusers pipeline"
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,8 @@ class OfOneModel(Options):
     @property
     def speed(self) -> float:
         """TFLOP/s of a worker."""
-        return self.tflops or (30.0 if self.backbone in HUB or "@" in self.backbone else 0.03)
+        of_hub = self.backbone in HUB or ("@" in self.backbone and not is_function(self.backbone))
+        return self.tflops or (30.0 if of_hub else 0.03)
 
 
 Own = TypeVar("Own", bound=Options)

@@ -24,7 +24,7 @@ from pipelines.stages.beside import Ahead, Threads
 from pipelines.stages.features import Encoding, Extractor, Pictures
 from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
-from postdiff.models.checkpoints import fingerprint, resolve
+from postdiff.models.checkpoints import fingerprint, is_function, resolve
 from postdiff.models.families import adapt
 from postdiff.models.family import Size
 from postdiff.models.spec import Sampling, SamplingSettings, settle
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that changes pixels but prompt and seed. `backbone` is what `postdiff.load` takes. Guidance, solver
+    """Everything that changes pixels but prompt and seed. `backbone` is what `postdiff.load` takes; of a function it
+    ends with @ and `weights`, so that a worker whose pipeline is another one refuses it. Guidance, solver
     and size stand here as a user says them, a square's size as one number: the id is made of them."""
 
     backbone: str
@@ -92,16 +93,20 @@ def configure(
     """A configuration with the backbone's own settings where None. Raises ValueError if one is out of range.
 
     dtype: float16 for checkpoints of the hub, float32 for folders: what a configuration is must not depend on the
-    machine that plans it.
+    machine that plans it. A function's pipeline has its own, and no other.
     """
     spec = resolve(backbone)
     plan = adapt(plan, spec.family)
     settings = settle(spec, guidance, solver).settings
-    dtype = dtype or ("float16" if spec.revision else "float32")
+    dtype = dtype or spec.dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")
     one_of("dtype", dtype, DTYPES)
-    of = Configuration(backbone, fingerprint(spec), plan, **settings, batch_size=batch_size, dtype=dtype)
+    if spec.dtype and dtype != spec.dtype:
+        raise ValueError(f"{backbone} makes its pipeline in {spec.dtype}: expected that dtype, got {dtype}")
+    weights = fingerprint(spec)
+    backbone = f"{spec.source}@{weights}" if is_function(backbone) else backbone
+    of = Configuration(backbone, weights, plan, **settings, batch_size=batch_size, dtype=dtype)
     return replace(of, channels_last=channels_last, compiled=compiled)
 
 
@@ -168,7 +173,9 @@ class Generator:
     ) -> tuple[str, ...] | Callable[[], tuple[str, ...]]:
         """Names of the riders that are committed too."""
         if isinstance(task, embeddings.TextEncoding):
-            encoder = self._load((task.backbone, task.dtype, "text"), task.load)
+            # A function's pipeline is whole, so that its denoiser may come next without another call.
+            part = () if is_function(task.backbone) else ("text",)
+            encoder = self._load((task.backbone, task.dtype, *part), task.load)
             self.store.commit(task.name, embeddings.make(encoder, task))
             return ()
         of = task.configuration

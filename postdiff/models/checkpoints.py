@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postdiff import arguments
 from postdiff.methods import METHODS
@@ -30,6 +30,9 @@ from postdiff.models.configs import (
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
 from postdiff.models.spec import Spec, spec_of
+
+if TYPE_CHECKING:
+    from postdiff.models.pipeline_functions import Described
 
 MINI = minis.MINI
 
@@ -102,20 +105,24 @@ HUB = {
 }
 # fmt: on
 MINIS = minis.NAMES
+FUNCTION = "pipeline:"  # begins the name of a function that returns a pipeline, pipeline:MODULE:FUNCTION
 NAMES = (*MINIS, *HUB)
 
 
 def resolve(where: str | Path) -> Spec:
-    """The spec of a name, a folder, or `ORG/REPOSITORY@COMMIT`, without loading weights.
+    """The spec of a name, a folder, `ORG/REPOSITORY@COMMIT`, or `pipeline:MODULE:FUNCTION`, without loading weights.
 
-    Of a repository that has no name here, the configs (a few kB) are fetched. Warns (UserWarning) if a folder ships a
-    scheduler that is not offered and does not say which solver is meant.
+    The function is called, once a process, and what it returns is let go. Of a repository that has no name here, the
+    configs (a few kB) are fetched. Warns (UserWarning) if a folder ships a scheduler that is not offered and does not
+    say which solver is meant.
 
     Raises: ValueError if it is none of these, holds no pipeline of a known family, or one that would not be run as it
         was made to (`postdiff.models.configs`, `postdiff.models.schedulers`); OSError if the hub has it not.
     """
     if not isinstance(where, str | Path):
         raise ValueError(f"a model must be a name or a path, got {type(where).__name__}")
+    if is_function(where):
+        return _described(str(where)).spec
     if where in HUB:
         return HUB[where]
     if where in MINIS:
@@ -132,9 +139,20 @@ def resolve(where: str | Path) -> Spec:
             "StableDiffusionXLPipeline"
         )
     raise ValueError(
-        f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, or ORG/REPOSITORY@COMMIT "
-        f"(40 hex digits){arguments.meant(where, NAMES)}"
+        f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, ORG/REPOSITORY@COMMIT "
+        f"(40 hex digits), or {FUNCTION}MODULE:FUNCTION{arguments.meant(where, NAMES)}"
     )
+
+
+def is_function(where: Any) -> bool:
+    """Does `where` name a function that returns a pipeline?"""
+    return isinstance(where, str) and where.startswith(FUNCTION)
+
+
+def _described(name: str) -> Described:
+    from postdiff.models import pipeline_functions
+
+    return pipeline_functions.describe(name)
 
 
 def _configs(source: str, revision: str) -> Path:
@@ -268,7 +286,10 @@ def write_run(spec: Spec, folder: Path, **changes) -> None:
 
 
 def fingerprint(spec: Spec) -> str:
-    """What the weights are: the pinned commit(s), or 12 hex digits of a folder's configs and safetensors."""
+    """What the weights are: the pinned commit(s), or 12 hex digits of a folder's configs and safetensors, or of what a
+    function's pipeline holds (`pipeline_identity`)."""
+    if is_function(spec.source):
+        return _described(spec.source).identity
     if not spec.source:
         raise ValueError(f"{spec.name} is in memory alone: expected a folder or a pinned commit, which say what it is")
     if spec.revision:

@@ -101,9 +101,13 @@ class Family:
 
         Raises: OSError if the tokenizer must come from the hub, and cannot.
         """
-        tokenizer_class = class_of(self.tokenizer, "transformers")
-        revision = spec.revision or "main"
-        tokenizer = tokenizer_class.from_pretrained(spec.source, revision=revision, subfolder="tokenizer")
+        from postdiff.models import checkpoints, pipeline_functions
+
+        if checkpoints.is_function(spec.source):
+            tokenizer = pipeline_functions.describe(spec.source).tokenizer
+        else:
+            tokenizer_class, options = class_of(self.tokenizer, "transformers"), {"revision": spec.revision or "main"}
+            tokenizer = tokenizer_class.from_pretrained(spec.source, subfolder="tokenizer", **options)
         return [len(ids) for ids in tokenizer(list(texts)).input_ids]
 
     def conditions(self, text: Text, size: Size, guidance: float, config: Mapping[str, Any]) -> Conditions:

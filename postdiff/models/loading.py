@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from postdiff.arguments import as_dtype, printable
-from postdiff.models.checkpoints import resolve
+from postdiff.models.checkpoints import is_function, resolve
 from postdiff.models.configs import check_denoiser, check_vae
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
@@ -69,10 +69,12 @@ def load(
     channels_last: bool = False,
     compiled: bool = False,
 ) -> Backbone:
-    """Load a pretrained pipeline by name (`postdiff models` lists them), folder, or `ORG/REPOSITORY@COMMIT`.
+    """Load a pretrained pipeline by name (`postdiff models` lists them), folder, `ORG/REPOSITORY@COMMIT`, or function.
 
     Args:
-        name: of a backbone, a folder in diffusers' format, or a repository of the hub with a commit of 40 hex digits.
+        name: of a backbone, a folder in diffusers' format, a repository of the hub with a commit of 40 hex digits, or
+            `pipeline:MODULE:FUNCTION`: a function without arguments that returns a pipeline, in any dtype, or
+            `postdiff.wrap` of one. It is called, and what it returns is loaded whole, whatever `parts` says.
         device: a torch device; by default the GPU, if there is one.
         dtype: float32, float16 or bfloat16, of torch or by name; float16 on a GPU, float32 on a CPU by default.
         parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
@@ -85,6 +87,10 @@ def load(
     Raises: ValueError, before any weights are read, if `name` is none of these or would not be run as it was made to
         (`resolve`); ValueError if the weights are not those that its configs tell.
     """
+    if is_function(name):
+        from postdiff.models import pipeline_functions
+
+        return pipeline_functions.load(str(name), device, dtype, channels_last, compiled)
     spec = resolve(name)
     rules = FAMILIES[spec.family]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,7 +110,7 @@ def load(
         for part, kind in classes[parts].items():
             if part not in components:
                 components[part] = _component(folder / part, kind, dtype)
-        with _as_value_error(f"{spec.name} cannot be loaded as {rules.pipeline}"):
+        with as_value_error(f"{spec.name} cannot be loaded as {rules.pipeline}"):
             if spec.scheduler:
                 # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
                 components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
@@ -170,7 +176,7 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
     model_class = class_of(kind, library)
     if variant := _variant(folder):
         options["variant"] = variant
-    with _as_value_error(f"{folder} cannot be loaded as {kind}"):
+    with as_value_error(f"{folder} cannot be loaded as {kind}"):
         model, info = model_class.from_pretrained(folder, **options)
     for fault, keys in (
         ("lack", info["missing_keys"]),
@@ -186,7 +192,7 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
 
 
 @contextmanager
-def _as_value_error(failure: str) -> Iterator[None]:
+def as_value_error(failure: str) -> Iterator[None]:
     """Raise ValueError, `what` and the first sentence of the cause, for whatever a library raises: settings that do not
     go together and torn files end as errors of every kind."""
     try:
@@ -240,7 +246,7 @@ def outline(spec: Spec) -> torch.nn.Module:
     """
     rules = FAMILIES[spec.family]
     check_denoiser(rules, spec.denoiser, spec.name)
-    with _as_value_error(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
+    with as_value_error(f"{rules.denoiser} of {spec.name} cannot be built from its config"), torch.device("meta"):
         return class_of(rules.model).from_config(spec.denoiser).eval()
 
 

@@ -14,7 +14,7 @@ from postdiff.models.family import Size
 class Spec:
     """Where a backbone is and how it is run.
 
-    source: folder or hub id; revision: commit of the hub repository, None for a folder.
+    source: folder, hub id, or a function's name; revision: commit of the hub repository, None for a folder.
     size: (height, width) of the images in pixels, a whole number for squares; vae_factor: pixels a latent cell;
         text_tokens: length of a padded prompt.
     guidance: w of classifier-free guidance.
@@ -25,6 +25,7 @@ class Spec:
     train_steps: of the noise schedule that the model was trained with; a plan has no more.
     scheduler: the config of the scheduler that a folder ships, with its class as `_class_name`; of a hub's row it is
         there once it is loaded.
+    dtype: of the weights that a function's pipeline has, which runs in no other; None where it is chosen.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Spec:
     vae: tuple[str, str] | None = None
     train_steps: int = 1000
     scheduler: dict = field(default_factory=dict)
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         arguments.put(self, size=arguments.size(self.size))
