@@ -258,6 +258,7 @@ def test_the_slider_parts_two_images(visit, sweep):
     assert "50%" in over.evaluate(shown)
     page.locator("#compare-range").fill("80")
     assert "20%" in over.evaluate(shown)
+    page.locator(".compare").scroll_into_view_if_needed()
     box = page.locator(".compare").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
     page.mouse.down()
