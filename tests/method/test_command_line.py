@@ -151,7 +151,7 @@ IMPOSSIBLE = [
     (["search", "ditfastattn", "a", "--window", "2"], "window must be in (0, 1], got 2.0"),
     (["search", "ditfastattn", "a", "--out", "no/x.json"], "--out must be in a folder that is there, got 'no/x.json'"),
     (["search", "ditfastattn", "a", "--out", "."], "--out must be a file, got '.', which is there and is none"),
-    (["cost", "sd16", "dense"], "or ORG/REPOSITORY@COMMIT (40 hex digits); did you mean sd15?"),
+    (["cost", "sd16", "dense"], "or pipeline:MODULE:FUNCTION; did you mean sd15?"),
     (["cost", "no/such", "dense"], "unknown model 'no/such': expected one of "),
     (["cost", "sd15\x1b", "dense"], r"unknown model 'sd15\x1b': expected one of "),
     (["cost", "sd15", "densest"], "faster_diffusion, duca; did you mean dense?"),
