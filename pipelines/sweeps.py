@@ -143,7 +143,9 @@ def besides(options: Options, entries: Sequence[Entry], protocol: Protocol) -> s
         solution = "no solution for PSNR, since the model is distilled"
     low = len(low_resolution.beginnings(options, [entry.configuration.plan for entry in entries])) - 1
     few = min(low_resolution.PROMPTS, len(protocol.prompts))
-    return f"{solution}; {few} images of the model at its own size and at each of {low} low resolutions"
+    return (
+        f"{solution}; {few} images of the model as it is, and with half of its steps at each of {low} low resolutions"
+    )
 
 
 def write_report(

@@ -20,7 +20,10 @@ FINAL = re.compile(
     r"HTTP status 40[134]\b|status code: 501\b"
 )
 
-BUSY = re.compile(r"(HTTP status|status code:) (429|500|502|503|504)\b|AWS Error (SLOW_DOWN|SERVICE_UNAVAILABLE)\b")
+BUSY = re.compile(
+    r"(HTTP status|status code:) (429|500|502|503|504)\b|"
+    r"AWS Error (SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE)\b"
+)
 
 
 def is_passing(error: Exception, local: bool) -> bool:

@@ -31,14 +31,14 @@ from pyarrow import fs
 
 from pipelines.engine import records
 from pipelines.engine.files import below, check_folder, put_file
-from pipelines.engine.retry import PATIENCE, is_busy, is_passing, persistently
+from pipelines.engine.retry import PATIENCE, is_busy, persistently
 from pipelines.engine.urls import OBJECT_STORES, clean, local_path, refuse_credentials
 from postdiff.terminal import one_line
 
 T = TypeVar("T")
 SHARD = re.compile(r"(.+)/(\d{5})-of-(\d{5})\.(parquet|json)")  # folder, index, count, format: see `shard_name`
 LISTED = 32  # folders of a bucket whose names are asked for at once
-ANSWER, BUSY_FOR = 60.0, 15.0  # seconds that a remote store has to be opened, or written to; in which it may be busy
+ANSWER = 60.0  # seconds that a remote store has, to be opened and to be written to
 
 
 class Store:
@@ -51,8 +51,7 @@ class Store:
         path = local_path(url)
         self.is_local = path is not None
         self.url = str(url) if path is None else path
-        # Seconds for which a call is made again when the store does not answer, and which errors are that.
-        self.patience, self.passing = PATIENCE, is_passing
+        self.patience = PATIENCE  # seconds for which a call is made again when the store does not answer
         if path is None:
             refuse_credentials(self.url)
         self._open()
@@ -97,7 +96,7 @@ class Store:
         return self.fs.type_name in OBJECT_STORES
 
     def _persist(self, work: Callable[[], T]) -> T:
-        return persistently(work, self.is_local, self.patience, self.passing)
+        return persistently(work, self.is_local, self.patience)
 
     def put(self, name: str, data: bytes) -> None:
         """Write `name` in one piece: readers see all of it or none. A second put of a name replaces the first."""
@@ -261,21 +260,22 @@ class Store:
             if self.is_local:
                 first_wins = check_folder(Path(self.root))
             else:
-                hasty = Store(self.url)  # what is wrong is told now; a store that is busy is waited for
-                hasty.patience, hasty.passing = BUSY_FOR, is_busy
-                first_wins = persistently(lambda: in_time(hasty._try_to_write), False, self.patience, is_busy)
+                hasty, name = Store(self.url), f".tmp-{uuid4().hex}"
+                hasty.patience = 0  # what is wrong is told now; a store that is busy is asked again
+                first_wins = persistently(
+                    lambda: in_time(lambda: hasty._try_to_write(name)), False, self.patience, is_busy
+                )
         except Exception as error:  # of a library that reaches over a network: whatever it likes
             raise ValueError(f"store {self.shown!r} is not writable: {clean(error)}") from None
         if not first_wins:
             lacks = "links" if self.is_local else "conditional writes (If-None-Match)"
             print(f"warning: store {self.shown!r} has no {lacks}: run one driver at a time on it", file=sys.stderr)
 
-    def _try_to_write(self) -> bool:
-        """Whether the first of two writers wins."""
-        name = f".tmp-{uuid4().hex}"
+    def _try_to_write(self, name: str) -> bool:
+        """Whether the first of two writers wins. `name` may be there, of a try that was broken off."""
         if self._conditional:
-            self._persist(partial(self._create, name, b""))
-            first_wins = not self._persist(partial(self._create, name, b""))
+            self._create(name, b"")
+            first_wins = not self._create(name, b"")
         else:
             self.put(name, b"")
             first_wins = False

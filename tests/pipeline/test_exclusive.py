@@ -127,7 +127,7 @@ def test_a_bucket_that_is_busy_when_a_job_starts_is_waited_for(s3, monkeypatch, 
     put = S3Response.put_object
     monkeypatch.setattr(retry.time, "sleep", sleeps.append)
     with monkeypatch.context() as patch:
-        busy = lambda of: (int(code), {}, "") if next(answers) else put(of)  # noqa: E731
+        busy = lambda of: (int(code), {}, "") if next(answers, None) else put(of)  # noqa: E731
         patch.setattr(S3Response, "put_object", busy)
         Store(s3("busy")).check_writable()
         assert len(sleeps) == 3
