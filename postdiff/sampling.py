@@ -17,6 +17,7 @@ from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser
+from postdiff.models.evaluations import check_plan
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
@@ -51,7 +52,8 @@ def sample(
             a list, a tuple, an array, a Series or a range.
         plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
         guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
-        solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
+        solver: ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms (lcm for LCM); the backbone's
+            own by default. A step of the plan is one run of the model: heun, pndm and plms take several for some steps.
         size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
@@ -134,6 +136,7 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
+    check_plan(sampling.solver, plan)
     solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
@@ -199,13 +202,13 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
     A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But
     for CA-ToMe: how many tokens an image merges is what its tokens say.)
     """
-    plan, last = state.plan, len(state.plan) - 1
+    plan = state.plan
     for i in range(state.index, len(plan)):
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i])
         _conditions(backbone, state, i, grid)
         if i in plan.switches:
             state.noise(f"switch-{i}", grid)
-        if state.solver.draws and i < last:
+        if state.solver.draws_at(i):
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
             state.noise("initial", grid)
@@ -300,7 +303,7 @@ def advance(
         alpha, sigma = solver.level(i)
         noise = state.noise("initial", state.grid).to(before.dtype)
         before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
-    added = state.noise(f"solver-{i}", state.grid) if solver.draws and i + 1 < len(plan) else None
+    added = state.noise(f"solver-{i}", state.grid) if solver.draws_at(i) else None
     state.latents, clean = solver.step(output, i, before, added)
     switches = i + 1 in plan.switches
     if on_x0 or switches:
