@@ -164,7 +164,9 @@ def within(spec: Spec, share: float, most: int) -> dict[str, Any]:
     most = max(n for n, fit in fits.items() if fit)
     for steps in range(most, 1, -1):
         chosen = {**settings, "steps": steps}
-        if goes_with(spec.solver, methods.postdiff(**chosen)) and (steps in fits or prices([steps])[0] <= share * dense):
+        if goes_with(spec.solver, methods.postdiff(**chosen)) and (
+            steps in fits or prices([steps])[0] <= share * dense
+        ):
             return chosen
     raise ValueError(f"share must pay for a plan that {spec.solver} takes, got {share:g}: it pays for {most} steps")
 

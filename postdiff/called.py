@@ -25,8 +25,8 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 class Call:
     """A call, checked.
 
-    values: of all its arguments; its num_inference_steps are the solver's own. images: how many. size: of those that are returned, `sampling.size` of those that are
-    drawn. plan: without guidance, where the call has none.
+    values: of all its arguments; its num_inference_steps are the solver's own. images: how many. size: of those that
+    are returned, `sampling.size` of those that are drawn. plan: without guidance, where the call has none.
     """
 
     values: Mapping[str, Any]

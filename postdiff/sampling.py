@@ -50,10 +50,9 @@ def sample(
     Args:
         prompts, seeds: as many of one as of the other; an image depends on its own pair. Strings and whole numbers, in
             a list, a tuple, an array, a Series or a range.
-        plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
+        plan: at most as many steps, runs of the model, as the backbone was trained with (1000; LCM: 50).
         guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
-        solver: ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms (lcm for LCM); the backbone's
-            own by default. A step of the plan is one run of the model: heun, pndm and plms take several for some steps.
+        solver: of `models.schedulers.GENERAL` (ddim, dpm, ...; lcm for LCM); the backbone's own by default.
         size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
@@ -247,8 +246,7 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     if i in ahead:
         return ahead.pop(i)
     guided = state.plan.steps[i].guided
-    x = torch.cat([state.latents] * 2) if guided else state.latents
-    x = state.solver.scale(x, i)
+    x = state.solver.scale(torch.cat([state.latents] * 2) if guided else state.latents, i)
     copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
     text, conditions = _conditions(backbone, state, i, state.grid)
@@ -306,8 +304,7 @@ def advance(
     added = state.noise(f"solver-{i}", state.grid) if solver.draws_at(i) else None
     state.latents, clean = solver.step(output, i, before, added)
     switches = i + 1 in plan.switches
-    if on_x0 or switches:
-        x0 = solver.x0(output, before, i) if clean is None else clean
+    x0 = solver.x0(output, before, i) if clean is None and (on_x0 or switches) else clean
     if on_x0:
         on_x0(x0)
     if switches:

@@ -7,6 +7,7 @@ import sys
 import threading
 import zlib
 from dataclasses import replace
+from itertools import count
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -25,7 +26,7 @@ from pipelines.training import mini
 from postdiff import sampling, solvers, state
 from postdiff.models import loading
 from postdiff.models.checkpoints import MINI
-from postdiff.models.evaluations import inference_steps
+from postdiff.models.evaluations import goes_with, inference_steps
 from postdiff.models.families import adapt
 from postdiff.models.schedulers import SCHEDULERS, SDE
 from postdiff.models.spec import settle
@@ -174,6 +175,11 @@ def diffusers_solver(name, config):
     return getattr(diffusers, SCHEDULERS[name]).from_config(solvers.make_scheduler(name, config).config)
 
 
+def fitting(solver, make, steps=4):
+    """The plan `make(n)` of the least n, `steps` or more, that goes with the runs of the model that a solver makes."""
+    return next(plan for plan in map(make, count(steps)) if goes_with(solver, plan))
+
+
 def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
     """What the untouched diffusers pipeline makes of the same prompts and noise, in so many runs of the denoiser."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
@@ -196,7 +202,12 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
             options["callback_on_step_end"] = lambda pipe, i, t, tensors: next_streams(i) or tensors
     guidance = backbone.spec.guidance if guidance is None else guidance
     images = pipe(
-        PROMPTS[:n], num_inference_steps=inference_steps(solver, steps), guidance_scale=guidance, latents=noise, output_type="np", **options
+        PROMPTS[:n],
+        num_inference_steps=inference_steps(solver, steps),
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="np",
+        **options,
     ).images
     pipe.scheduler = before
     return (images * 255).round().astype(np.uint8)

@@ -37,7 +37,8 @@ class Runs:
 
     def __str__(self) -> str:
         times = f"{self.each} * T" if self.each > 1 else "T"
-        return f"{times} {'+' if self.more > 0 else '-'} {abs(self.more)} times for T steps of its own, T from {self.fewest}"
+        more = f"{'+' if self.more > 0 else '-'} {abs(self.more)}"
+        return f"{times} {more} times for T steps of its own, T from {self.fewest}"
 
 
 ONCE = Runs()

@@ -78,7 +78,7 @@ NO_SAMPLE_PREDICTION = ("euler", "euler_a", "pndm", "plms")
 NO_ZERO_SNR = ("deis", "heun", "pndm", "plms")
 # Why another scheduler is not offered, where one may expect it.
 REASONS = {
-    "DPMSolverSDEScheduler": "its noise is a Brownian tree of torchsde, grown while it steps; dpm_sde is of the same SDE"
+    "DPMSolverSDEScheduler": "its noise is a Brownian tree of torchsde, grown while it steps; dpm_sde has the same SDE"
 }
 
 # Others of diffusers whose noise schedule is one of betas too, so that a solver here can take it over.
@@ -215,8 +215,8 @@ def pinned(solver: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make a scheduler of `config` the solver of that name."""
     values = dict(PINNED[solver])
     if solver in ("ddim", "pndm", "plms") and config.get("timestep_spacing") == "linspace":
-        # diffusers' DDIM and PNDM always land 1000/T below t: with linspace that is not the next timestep, and the denoiser
-        # would be told less noise than there is.
+        # diffusers' DDIM and PNDM always land 1000/T below t: with linspace that is not the next timestep, and the
+        # denoiser would be told less noise than there is.
         values["timestep_spacing"] = "trailing"
     return values
 
