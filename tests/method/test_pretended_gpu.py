@@ -47,7 +47,7 @@ def plans(family, solver=""):
     made["duca entropy"] = methods.duca(STEPS)
     if family == "pixart":
         windows = ScheduledModules(tuple((f"transformer_blocks.{i}.attn1", "Sw.x") for i in (0, 1)))
-        made["windows"] = made["dense"].plus(windows)
+        made["windows"] = methods.dense(STEPS).plus(windows)
     return made
 
 
