@@ -130,7 +130,7 @@ def last_level(solver, scheduler):
 
 
 @pytest.mark.parametrize("solver", GENERAL)
-@pytest.mark.parametrize("s", [0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("s", [0.0, 0.05, 0.1, 0.3, 0.4, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("beta", [0.5, 0.75])
 def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     torch.manual_seed(0)
