@@ -140,7 +140,7 @@ def test_an_oracle_ends_at_x0_through_the_switch(backbone, solver, s, beta):
     oracle.low = low
     pipe = SimpleNamespace(
         unet=oracle,
-        device=torch.device("cpu"),
+        _execution_device=torch.device("cpu"),
         dtype=torch.float32,
         scheduler=SimpleNamespace(config=config),
     )
