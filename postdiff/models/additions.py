@@ -179,8 +179,9 @@ def check_lora(file: str) -> None:
     keys = list(header(file))
     if other := next((key for key in keys if re.search("hada_|lokr_|oft_|dora_scale|lora_mid", key)), None):
         raise ValueError(f"{file} must hold a LoRA, got a tensor of another kind of adapter: {printable(other)}")
-    if not keys or (other := next((key for key in keys if "lora" not in key), None)):
-        raise ValueError(f"{file} must hold a LoRA, got {printable(other) if keys else 'no tensors'}")
+    other = next((key for key in keys if "lora" not in key), None)
+    if not keys or other:
+        raise ValueError(f"{file} must hold a LoRA, got {printable(other) if other else 'no tensors'}")
 
 
 def elements(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

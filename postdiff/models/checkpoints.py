@@ -27,7 +27,7 @@ from postdiff.models.configs import (
     text_tokens,
 )
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.models.hub import HUB
+from postdiff.models.hub import HUB, UNNAMED
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
 from postdiff.models.spec import Spec, spec_of
 
@@ -98,6 +98,8 @@ def _resolve(where: str) -> Spec:
         return folder_spec(where, Path(where))
     if hub := additions.REPOSITORY.fullmatch(where):
         return replace(folder_spec(where, fetch_configs(*hub.groups())), source=hub[1], revision=hub[2])
+    if where in UNNAMED:
+        raise ValueError(f"{where} ({UNNAMED[where].source}) is not run by name: {UNNAMED[where].why}")
     raise ValueError(
         f"unknown model {where!r}: expected one of {', '.join(NAMES)}, a folder, ORG/REPOSITORY@COMMIT "
         f"(40 hex digits), or {FUNCTION}MODULE:FUNCTION{arguments.meant(where, NAMES)}"
@@ -118,7 +120,7 @@ def is_of_hub(where: str) -> bool:
 def check_weights(where: str, weights: str) -> None:
     """Raise ValueError if what a text names is not what it was where a run was planned (`fingerprint`): for what files
     beside a model hold, which may be others on another machine. A function's pipeline is checked by its name."""
-    model, beside = additions.split(where)
+    beside = additions.split(where)[1]
     if beside != additions.Additions() and (got := fingerprint(resolve(where))) != weights:
         raise ValueError(f"{where} must be the same on each machine: expected {weights}, got {got}")
 

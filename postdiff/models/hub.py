@@ -1,6 +1,12 @@
-"""The checkpoints of the hub that have a short name: where they are, at which commit, and how they are run."""
+"""The checkpoints of the hub that have a short name: where they are, at which commit, and how they are run.
+
+No commit is made up. Those of the rows after BK-SDM-Tiny are such as several public repositories pin or have in their
+cache of the hub; of what no commit could be had for, and of what no family here runs, `UNNAMED` says why.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from postdiff.models.families import FAMILIES
 from postdiff.models.spec import spec_of
@@ -27,6 +33,27 @@ SDXL_UNET = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
+}
+# SD2.1 at 768 px. SD-Turbo's config, saved from its commit b261bac, is this at 64 cells and without upcast_attention.
+SD21_UNET = {
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+# SDXL's U-Net with fewer transformer blocks, none of them in the middle, as ComfyUI's table of models has them
+# (model_detection.py: SSD_1B, Segmind_Vega); from the innermost level outwards in reverse_transformer_layers_per_block.
+_THIN_SDXL = {**SDXL_UNET, "mid_block_type": "UNetMidBlock2D"}
+SSD_1B_UNET = {
+    **_THIN_SDXL,
+    "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+}
+VEGA_UNET = {
+    **_THIN_SDXL,
+    "transformer_layers_per_block": (1, (1, 1), (2, 2)),
+    "reverse_transformer_layers_per_block": ((2, 2, 2), (1, 1, 1), 1),
 }
 PIXART = {
     "sample_size": 128,
@@ -66,6 +93,56 @@ HUB = {
         spec_of("bk-sdm-tiny",
                 "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
                 "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
+        spec_of("sd21",
+                "stabilityai/stable-diffusion-2-1", "5cae40e6a2745ae2b01ad92ae5043f95f23644d6", "sd", 768, SD21_UNET),
+        spec_of("sd21-base",
+                "stabilityai/stable-diffusion-2-1-base", "5ede9e4bf3e3fd1cb0ef2f7a3fff13ee514fdf06",
+                "sd", 512, {**SD21_UNET, "sample_size": 64, "upcast_attention": False}),
+        spec_of("ssd-1b", "segmind/SSD-1B", "60987f37e94cd59c36b1cba832b9f97b57395a10", "sdxl", 1024, SSD_1B_UNET),
+        spec_of("vega", "segmind/Segmind-Vega", "7714c4363e5856ff974a4f4b068e8691f26d0b40", "sdxl", 1024, VEGA_UNET),
+        spec_of("pixart-512",
+                "PixArt-alpha/PixArt-XL-2-512x512", "50f702106901db6d0f8b67eb88e814c56ded2692",
+                "pixart", 512, {**PIXART, "sample_size": 64}),
     )
 }
 # fmt: on
+# Of these the paper says PostDiff's settings. Of the others nobody does: theirs are their family's, to be calibrated.
+PAPERS = ("sd15", "sd15-original", "lcm", "sdxl", "sdxl-fp16-vae", "pixart", "bk-sdm-tiny")
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A checkpoint of the hub that no name runs. source: repository, with the commit where one is known."""
+
+    source: str
+    why: str
+
+
+_FEW_STEPS = "it was distilled to few steps without guidance, and every step of {} is guided here"
+_LORA = f"it is a LoRA; {_FEW_STEPS}"
+UNNAMED = {
+    "pixart-256": Unnamed(
+        "PixArt-alpha/PixArt-XL-2-256x256",
+        "no commit of it could be had here: give PixArt-alpha/PixArt-XL-2-256x256@COMMIT",
+    ),
+    "sd-turbo": Unnamed("stabilityai/sd-turbo@b261bac6fd2cf515557d5d0707481eafa0485ec2", _FEW_STEPS.format("SD2.1")),
+    "sdxl-turbo": Unnamed("stabilityai/sdxl-turbo@71153311d3dbb46851df1931d3ca6e939de83304", _FEW_STEPS.format("SDXL")),
+    "sdxl-lightning": Unnamed(
+        "ByteDance/SDXL-Lightning@c9a24f48e1c025556787b0c58dd67a091ece2e44", _LORA.format("SDXL")
+    ),
+    "hyper-sd": Unnamed("ByteDance/Hyper-SD@bc08d970a87c74c71209491d64e3525845698863", _LORA.format("SD and SDXL")),
+    "lcm-lora": Unnamed(
+        "latent-consistency/lcm-lora-sdv1-5@cf2fced511dbe7e26c8d1d397e728fbab875db4b", _LORA.format("SD")
+    ),
+    "lcm-sdxl": Unnamed(
+        "latent-consistency/lcm-sdxl", "it is a U-Net alone, that is told w; SDXL's family here tells it none"
+    ),
+    "sdxl-refiner": Unnamed(
+        "stabilityai/stable-diffusion-xl-refiner-1.0@5d4cfe854c9a9a87939ff3653551c2b3c99a4356",
+        "it starts from an image, and is told an aesthetic score: its pipeline is StableDiffusionXLImg2ImgPipeline",
+    ),
+    "kolors": Unnamed(
+        "Kwai-Kolors/Kolors-diffusers@7e091c75199e910a26cd1b51ed52c28de5db3711",
+        "its text encoder is ChatGLM, which no family here has: its pipeline is KolorsPipeline",
+    ),
+}

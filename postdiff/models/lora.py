@@ -1,7 +1,7 @@
 """LoRAs: added to the weights of a pipeline, once it is loaded.
 
-An adapter of two matrices a layer, B [out, r] and A [r, in] (Hu et al., 2021), becomes W + scale * alpha / r * B A. So it
-costs nothing, what a plan is said to cost is what runs, and no mechanism meets layers of another kind. Neither peft nor
+Two matrices a layer, B [out, r] and A [r, in] (Hu et al., 2021), become W + scale * alpha / r * B A. So a LoRA costs
+nothing, what a plan is said to cost is what runs, and no mechanism meets layers of another kind. Neither peft nor
 the versions that it asks for are needed; its bits are those of diffusers' `fuse_lora`.
 """
 

@@ -17,7 +17,7 @@ from postdiff.models.spec import Spec
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # Of each text encoder the names of its tensors begin so, in SD1, in SD2 (OpenCLIP's), and in SDXL.
-WORDS = {
+WORDS: dict[int, dict[str, tuple[str, ...]]] = {
     1: {"text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.")},
     2: {
         "text_encoder": ("conditioner.embedders.0.transformer.",),
@@ -42,7 +42,7 @@ def single_spec(file: str, config: Spec) -> Spec:
     if not file.endswith(SUFFIX):
         raise ValueError(f"a single file must be {SUFFIX} (others hold code), got {file!r}")
     shapes, words = header(file), WORDS[len(rules.text_encoders)]
-    wanted = {"unet": (UNET,), "vae": (VAE,), **words}
+    wanted: dict[str, tuple[str, ...]] = {"unet": (UNET,), "vae": (VAE,), **words}
     if config.vae:
         del wanted["vae"]
     for part, prefixes in wanted.items():
@@ -110,6 +110,6 @@ def _check_whole(file: str, part: str, kind: str, folder: Path) -> None:
         if held not in (layers, layers + 1):
             raise ValueError(f"{part} in {file} must have the {layers} layers that its config tells, got {held}")
         return
-    held, told = elements(shapes, prefix), sum(tensor.numel() for tensor in model.state_dict().values())
-    if held != told:
-        raise ValueError(f"{part} in {file} must be as its config tells, of {told} numbers, got {held}")
+    held, expected = elements(shapes, prefix), sum(tensor.numel() for tensor in model.state_dict().values())
+    if held != expected:
+        raise ValueError(f"{part} in {file} must be as its config tells, of {expected} numbers, got {held}")
