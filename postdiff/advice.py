@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from postdiff import arguments, methods
+from postdiff.models.additions import split
 from postdiff.models.checkpoints import MINIS
 from postdiff.models.evaluations import goes_with
 from postdiff.models.families import FAMILIES
@@ -144,7 +145,7 @@ def within(spec: Spec, share: float, most: int) -> dict[str, Any]:
     Raises: ValueError if even two steps cost more, or fewer than the solver takes.
     """
     settings, usual = dict(spec.settings), spec.settings["steps"]
-    if spec.name not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
+    if split(spec.name)[0] not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
         settings |= {"beta": 1.0, "s": 0.0}
 
     def prices(numbers: Sequence[int], *more: Plan) -> list[int]:

@@ -23,7 +23,10 @@ from postdiff.terminal import error_line, flush, one_line, warnings_as_lines
 
 MOST_STEPS = 1000  # the training schedules of all families
 WIDEST = 120  # columns of a help text
-BACKBONE = "a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT"
+BACKBONE = (
+    "a name (postdiff models), a folder, ORG/REPOSITORY@COMMIT, or FILE.safetensors+config=MODEL; then "
+    "+lora=FILE.safetensors:0.8, +vae=FOLDER, +variant=fp16"
+)
 METHOD = "a name (postdiff methods), or a plan's JSON file"
 MESSAGES = {  # argparse's error messages: ours, which say what was expected and what was given
     r"^argument (\S+): (?=must )": r"\1 ",

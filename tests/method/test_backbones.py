@@ -20,10 +20,11 @@ from huggingface_hub.utils import logging
 import postdiff
 from postdiff import methods
 from postdiff.cli import main
-from postdiff.models import checkpoints, families, schedulers
+from postdiff.models import additions, checkpoints, families, loading, schedulers
 from postdiff.models.checkpoints import HUB, MINI, MINIS, resolve
 from postdiff.models.configs import ASKS_FOR, BUILT_FROM, CHECKED, check_denoiser
 from postdiff.models.family import class_of
+from postdiff.models.hub import UNNAMED
 
 UNET, VAE, PLAN = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
 TRANSFORMER = "transformer/config.json"
@@ -84,6 +85,33 @@ def test_every_backbone_passes_its_own_rule():
         specs = [resolve(name) for name in (*MINIS, *HUB)]
     assert {spec.train_steps for spec in specs} == {1000}
     assert resolve("mini-sd").scheduler["_class_name"] == "DPMSolverMultistepScheduler"
+
+
+def test_rows_of_smaller_sdxl_are_as_large_as_their_files():
+    """Single files in float16, of the published sizes, hold the U-Net beside the same text encoders and autoencoder."""
+    rest = {}
+    for name, size in (("sdxl", 6_938_040_682), ("ssd-1b", 4_465_671_506), ("vega", 3_293_395_670)):
+        numbers = sum(parameter.numel() for parameter in loading.outline(HUB[name]).parameters())
+        rest[name] = size - 2 * numbers
+    assert max(rest.values()) - min(rest.values()) < 1e6, rest  # headers differ: 0.01 % of a U-Net
+
+
+def test_sd21_is_as_large_as_it_is_told_to_be():
+    for name in ("sd21", "sd21-base"):
+        numbers = sum(parameter.numel() for parameter in loading.outline(HUB[name]).parameters())
+        assert numbers == 865_910_724  # as its users count it
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_no_name_runs_says_why(name):
+    one = UNNAMED[name]
+    with pytest.raises(ValueError, match=r"is not run by name: ") as refused:
+        resolve(name)
+    assert one.why in str(refused.value)
+    repository, _, commit = one.source.partition("@")
+    assert repository.count("/") == 1
+    assert not commit or additions.REPOSITORY.fullmatch(one.source)
+    assert name not in checkpoints.NAMES
 
 
 IP_ADAPTER = {UNET: {"encoder_hid_dim_type": "ip_image_proj"}}
@@ -365,13 +393,13 @@ def test_what_a_folder_says_of_its_run_is_checked(tmp_path, says, message):
         resolve(folder)
 
 
-def test_one_file_of_weights_is_told_how_it_is_converted(tmp_path, capsys):
+def test_one_file_of_weights_is_told_how_it_is_read(tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     with pytest.raises(SystemExit):
         main(["cost", str(file), "dense"])
     told = capsys.readouterr().err
-    assert re.search(r"got the file .*model.safetensors.*from_single_file\(.*save_pretrained", told)
+    assert re.search(r"FILE.safetensors\+config=MODEL .*got the file .*model.safetensors", told)
     with pytest.raises(ValueError, match="a model must be a name or a path, got NoneType"):
         resolve(None)
 

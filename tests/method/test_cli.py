@@ -15,6 +15,7 @@ import postdiff
 from postdiff.cli import main
 from postdiff.models import checkpoints, loading
 from postdiff.models.families import FAMILIES
+from postdiff.models.hub import UNNAMED
 from postdiff.picture import draw_plan
 from postdiff.settings import SEARCHES
 
@@ -89,7 +90,10 @@ def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
 
 def test_models_and_methods_are_listed(capsys):
     models = run(capsys, "models")
-    assert [line.split()[0] for line in models.splitlines()] == list(checkpoints.NAMES)
+    listed, others = models.split("not run by name:\n")
+    rows = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert sorted(rows) == sorted(checkpoints.NAMES)
+    assert [line.split(":")[0].strip() for line in others.splitlines()] == list(UNNAMED)
     methods = [line.split()[0] for line in run(capsys, "methods").splitlines() if line[:1].islower()]
     assert methods == [*postdiff.methods.METHODS, *SEARCHES]
 
