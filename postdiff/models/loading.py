@@ -21,6 +21,7 @@ from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
 from postdiff.models.schedulers import check_noise_schedule
 from postdiff.models.spec import Spec
+from postdiff.offloading import offloaded
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where it computes: with offloading that is not where its weights lie."""
         # The pipeline's own looks through all modules: 1.5 ms.
-        return self.pipe.device if self._weight is None else self._weight.device
+        here = self._weight is not None and not offloaded(self.denoiser)
+        return self._weight.device if here else self.pipe._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,8 +133,16 @@ def float32_vae(spec: Spec, vae: Any) -> Any:
     """A copy of `vae` in float32 if it is of float16 and would overflow so (SDXL's own asks for it), else None.
 
     The pipelines cast theirs before each batch and back after it; one copy is cast once.
+    Raises: ValueError if it is offloaded: its copy would stay where it is.
     """
-    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32) if overflows(spec, vae) else None
+    if not overflows(spec, vae):
+        return None
+    if offloaded(vae):
+        raise ValueError(
+            f"the autoencoder of {spec.name} overflows in float16 and is offloaded: expected it in float32 or bfloat16 "
+            "(`postdiff.accelerate` casts it as the pipeline does)"
+        )
+    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
 
 
 def overflows(spec: Spec, vae: Any) -> bool:

@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import torch
 from conftest import PROMPTS, SEEDS
+from pretend_cuda import PretendCuda, to_gpu
 from test_own_loop import SIZE, STEPS, authors_deepcache, call, our_latents, small_pipeline, without_zeros
 
 import postdiff
@@ -59,24 +60,23 @@ def grouped(**settings):
 
 @dataclass(frozen=True)
 class Row:
-    """apply: makes a pipeline so. sample: whether `sample` takes it. changes: whether it changes the latents.
-    compiled: the authors' package is not what it is held against, but the pipeline as it is without."""
+    """apply: makes a pipeline so. changes: whether it changes the latents. compiled: the authors' package is not what
+    it is held against, but the pipeline as it is without."""
 
     apply: Callable[..., object]
-    sample: bool = True
     changes: bool = False
     compiled: bool = False
 
 
 ROWS = {
     "bf16": Row(lambda pipe: pipe.to(torch.bfloat16), changes=True),
-    "model offload": Row(lambda pipe: accelerate.cpu_offload_with_hook(pipe.unet, CPU), sample=False),
-    "sequential offload": Row(lambda pipe: accelerate.cpu_offload(pipe.unet, CPU, offload_buffers=True), sample=False),
+    "model offload": Row(lambda pipe: accelerate.cpu_offload_with_hook(pipe.unet, CPU)),
+    "sequential offload": Row(lambda pipe: accelerate.cpu_offload(pipe.unet, CPU, offload_buffers=True)),
     "layerwise casting": Row(
         lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32), changes=True
     ),
-    "group offload, by leaves": Row(grouped(offload_type="leaf_level"), sample=False),
-    "group offload, a block a group": Row(grouped(offload_type="block_level", num_blocks_per_group=1), sample=False),
+    "group offload, by leaves": Row(grouped(offload_type="leaf_level")),
+    "group offload, a block a group": Row(grouped(offload_type="block_level", num_blocks_per_group=1)),
     "int8 (torch's dynamic)": Row(eight_bits, changes=True),
     "torch.compile in place": Row(lambda pipe: pipe.unet.compile(backend="eager"), compiled=True),
     "compile_repeated_blocks": Row(lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"), compiled=True),
@@ -161,7 +161,7 @@ def test_attach_goes_with_it(model, row):
     assert same != ROWS[row].changes  # what has no effect shows nothing
 
 
-@each(row for row in ROWS if ROWS[row].sample)
+@each(ROWS)
 def test_sample_goes_with_it(model, row):
     """The dense plan is the pipeline, and DeepCache is what it is in the pipeline's own loop."""
     backbone = changed(model, ROWS[row].apply)
@@ -172,16 +172,48 @@ def test_sample_goes_with_it(model, row):
     assert torch.equal(our_latents(backbone, methods.deepcache(STEPS), prompts(row)), saved)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not ROWS[row].sample])
-def test_sample_refuses_what_is_offloaded(small, row):
-    with pytest.raises(ValueError, match="the pipeline is offloaded: expected all of it on one device"):
-        postdiff.sample(changed(small, ROWS[row].apply), PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))
+class Moved(accelerate.hooks.ModelHook):
+    """Moves a model to the pretended GPU when it runs."""
+
+    execution_device = torch.device("cuda:0")
+
+    def pre_forward(self, module, *args, **kwargs):
+        if next(module.parameters()).device != self.execution_device:
+            to_gpu(module)
+        return args, kwargs
+
+
+def test_what_is_offloaded_is_fed_where_it_computes(small):
+    """Noise, timesteps and embeddings are made on the GPU whose weights are elsewhere: a mix of devices raises."""
+    expected = postdiff.sample(small, PROMPTS[:2], SEEDS[:2], methods.postdiff(STEPS))
+    backbone = changed(small, lambda pipe: None)
+    parts = (backbone.pipe.text_encoder, backbone.pipe.unet, backbone.pipe.vae)
+    for part in parts:
+        accelerate.hooks.add_hook_to_module(part, Moved())
+    assert backbone.device == Moved.execution_device
+    with PretendCuda() as gpu, torch.no_grad():
+        got = postdiff.sample(backbone, PROMPTS[:2], SEEDS[:2], methods.postdiff(STEPS))
+    assert any(event.kind == "to device" for event in gpu.events)
+    assert (got == expected).all()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "offload" in row])
+def test_accelerate_goes_with_offloading(small, row):
+    pipe, told = changed(small, ROWS[row].apply).pipe, {"height": 64, "width": 64, "output_type": "np"}
+    drawn = {"prompt": PROMPTS[:2], "num_inference_steps": STEPS, **told}
+    before = pipe(generator=torch.Generator().manual_seed(1), **drawn).images
+    fast = postdiff.accelerate(pipe, methods.dense(STEPS))
+    assert (fast(generator=torch.Generator().manual_seed(1), **drawn).images == before).all()
+    assert postdiff.wrap(pipe).device == CPU
 
 
 def test_groups_that_load_each_other_are_refused(small):
     backbone = changed(small, grouped(offload_type="block_level", num_blocks_per_group=2))
     with pytest.raises(ValueError, match=r"group offloading has modules load each other's weights.* and 2 blocks"):
         attach(backbone.pipe, methods.deepcache(STEPS))
+    for run in (postdiff.wrap, lambda pipe: postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))):
+        with pytest.raises(ValueError, match="group offloading has modules load each other's weights"):
+            run(backbone.pipe)
     plain = changed(small, lambda pipe: None)
     with attach(plain.pipe, methods.deepcache(STEPS)):
         grouped(offload_type="block_level", num_blocks_per_group=2)(plain.pipe)
@@ -287,9 +319,8 @@ NOT_TRIED = ("torchao", "bitsandbytes", "GGUF")  # quantised weights: none of th
 
 def rows():
     """The table, as the tests have it."""
-    for name, row in ROWS.items():
-        sample = "test_sample_goes_with_it" if row.sample else "test_sample_refuses_what_is_offloaded"
-        yield [name, "works", "works" if row.sample else "refused", f"`test_attach_goes_with_it`, `{sample}`"]
+    for name in ROWS:
+        yield [name, "works", "works", "`test_attach_goes_with_it`, `test_sample_goes_with_it`"]
     for name, test in REFUSED.items():
         yield [name, "refused", "refused", f"`{test}`"]
     for name in NOT_TRIED:
