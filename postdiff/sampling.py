@@ -16,7 +16,7 @@ from postdiff.decoding import Decoding
 from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
-from postdiff.models.configs import check_denoiser
+from postdiff.models.configs import check_denoiser, in_memory
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
@@ -130,7 +130,7 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
     check_groups(backbone.denoiser)
-    check_denoiser(FAMILIES[spec.family], backbone.denoiser.config, spec.name)  # an adapter may be loaded by hand
+    check_denoiser(FAMILIES[spec.family], in_memory(backbone.denoiser), spec.name)  # an adapter may be loaded by hand
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)

@@ -16,7 +16,7 @@ import torch
 
 from postdiff.arguments import as_dtype, printable
 from postdiff.models.checkpoints import is_function, resolve
-from postdiff.models.configs import check_denoiser, check_vae
+from postdiff.models.configs import check_denoiser, check_vae, in_memory
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
 from postdiff.models.schedulers import check_noise_schedule
@@ -49,8 +49,9 @@ class Backbone:
     def device(self) -> torch.device:
         """Where it computes: with offloading that is not where its weights lie."""
         # The pipeline's own looks through all modules: 1.5 ms.
-        here = self._weight is not None and not offloaded(self.denoiser)
-        return self._weight.device if here else self.pipe._execution_device
+        if self._weight is None or offloaded(self.denoiser):
+            return self.pipe._execution_device
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -275,7 +276,7 @@ def check(spec: Spec, pipe) -> None:
     rules = FAMILIES[spec.family]
     denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
     if denoiser is not None:
-        check_denoiser(rules, denoiser.config, spec.name)
+        check_denoiser(rules, in_memory(denoiser), spec.name)
         expected = outline(spec).config
         pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
     if vae is not None:

@@ -14,6 +14,7 @@ import torch
 
 from postdiff.arguments import DTYPES, shown
 from postdiff.models.checkpoints import spec_from
+from postdiff.models.configs import in_memory
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Family, Size, class_of
 from postdiff.models.loading import Backbone, check, float32_vae
@@ -63,7 +64,7 @@ def backbone_of(
     _check_parts(pipe, rules, name)
     check_in_place(pipe, name)
     parts = (rules.denoiser, "vae", *(part for part in rules.text_encoders if getattr(pipe, part) is not None))
-    configs = {part: _config(getattr(pipe, part)) for part in parts}
+    configs = {part: in_memory(getattr(pipe, part)) for part in parts}
     tokenizers = [getattr(pipe, part) for part in rules.tokenizers if getattr(pipe, part) is not None]
     kind = type(pipe.scheduler).__name__
     scheduler = {**pipe.scheduler.config, "_class_name": kind}
@@ -102,12 +103,6 @@ def _check_parts(pipe: Any, rules: Family, name: str) -> None:
         dtype = str(getattr(pipe, part).dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise ValueError(f"{part} of {name} must hold its weights in one of {', '.join(DTYPES)}, got {dtype}")
-
-
-def _config(module: torch.nn.Module) -> dict[str, Any]:
-    """A model's config as a dict, of diffusers or of transformers."""
-    config = module.config
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def check_in_place(pipe: Any, name: str) -> None:

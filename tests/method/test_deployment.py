@@ -21,6 +21,7 @@ from postdiff.mechanisms import DeepCache, EncoderPropagation, KeyDownsampling, 
 from postdiff.models.anatomy import anatomy
 
 CPU = torch.device("cpu")
+QUANTISED = 'pip install "postdiff[quantised]"'
 DOCS = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 
 
@@ -48,6 +49,46 @@ def new_word(pipe):
 
 def eight_bits(pipe):
     pipe.unet = torch.ao.quantization.quantize_dynamic(pipe.unet, {torch.nn.Linear})
+
+
+def replaced(pipe, make):
+    """The pipeline with other linear layers in its denoiser."""
+    for module in list(pipe.unet.modules()):
+        for name, layer in list(module.named_children()):
+            if type(layer) is torch.nn.Linear:
+                setattr(module, name, make(layer))
+    pipe.unet.register_to_config(quantization_config={"quant_method": "as diffusers notes it"})
+
+
+def torchao(pipe):
+    ao = pytest.importorskip("torchao.quantization", reason=QUANTISED)
+    ao.quantize_(pipe.unet, ao.Int8WeightOnlyConfig())
+
+
+def bitsandbytes(pipe):
+    bnb = pytest.importorskip("bitsandbytes", reason=QUANTISED)
+
+    def four_bits(layer):
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        made = bnb.nn.Linear4bit(*sizes, compute_dtype=layer.weight.dtype, quant_type="nf4")
+        made.load_state_dict(layer.state_dict())
+        return made.to("cpu")
+
+    replaced(pipe, four_bits)
+
+
+def gguf(pipe):
+    quants = pytest.importorskip("gguf", reason=QUANTISED)
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    def eight_bits_a_block(layer):
+        kind = quants.GGMLQuantizationType.Q8_0
+        blocks = torch.from_numpy(quants.quants.quantize(layer.weight.detach().numpy(), kind))
+        made = GGUFLinear(layer.in_features, layer.out_features, False, compute_dtype=layer.weight.dtype)
+        made.weight, made.bias = GGUFParameter(blocks, quant_type=kind), layer.bias
+        return made
+
+    replaced(pipe, eight_bits_a_block)
 
 
 def assigned(pipe):
@@ -78,6 +119,9 @@ ROWS = {
     "group offload, by leaves": Row(grouped(offload_type="leaf_level")),
     "group offload, a block a group": Row(grouped(offload_type="block_level", num_blocks_per_group=1)),
     "int8 (torch's dynamic)": Row(eight_bits, changes=True),
+    "torchao (int8 weights)": Row(torchao, changes=True),
+    "bitsandbytes (nf4 weights)": Row(bitsandbytes, changes=True),
+    "GGUF (Q8_0 weights)": Row(gguf, changes=True),
     "torch.compile in place": Row(lambda pipe: pipe.unet.compile(backend="eager"), compiled=True),
     "compile_repeated_blocks": Row(lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"), compiled=True),
     "a compiled module assigned": Row(assigned, compiled=True),
@@ -170,6 +214,8 @@ def test_sample_goes_with_it(model, row):
         saved = call(backbone.pipe, **told)
     assert torch.equal(our_latents(backbone, methods.dense(STEPS), prompts(row)), call(backbone.pipe, **told))
     assert torch.equal(our_latents(backbone, methods.deepcache(STEPS), prompts(row)), saved)
+    if row not in WHOLE:
+        assert postdiff.wrap(backbone.pipe).dtype == backbone.dtype
 
 
 class Moved(accelerate.hooks.ModelHook):
@@ -314,7 +360,6 @@ REFUSED = {  # rows that both refuse, with the tests that show it
         "test_freeu_does_not_go_with_what_it_would_scale_twice"
     ),
 }
-NOT_TRIED = ("torchao", "bitsandbytes", "GGUF")  # quantised weights: none of these is installed where this was built
 
 
 def rows():
@@ -323,8 +368,6 @@ def rows():
         yield [name, "works", "works", "`test_attach_goes_with_it`, `test_sample_goes_with_it`"]
     for name, test in REFUSED.items():
         yield [name, "refused", "refused", f"`{test}`"]
-    for name in NOT_TRIED:
-        yield [name, "not tried here", "not tried here", ""]
 
 
 def test_the_table_of_the_docs_is_what_is_tried_here():
