@@ -86,7 +86,10 @@ class Options:
     guidance: Annotated[
         float | None, flag("w of classifier-free guidance (default: the backbone's)", number(1, LARGEST_GUIDANCE))
     ] = None
-    solver: Annotated[str | None, flag("ddim, dpm, euler, unipc (default: the backbone's)")] = None
+    solver: Annotated[
+        str | None,
+        flag("ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms (default: the backbone's)"),
+    ] = None
     clip: Annotated[str, flag("CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")] = ""
     fid: Annotated[
         str,

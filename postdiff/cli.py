@@ -134,7 +134,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add(generate, "--seed", "N", _seed, "of the first image; the next has the next seed", 0)
     _add(generate, "--size", "N|HxW", _size, "of the images in pixels, or height and width [the backbone's own]")
     _add(generate, "--guidance", "W", _number, "w of classifier-free guidance [the backbone's own]")
-    _add(generate, "--solver", "SOLVER", str, "ddim, dpm, euler or unipc [the backbone's own]")
+    _add(
+        generate,
+        "--solver",
+        "SOLVER",
+        str,
+        "ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms [the backbone's own]",
+    )
     _add(generate, "--batch-size", "N", _whole(1), "images a forward pass, at most", 4)
     _add(generate, "--out", "FOLDER", _path, "where the PNGs go", Path())
     _add_settings(generate)

@@ -230,7 +230,7 @@ def spec_from(
     tokens = {"text_tokens": text_tokens(lengths, rules, encoders, source or name)} if lengths else {}
     return spec_of(
         name, source, None, family, side * factor, denoiser,
-        solver=solver_of(kind, rules.solvers) or rules.solver, vae_factor=factor,
+        solver=solver_of(kind, scheduler, rules.solvers) or rules.solver, vae_factor=factor,
         train_steps=train_steps(name, scheduler), scheduler=dict(scheduler), **tokens,
     )  # fmt: skip
 

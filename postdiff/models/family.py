@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from postdiff.models.configs import check_widths
-from postdiff.models.schedulers import ODE
+from postdiff.models.schedulers import GENERAL
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class Family:
     tokenizer: str
     text_width: tuple[str, str]
     most_tokens: int | None = None
-    solvers: tuple[str, ...] = ODE
+    solvers: tuple[str, ...] = GENERAL
     solver = "dpm"
     guidance: float = 7.5
     settings: Mapping[str, Any]

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from postdiff import arguments
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size
+from postdiff.models.schedulers import check_solver
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def settle(
         raise ValueError(f"guidance must be at most {arguments.LARGEST_GUIDANCE}, got {guidance:g}")
     offered = FAMILIES[spec.family].solvers
     solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
+    check_solver(spec.name, solver, spec.scheduler)
     settled = Sampling(guidance, solver, arguments.size(spec.size if size is None else size))
     spec.latents(settled.size)
     return settled

@@ -192,11 +192,13 @@ def test_costs_refuse_what_sampling_would_in_the_same_words(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "settings", "solver"),
     [
-        ("HeunDiscreteScheduler", {}, "dpm"),
-        ("PNDMScheduler", {}, "dpm"),
-        ("EulerAncestralDiscreteScheduler", {}, "dpm"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpm"),
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpm"),
+        ("KDPM2DiscreteScheduler", {}, "dpm"),
+        ("LMSDiscreteScheduler", {}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3, "euler_at_final": True}, "dpm_3m"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_lu_lambdas": True}, "dpm_sde"),
+        ("PNDMScheduler", {"timestep_spacing": "linspace", "skip_prk_steps": True}, "plms"),
+        ("DEISMultistepScheduler", {"solver_order": 3}, "deis"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "unipc"),
     ],
 )
@@ -213,6 +215,29 @@ def test_a_shipped_scheduler_is_never_replaced_without_a_word(tmp_path, capsys, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(folder)
+
+
+STOCK_PNDM = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}  # SD1.5's
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "solver"),
+    [
+        ("PNDMScheduler", STOCK_PNDM, "plms"),
+        ("PNDMScheduler", {}, "pndm"),
+        ("HeunDiscreteScheduler", {}, "heun"),
+        ("EulerAncestralDiscreteScheduler", {}, "euler_a"),
+        ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}, "deis"),
+        ("DPMSolverMultistepScheduler", {}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpm_3m"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpm_sde"),
+    ],
+)
+def test_a_shipped_scheduler_is_the_solver_of_its_settings(tmp_path, kind, settings, solver):
+    folder = model(tmp_path, "mini-sd", scheduler(kind, **settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve(folder).solver == solver
 
 
 @pytest.mark.parametrize(
@@ -240,15 +265,15 @@ def test_a_scheduler_set_by_hand_is_told(backbone):
     config, spec = backbone.pipe.scheduler.config, backbone.spec
     check = schedulers.check_scheduler
     make = {kind: getattr(diffusers, kind).from_config(config) for kind in (
-        "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler")}  # fmt: skip
+        "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler")}  # fmt: skip
     check(spec, backbone.pipe.scheduler)
     check(spec, make["DPMSolverMultistepScheduler"])
     with pytest.raises(ValueError, match=r"from DPMSolverMultistepScheduler to EulerDisc.*: pass solver='euler'"):
         check(spec, make["EulerDiscreteScheduler"])
     check(spec, make["EulerDiscreteScheduler"], "euler")
     check(spec, make["EulerDiscreteScheduler"], "dpm")  # asked for by name: its noise schedule alone is taken
-    with pytest.raises(ValueError, match="to HeunDiscreteScheduler: pass solver= one of ddim, dpm, euler, unipc"):
-        check(spec, make["HeunDiscreteScheduler"])
+    with pytest.raises(ValueError, match="to KDPM2DiscreteScheduler: pass solver= one of ddim, dpm, euler, unipc"):
+        check(spec, make["KDPM2DiscreteScheduler"])
     with pytest.raises(ValueError, match="changed to LCMScheduler, but mini-sd runs guided"):
         check(spec, make["LCMScheduler"], "dpm")
     sde = diffusers.DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")
@@ -324,7 +349,7 @@ def test_fifos_sockets_and_broken_links_are_refused_where_they_are(tmp_path, mon
         ({"guidance": 1e30}, r"got 1e\+30"),
         ({"guidance": "7"}, "got '7'"),
         ({"guidance": 10**400}, "guidance in"),
-        ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+        ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, .*, plms, got 'rk45'"),
         ({"solver": ["dpm"]}, r"solver in .* got \['dpm'\]"),
         ({"settings": []}, r"settings in .*postdiff.json must be an object, got \[\]"),
         ({"settings": {"s": "half"}}, "postdiff.json must say settings that postdiff takes"),

@@ -138,7 +138,7 @@ def test_a_folder_says_how_it_is_run(tmp_path):
     assert checkpoints.resolve(copied).guidance == 7.5  # the family's
     shipped = copied / "scheduler" / "scheduler_config.json"
     shipped.write_text(shipped.read_text().replace("DPMSolverMultistepScheduler", "PNDMScheduler"))
-    assert checkpoints.resolve(copied).solver == "dpm"
+    assert checkpoints.resolve(copied).solver == "pndm"
     (copied / "vae" / "config.json").unlink()
     with pytest.raises(ValueError, match="must hold the configs of unet and vae"):
         checkpoints.resolve(copied)
