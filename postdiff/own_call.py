@@ -12,11 +12,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from postdiff import arguments, methods
 from postdiff.advice import within
@@ -27,9 +25,10 @@ from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size, Text
 from postdiff.models.loading import Backbone, overflows
 from postdiff.models.wrapping import backbone_of, family_of
+from postdiff.noise import begin_drawn
 from postdiff.ownership import owned
 from postdiff.plan import Plan
-from postdiff.sampling import begin, denoise, grid_at, ready
+from postdiff.sampling import check_told, denoise, grid_at, ready
 from postdiff.solvers import SOLVERS
 from postdiff.state import State
 
@@ -137,44 +136,14 @@ def _encode(backbone: Backbone, call: Call) -> Text:
 
 def _start(backbone: Backbone, call: Call, text: Text) -> State:
     """The first latents, of the call's own generator or latents, and what is told to the denoiser."""
-    spec, values, plan, rules = backbone.spec, call.values, call.plan, FAMILIES[backbone.spec.family]
+    values, plan, rules = call.values, call.plan, FAMILIES[backbone.spec.family]
     conditions = rules.called_conditions(backbone.pipe, values, text, call.sampling.size, call.images)
-    if conditions is not None and plan.switches and plan.size_condition != "target":
-        raise ValueError(
-            f"sizes and crops cannot be told: {plan.name} tells its steps their own (size_condition current)"
-        )
-    channels = rules.latent_channels(backbone.denoiser.config)
-
-    def shape(i: int) -> tuple[int, ...]:
-        return call.images, channels, *grid_at(spec, call.sampling, plan.steps[i])
-
-    def noise(i: int) -> torch.Tensor:
-        return randn_tensor(shape(i), generator=values["generator"], device=backbone.device, dtype=backbone.dtype)
-
-    generators, latents = values["generator"], values["latents"]
-    if isinstance(generators, list) and len(generators) != call.images:
-        raise ValueError(f"generator must be one, or a list of one an image ({call.images}), got {len(generators)}")
-    first = noise(0) if latents is None else _given(latents, shape(0), backbone.dtype)
-    state = begin(backbone, text, _seeds(first), plan, call.sampling, noise=first, conditions=conditions)
-    state.rescale = call.rescale
-    if state.solver.draws:
-        for i in range(len(plan) - 1):
-            state.give(f"solver-{i}", noise(i))
-    return state
-
-
-def _given(latents: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    tensor = arguments.instance("latents", latents, torch.Tensor)
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        wanted, got = (f"{list(size)} in {kind}" for size, kind in ((shape, dtype), (tensor.shape, tensor.dtype)))
-        raise ValueError(f"latents must be of the plan's first step, {wanted}, got {got}")
-    return tensor
-
-
-def _seeds(noise: torch.Tensor) -> list[int]:
-    """A seed an image, of its initial noise: what a plan draws besides depends on nothing else."""
-    rows = noise.float().cpu().numpy()
-    return [int.from_bytes(sha256(row.tobytes()).digest()[:8], "little") for row in rows]
+    if conditions is not None:
+        check_told(plan)
+    latents = values["latents"]
+    return begin_drawn(
+        backbone, text, plan, call.sampling, call.details, call.images, values["generator"], latents, conditions
+    )
 
 
 class _Interrupted(Exception):
@@ -186,14 +155,14 @@ def _denoise(backbone: Backbone, state: State, call: Call, bar: Any) -> torch.Te
     pipe, plan, values = backbone.pipe, call.plan, call.values
     at_end, each = values.get("callback_on_step_end"), values.get("callback")
 
-    def on_step(done: int) -> None:
+    def on_step(done: int, _: torch.Tensor) -> None:
         i = done - 1
         timestep = state.timesteps[i]
         if at_end is not None:
             tensors = {"latents": state.latents} if _wants_latents(at_end, values) else {}
             latents = _returned(at_end(pipe, i, timestep, tensors), state.latents)
             # A consistency model's pipeline returns what its last step predicts, not what a callback made of it.
-            state.latents = state.latents if state.solver.draws and done == len(plan) else latents
+            state.latents = state.latents if state.solver.predicts_clean and done == len(plan) else latents
             if pipe._guidance_scale != values["guidance_scale"]:
                 raise ValueError("a callback must leave guidance as it is: its end is the plan's (cfg_drop, m)")
         bar.update()

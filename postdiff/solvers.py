@@ -4,6 +4,7 @@ A schedule (timesteps, noise levels, coefficients) is a few numbers that the hos
 waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -92,14 +93,16 @@ class GivenNoiseLCM(LCMScheduler):
 class Solver:
     """A solver at work on a schedule of so many steps: a multistep solver in sigma space (DPM-Solver++, UniPC).
 
-    draws: it adds noise at every step but the last. timesteps: [T], on the host. train_steps: of the noise schedule
-    that the model was trained with. prior_scale: what standard normal noise is multiplied by to be the first latents.
+    timesteps: [T], on the host. train_steps: of the noise schedule that the model was trained with. prior_scale: what
+    standard normal noise is multiplied by to be the first latents. predicts_clean: its pipeline returns the clean
+    latents that its last step predicts. schedule: what its `set_timesteps` is given; by default the number of steps.
     """
 
-    draws = False
+    predicts_clean = False
 
-    def __init__(self, scheduler: Any, steps: int):
+    def __init__(self, scheduler: Any, steps: int, schedule: Mapping[str, Any] | None = None):
         self.scheduler, self.steps = scheduler, steps
+        self.schedule = schedule or {"num_inference_steps": steps}
         self.restart()
         self.timesteps: torch.Tensor = scheduler.timesteps
         self.train_steps: int = scheduler.config.num_train_timesteps
@@ -112,7 +115,7 @@ class Solver:
         told: looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with
         Karras noise levels, beta noise levels from 32 steps on).
         """
-        self.scheduler.set_timesteps(self.steps, device="cpu")
+        self.scheduler.set_timesteps(**self.schedule, device="cpu")
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(at)
 
@@ -120,6 +123,10 @@ class Solver:
     def most_steps(config: Any) -> int:
         """Steps that a schedule has at most; config: the scheduler's."""
         return config.num_train_timesteps
+
+    def draws_at(self, i: int) -> bool:
+        """Is noise added at step `i`?"""
+        return False
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
@@ -140,7 +147,7 @@ class Solver:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
 
-        noise: what a solver that draws adds, [B, C, h, w]; None at its last step and for all others.
+        noise: what the solver adds, [B, C, h, w], where it draws at this step (`draws_at`), else None.
         """
         return self.scheduler.step(output, self.timesteps[i], x, return_dict=False)[0], None
 
@@ -153,7 +160,21 @@ class Euler(Solver):
 
 
 class DDIM(Solver):
-    """It looks its noise levels up by timestep."""
+    """It looks its noise levels up by timestep. eta: of the noise that it adds, from none (0) to DDPM's (1)."""
+
+    eta = 0.0
+
+    def draws_at(self, i: int) -> bool:
+        # The last step too: where set_alpha_to_one is off it does not end at clean latents.
+        return self.eta > 0
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if noise is None:
+            return super().step(output, i, x, None)
+        added = {"eta": self.eta, "variance_noise": noise.to(output.dtype)}
+        return self.scheduler.step(output, self.timesteps[i], x, **added, return_dict=False)[0], None
 
     def level(self, i: int) -> tuple[float, float]:
         variance = 1 - float(self.scheduler.alphas_cumprod[self.timesteps[i]])
@@ -163,7 +184,10 @@ class DDIM(Solver):
 class Consistency(DDIM):
     """LCM's: it predicts the clean latents itself."""
 
-    draws = True
+    predicts_clean = True
+
+    def draws_at(self, i: int) -> bool:
+        return i + 1 < self.steps
 
     @staticmethod
     def most_steps(config: Any) -> int:
@@ -186,15 +210,17 @@ def make_scheduler(name: str, config: dict) -> Any:
     return kind.from_config(config, **pinned(name, config))
 
 
-def make_solver(name: str, config: dict, steps: int, model: str = "the model") -> Solver:
-    """The solver `name` at the first of `steps` steps, on the noise schedule of `config`.
+def make_solver(
+    name: str, config: dict, steps: int, model: str = "the model", schedule: Mapping[str, Any] | None = None
+) -> Solver:
+    """The solver `name` at the first of `steps` steps, on the noise schedule of `config`. schedule: as `Solver` has it.
 
     Raises: ValueError if it has no schedule of so many steps of what `model` was trained with.
     """
     kind, scheduler = SOLVERS[name], make_scheduler(name, config)
     if steps > (most := kind.most_steps(scheduler.config)):
         raise ValueError(f"steps must be at most {most}, all that {model} was trained with, got {steps}")
-    solver = kind(scheduler, steps)
+    solver = kind(scheduler, steps, schedule)
     times = [int(t) for t in solver.timesteps]
     levels = solver.train_steps
     if len(times) != steps or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels

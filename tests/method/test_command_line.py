@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from postdiff import cli, commands, search
+from postdiff import cli, commands, limits, search
 from postdiff.methods import METHODS, settings_of
 from postdiff.models import checkpoints
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, flag, meaning
@@ -312,8 +312,8 @@ def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
     with pytest.raises(
         ValueError, match=r"--batch-size: a batch of 10000000 images of 64 px would need at least .* GiB"
     ):
-        commands._check_memory(spec, 1, 10**7, (64, 64))
-    commands._check_memory(spec, 256, 256, (64, 64))
+        limits.check_memory(spec, 1, 10**7, (64, 64))
+    limits.check_memory(spec, 256, 256, (64, 64))
 
 
 @pytest.mark.parametrize(

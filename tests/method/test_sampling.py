@@ -90,7 +90,7 @@ def test_the_model_is_untouched_afterwards(backbone, plan):
 
 
 def test_the_model_is_untouched_after_an_error_in_the_middle(backbone):
-    def fail(step):
+    def fail(step, latents):
         raise KeyboardInterrupt
 
     attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
@@ -168,7 +168,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     state = sampling.begin(backbone, text, SEEDS, plan, settle(backbone.spec))
     copies = []
 
-    def copy_in_the_middle(i):
+    def copy_in_the_middle(i, _):
         if i == 5:
             copies.append(state.copy())
 
