@@ -76,9 +76,7 @@ ARGUMENTS = {
     "denoising_end": Argument("a plan ends at clean latents", _NONE),
     "ip_adapter_image": Argument("image embeddings are not passed on", _NONE),
     "ip_adapter_image_embeds": Argument("image embeddings are not passed on", _NONE),
-    "cross_attention_kwargs": Argument(
-        "nothing is passed to attention processors; a LoRA's scale is set by `pipe.set_adapters`", (None, {})
-    ),
+    "cross_attention_kwargs": Argument("`scale` of a LoRA alone: nothing else is passed to attention processors"),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from postdiff import arguments, call_arguments
+from postdiff.adapters import called_scale
 from postdiff.details import Details
 from postdiff.models.families import FAMILIES, guided_by
 from postdiff.models.family import Family, Size
@@ -36,6 +37,7 @@ class Call:
     plan: Plan
     sampling: Sampling
     details: Details
+    adapter_scale: float | None
 
 
 def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
@@ -68,7 +70,7 @@ def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
     check_generator(values["generator"], images)
     if values["latents"] is not None:
         first_latents(backbone, values["latents"], images, plan, sampling)
-    return Call(values, images, size, plan, sampling, details)
+    return Call(values, images, size, plan, sampling, details, called_scale(pipe, name, values))
 
 
 def _size(backbone: Backbone, values: Mapping[str, Any]) -> Size:

@@ -61,28 +61,27 @@ class Details:
 
         Raises: ValueError if the solver cannot be given them, or they are not of so many steps.
         """
-        settings = dict(config)
+        settings, scheduler = dict(config), make_scheduler(name, dict(config))
         if self.original_inference_steps is not None:
-            if name != "lcm":
+            if "original_inference_steps" not in signature(scheduler.set_timesteps).parameters:
                 got = self.original_inference_steps
                 raise ValueError(f"original_inference_steps must be None for {name}, got {got}: it is LCM's")
             settings["original_inference_steps"] = self.original_inference_steps
-        if self.eta and name != "ddim":
+        if self.eta and "eta" not in signature(scheduler.step).parameters:
             raise ValueError(f"eta must be 0 for {name}, got {self.eta:g}: DDIM alone adds noise by it")
-        solver = make_solver(name, settings, steps, model, self._schedule(name, settings, steps))
-        if isinstance(solver, DDIM) and name == "ddim":
+        solver = make_solver(name, settings, steps, model, self._schedule(name, scheduler, steps))
+        if isinstance(solver, DDIM):
             solver.eta = self.eta
         times = solver.timesteps.tolist()
         if self.sigmas is not None and any(a <= b for a, b in pairwise(times)):
             raise ValueError(f"sigmas must be of falling timesteps of the model, got ones of timesteps {times}")
         return solver
 
-    def _schedule(self, name: str, config: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
+    def _schedule(self, name: str, scheduler: Any, steps: int) -> dict[str, Any] | None:
         """What the scheduler's `set_timesteps` is given in place of a number of steps."""
         chosen = {"timesteps": self.timesteps, "sigmas": self.sigmas}
         given = {key: values for key, values in chosen.items() if values is not None}
         for key, values in given.items():
-            scheduler = make_scheduler(name, dict(config))
             # UniPC's sigmas are of flow matching, which is not offered.
             if key not in signature(scheduler.set_timesteps).parameters or (key, name) == ("sigmas", "unipc"):
                 raise ValueError(f"{key} must be None: the scheduler of {name} ({type(scheduler).__name__}) takes none")

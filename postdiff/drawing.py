@@ -111,7 +111,8 @@ def sample(
             parts = [sampling.denoise(backbone, run.begin(start), run.watch(on_step, bar)) for start in run.starts]
         return torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
     drawn = batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, asked, **settings)
-    pixels = np.concatenate([images for images, _ in drawn])
+    arrays, _ = zip(*drawn, strict=True)
+    pixels = np.concatenate(arrays)
     if output == "uint8":
         return pixels
     from PIL import Image

@@ -10,13 +10,14 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from postdiff import arguments, methods
+from postdiff.adapters import scaled
 from postdiff.advice import within
 from postdiff.called import Call, read
 from postdiff.decoding import check_finite
@@ -130,7 +131,12 @@ def _encode(backbone: Backbone, call: Call) -> Text:
     pipe, rules = backbone.pipe, FAMILIES[backbone.spec.family]
     takes = inspect.signature(pipe.encode_prompt).parameters
     asked = {name: value for name, value in call.values.items() if name in takes}
-    with owned(pipe.text_encoder) if pipe.text_encoder is not None else nullcontext():
+    with ExitStack() as stack:
+        if pipe.text_encoder is not None:
+            stack.enter_context(owned(pipe.text_encoder))
+        for name in rules.text_encoders:
+            if getattr(pipe, name) is not None:
+                stack.enter_context(scaled(getattr(pipe, name), call.adapter_scale))
         return rules.encode(pipe, None, call.plan.needs_both_texts, backbone.spec.text_tokens, asked)
 
 
@@ -141,9 +147,11 @@ def _start(backbone: Backbone, call: Call, text: Text) -> State:
     if conditions is not None:
         check_told(plan)
     latents = values["latents"]
-    return begin_drawn(
+    state = begin_drawn(
         backbone, text, plan, call.sampling, call.details, call.images, values["generator"], latents, conditions
     )
+    state.adapter_scale = call.adapter_scale
+    return state
 
 
 class _Interrupted(Exception):

@@ -10,6 +10,7 @@ from typing import Unpack
 import torch
 
 from postdiff import arguments, resolution, solvers
+from postdiff.adapters import scaled
 from postdiff.details import Details
 from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
@@ -175,7 +176,9 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     text, conditions = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
     x, text, conditions = (repeat(rows, copies) for rows in (x, text, conditions))
-    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions).chunk(copies)
+    with scaled(backbone.denoiser, state.adapter_scale):
+        output = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions)
+    outputs = output.chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
 

@@ -181,7 +181,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     [
         ({"seeds": [1]}, "one seed a prompt"),
         ({"prompts": [], "seeds": []}, "at least one prompt"),
-        ({"guidance": 0.5}, "guidance must be 1 or more"),
+        ({"guidance": -0.5}, "guidance must be 0 or more"),
         ({"size": 63}, "multiple of 4"),
         ({"solver": "pndm"}, "solver must be one of"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 to 16384, got 0"),
