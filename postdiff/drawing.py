@@ -22,6 +22,7 @@ from postdiff.models.family import Size
 from postdiff.models.loading import Backbone
 from postdiff.models.spec import Sampling, SamplingSettings
 from postdiff.noise import Generators, begin_drawn, first_latents, padded, seeds_of
+from postdiff.offloading import rest
 from postdiff.plan import Plan
 from postdiff.state import State
 from postdiff.text import Embeddings, encode, encoded
@@ -109,6 +110,7 @@ def sample(
         run = _run(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, asked, **settings)
         with run.bar() as bar:
             parts = [sampling.denoise(backbone, run.begin(start), run.watch(on_step, bar)) for start in run.starts]
+        rest(backbone.pipe)
         return torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
     drawn = batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, asked, **settings)
     arrays, _ = zip(*drawn, strict=True)
@@ -148,6 +150,7 @@ def batches(
                 yield _fetch(*launched.popleft())
         while launched:
             yield _fetch(*launched.popleft())
+    rest(backbone.pipe)
 
 
 def _fetch(began: Moment, decoding: Decoding, count: int) -> tuple[np.ndarray, float]:

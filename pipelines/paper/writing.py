@@ -8,7 +8,7 @@ from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
 from pipelines.paper.datasets import DATASETS
 from pipelines.paper.exhibit import Exhibit
-from pipelines.report import document, latex, plots, tables
+from pipelines.report import document, latex, tables
 
 
 def write(
@@ -20,6 +20,8 @@ def write(
     configurations: figures.Configurations,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    from pipelines.report import plots  # with matplotlib, which a job that refuses does not need
+
     table = exhibit_text.table(exhibit, results)
     of = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]
