@@ -147,6 +147,16 @@ def test_embeddings_of_ones_own_need_no_prompts(kind, random_backbones):
     assert again.shape == (6, 64, 64, 3)
 
 
+def test_rows_of_ones_own_go_with_their_images():
+    rows, negative = torch.arange(3.0)[:, None, None], torch.arange(10.0, 12)[:, None, None]
+    made = postdiff.Embeddings({"text": rows}, {"text": negative})
+    assert made.batch(2, 4, True, copies=2)["text"].flatten().tolist() == [10, 10, 11, 11, 1, 1, 2, 2]
+    each = postdiff.Embeddings({"text": rows}, {"text": rows + 10}, each=True)
+    assert each.batch(4, 4, True, copies=2)["text"].flatten().tolist() == [12, 12, 12, 12, 2, 2, 2, 2]
+    with pytest.raises(ValueError, match="made for batches of 1, got ones for batches of 2"):
+        made.batch(0, 2, True, copies=2)
+
+
 def test_without_guidance_as_the_pipeline(kind, random_backbones):
     backbone = random_backbones(kind)
     if not FAMILIES[backbone.spec.family].guided:
