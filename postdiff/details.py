@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from postdiff import arguments
+from postdiff.models.evaluations import RUNS
 from postdiff.models.schedulers import SIGMAS
 from postdiff.plan import Plan
 from postdiff.solvers import DDIM, Solver, make_scheduler, make_solver
@@ -82,6 +83,8 @@ class Details:
         chosen = {"timesteps": self.timesteps, "sigmas": self.sigmas}
         given = {key: values for key, values in chosen.items() if values is not None}
         for key, values in given.items():
+            if name in RUNS:
+                raise ValueError(f"{key} must be None for {name}, which runs the model more often than it takes steps")
             # UniPC's sigmas are of flow matching, which is not offered.
             if key not in signature(scheduler.set_timesteps).parameters or (key, name) == ("sigmas", "unipc"):
                 raise ValueError(f"{key} must be None: the scheduler of {name} ({type(scheduler).__name__}) takes none")

@@ -67,10 +67,10 @@ def sample(
         prompts, seeds: a seed an image; an image depends on its own pair. Strings and whole numbers, in a list, a
             tuple, an array, a Series or a range. No prompts (None) where there are `embeddings`; no seeds where there
             are latents or a generator.
-        plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
+        plan: at most as many steps, runs of the model, as the backbone was trained with (1000; LCM: 50).
         guidance: w of classifier-free guidance; the backbone's own by default. 0 to 1 is none, as in diffusers: every
             step runs the conditional half alone, and costs what it does in a plan without guidance. (LCM: from 1.)
-        solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
+        solver: of `models.schedulers.GENERAL` (ddim, dpm, ...; lcm for LCM); the backbone's own by default.
         size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All images in one batch by default.

@@ -46,17 +46,17 @@ def begin_drawn(
     """
     channels = FAMILIES[backbone.spec.family].latent_channels(backbone.denoiser.config)
 
-    def drawn(i: int) -> torch.Tensor:
+    def drawn(i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         shape = images, channels, *grid_at(backbone.spec, sampling, plan.steps[i])
         given: Any = list(generator) if isinstance(generator, Sequence) else generator
-        rows = randn_tensor(shape, generator=given, device=backbone.device, dtype=backbone.dtype)
+        rows = randn_tensor(shape, generator=given, device=backbone.device, dtype=dtype or backbone.dtype)
         return padded(rows, batch or images)
 
     first = drawn(0) if latents is None else padded(latents, batch or images)
     state = begin(backbone, text, seeds_of(first), plan, sampling, details, noise=first, conditions=conditions)
     for i in range(len(plan)):
         if state.solver.draws_at(i):
-            state.give(f"solver-{i}", drawn(i))
+            state.give(f"solver-{i}", drawn(i, state.solver.noise_dtype))
     return state
 
 

@@ -114,7 +114,7 @@ class Accelerated:
         call = read(backbone, self.plan, self.__signature__.bind(*args, **kwargs))
         text = _encode(backbone, call)
         state = _start(backbone, call, text)
-        with _as_running(pipe, call), pipe.progress_bar(total=len(call.plan)) as bar:
+        with _as_running(pipe, call), pipe.progress_bar(total=call.values["num_inference_steps"]) as bar:
             latents = _denoise(backbone, state, call, bar)
         return _finish(backbone, call, latents, text)
 
@@ -174,9 +174,13 @@ def _denoise(backbone: Backbone, state: State, call: Call, bar: Any) -> torch.Te
             state.latents = state.latents if state.solver.predicts_clean and done == len(plan) else latents
             if pipe._guidance_scale != values["guidance_scale"]:
                 raise ValueError("a callback must leave guidance as it is: its end is the plan's (cfg_drop, m)")
-        bar.update()
-        if each is not None and i % values["callback_steps"] == 0:
-            each(i, timestep, state.latents)
+        # Of a solver that runs the denoiser more often than it takes steps, the pipelines' rule for what is a step.
+        order = state.solver.scheduler.order
+        first = len(plan) - values["num_inference_steps"] * order
+        if done == len(plan) or (done > first and done % order == 0):
+            bar.update()
+            if each is not None and i % values["callback_steps"] == 0:
+                each(i // order, timestep, state.latents)
         if getattr(pipe, "_interrupt", False):
             raise _Interrupted
 

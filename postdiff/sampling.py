@@ -16,6 +16,7 @@ from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser, in_memory
+from postdiff.models.evaluations import check_plan
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Conditions, Text
 from postdiff.models.loading import Backbone
@@ -42,6 +43,7 @@ def ready(
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
+    check_plan(sampling.solver, plan)
     (details or Details()).check(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
@@ -168,8 +170,7 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     if i in ahead:
         return ahead.pop(i)
     guided = state.plan.steps[i].guided
-    x = torch.cat([state.latents] * 2) if guided else state.latents
-    x = state.solver.scale(x, i)
+    x = state.solver.scale(torch.cat([state.latents] * 2) if guided else state.latents, i)
     copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
     text, conditions = _conditions(backbone, state, i, state.grid)
@@ -229,8 +230,7 @@ def advance(
     added = state.noise(f"solver-{i}", state.grid) if solver.draws_at(i) else None
     state.latents, clean = solver.step(output, i, before, added)
     switches = i + 1 in plan.switches
-    if on_x0 or switches:
-        x0 = solver.x0(output, before, i) if clean is None else clean
+    x0 = solver.x0(output, before, i) if clean is None and (on_x0 or switches) else clean
     if on_x0:
         on_x0(x0)
     if switches:

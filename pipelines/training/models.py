@@ -39,8 +39,9 @@ from pipelines.training.loop import (
 )
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
-from postdiff.models.checkpoints import TINY_SETTINGS, resolve, write_run
+from postdiff.models.checkpoints import resolve, write_run
 from postdiff.models.families import FAMILIES
+from postdiff.models.hub import TINY_SETTINGS
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "autoencoder": train_autoencoder,

@@ -138,7 +138,10 @@ IMPOSSIBLE = [
     ([*GENERATE, "--original-size", "64"], "original_size must be None: mini-sd is told no sizes"),
     ([*GENERATE, "--clip-skip", "1", "--backbone", "mini-pixart", "--k", "1"], "clip_skip must be None, got 1"),
     ([*GENERATE, "--guidance", "1e30"], "guidance must be at most 1000, got 1e+30"),
-    ([*GENERATE, "--solver", "rk45"], "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+    (
+        [*GENERATE, "--solver", "rk45"],
+        "solver must be one of ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms, got 'rk45'",
+    ),
     ([*GENERATE, "--out", "file"], "--out must be a folder that files can be written to, got 'file': File exists"),
     ([*GENERATE, "--out", "new/er/../../file/x"], "--out must be a folder that files can be written to, got "),
     ([*GENERATE, "--out", "/proc/nowhere"], "got '/proc/nowhere': No such file or directory"),
