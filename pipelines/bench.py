@@ -29,7 +29,7 @@ from pipelines.report import tables
 from pipelines.stages import embeddings, generation, latency
 from pipelines.stages.generation import Generation, Generator
 from pipelines.sweeps import grid
-from postdiff import methods, planfile, sampling
+from postdiff import drawing, methods, planfile
 from postdiff.models.checkpoints import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +104,7 @@ def compression(pairs: int, units: int = 4, images: int = 48, batch: int = 8, pa
         for side, threads in (("threads", "6"), ("in line", "1")):
             with (
                 tempfile.TemporaryDirectory() as folder,
-                patch.object(sampling, "batches", batches),
+                patch.object(drawing, "batches", batches),
                 patch.object(Generator, "_load"),
                 patch.object(embeddings, "read"),
                 patch.dict(os.environ, OMP_NUM_THREADS=threads),

@@ -16,12 +16,12 @@ from postdiff.plan import Plan, Step
 from postdiff.planfile import load_plan, save_plan
 
 if TYPE_CHECKING:
+    from postdiff.drawing import sample
     from postdiff.models.loading import Backbone, load
     from postdiff.models.wrapping import wrap
     from postdiff.own_call import accelerate
     from postdiff.own_loop import attach
     from postdiff.pricing import cost, costs
-    from postdiff.sampling import sample
     from postdiff.text import Embeddings, encode
 
 __all__ = [
@@ -52,7 +52,7 @@ _LATER = {  # name: its module
     "costs": "pricing",
     "encode": "text",
     "load": "models.loading",
-    "sample": "sampling",
+    "sample": "drawing",
     "wrap": "models.wrapping",
 }
 

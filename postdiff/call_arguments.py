@@ -68,18 +68,18 @@ ARGUMENTS = {
     ),
     "callback": Argument("called every `callback_steps` steps, as the pipeline counts them"),
     "callback_steps": Argument("how often `callback` is called"),
-    "timesteps": Argument("a plan runs the steps of its scheduler: set timestep_spacing in its config", _NONE),
-    "sigmas": Argument("a plan runs the noise levels of its scheduler: set use_karras_sigmas in its config", _NONE),
-    "original_inference_steps": Argument(
-        "a plan runs the steps of its scheduler: set original_inference_steps in its config", _NONE
+    "timesteps": Argument(
+        "falling, as many as the plan has steps, by DPM-Solver++, Euler and LCM; the scheduler of others takes none"
+    ),
+    "sigmas": Argument("falling, one more than the plan has steps, by Euler; the scheduler of others takes none"),
+    "original_inference_steps": Argument("of which LCM's steps are chosen"),
+    "eta": Argument(
+        "from 0 to 1 with DDIM, whose noise the generator draws, at the grid of its step; others would ignore it"
     ),
     "denoising_end": Argument("a plan ends at clean latents", _NONE),
-    "eta": Argument("DDIM adds no noise under a plan; ancestral Euler and SDE-DPM-Solver++ do", (0,)),
     "ip_adapter_image": Argument("image embeddings are not passed on", _NONE),
     "ip_adapter_image_embeds": Argument("image embeddings are not passed on", _NONE),
-    "cross_attention_kwargs": Argument(
-        "nothing is passed to attention processors; a LoRA's scale is set by `pipe.set_adapters`", (None, {})
-    ),
+    "cross_attention_kwargs": Argument("`scale` of a LoRA alone: nothing else is passed to attention processors"),
 }  # fmt: skip
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from postdiff import arguments, call_arguments
+from postdiff.adapters import called_scale
+from postdiff.details import Details
 from postdiff.models.evaluations import inference_steps
-from postdiff.models.families import FAMILIES, unguided
+from postdiff.models.families import FAMILIES, guided_by
 from postdiff.models.family import Family, Size
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import kept_solver
 from postdiff.models.spec import Sampling
 from postdiff.models.wrapping import check_in_place
+from postdiff.noise import check_generator, first_latents
 from postdiff.plan import Plan
 from postdiff.sampling import ready
 
@@ -34,7 +37,8 @@ class Call:
     size: Size
     plan: Plan
     sampling: Sampling
-    rescale: float
+    details: Details
+    adapter_scale: float | None
 
 
 def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
@@ -55,13 +59,16 @@ def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
     _check_by_pipeline(pipe, {**values, "height": drawn[0], "width": drawn[1]})
     _check_callback(values)
     guidance = arguments.number("guidance_scale", values["guidance_scale"], "[0, inf)")
-    if rules.guided and guidance <= 1:
-        plan, guidance = unguided(plan), 1.0
-    rescale = arguments.number("guidance_rescale", values.get("guidance_rescale", 0.0), "[0, 1]")
-    plan, sampling = ready(backbone, plan, guidance=guidance, solver=solver, size=drawn)
+    plan, guidance = guided_by(plan, backbone.spec.family, guidance)
+    details = Details(**{part.name: values[part.name] for part in fields(Details) if part.name in values})
+    plan, sampling = ready(backbone, plan, details, guidance=guidance, solver=solver, size=drawn)
     if not plan.needs_both_texts:
         _check_unguided(rules, plan, values, given)
-    return Call(values, _count(values), size, plan, sampling, rescale)
+    images = _count(values)
+    check_generator(values["generator"], images)
+    if values["latents"] is not None:
+        first_latents(backbone, values["latents"], images, plan, sampling)
+    return Call(values, images, size, plan, sampling, details, called_scale(pipe, name, values))
 
 
 def _own_steps(asked: Any, given: set[str], plan: Plan, solver: str) -> int:
@@ -104,7 +111,6 @@ def _check_unguided(rules: Family, plan: Plan, values: Mapping[str, Any], given:
     negative = [name for name in sorted(given) if name.startswith("negative_")]
     empty = [name for name in negative if isinstance(values[name], str | list | tuple) and not any(values[name])]
     asks = [name for name in negative if name not in empty]
-    asks += ["guidance_rescale"] * bool(values.get("guidance_rescale"))
     if rules.guided and "guidance_scale" in given and values["guidance_scale"] > 1:
         asks.append("guidance_scale")
     if asks:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from postdiff import commands
 from postdiff.arguments import meant
-from postdiff.settings import GROUPS, SEARCHES, SETTINGS, default, flag, kind, shown
+from postdiff.settings import CALLED, GROUPS, SEARCHES, SETTINGS, default, flag, kind, shown
 from postdiff.terminal import error_line, flush, one_line, warnings_as_lines
 
 MOST_STEPS = 1000  # the training schedules of all families
@@ -136,16 +136,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add(generate, "--n", "N", _whole(1), "images a prompt", 1)
     _add(generate, "--seed", "N", _seed, "of the first image; the next has the next seed", 0)
     _add(generate, "--size", "N|HxW", _size, "of the images in pixels, or height and width [the backbone's own]")
-    _add(generate, "--guidance", "W", _number, "w of classifier-free guidance [the backbone's own]")
-    _add(
-        generate,
-        "--solver",
-        "SOLVER",
-        str,
-        "ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms [the backbone's own]",
-    )
+    _add(generate, "--guidance", "W", _number, "w of classifier-free guidance, none up to 1 [the backbone's own]")
+    solvers = "ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms [the backbone's own]"
+    _add(generate, "--solver", "SOLVER", str, solvers)
     _add(generate, "--batch-size", "N", _whole(1), "images a forward pass, at most", 4)
     _add(generate, "--out", "FOLDER", _path, "where the PNGs go", Path())
+    called = generate.add_argument_group("what a pipeline's call takes too")
+    kinds = {"TEXT": _prompt, "X": _number, "N": _whole(0), "N|HxW": _size, "N,N,...": _numbers, "X,X,...": _reals}
+    for name, (metavar, text) in CALLED.items():
+        _add(called, flag(name), metavar, kinds[metavar], text)
     _add_settings(generate)
 
     summary = "MACs and FLOPs of a method on a backbone, without weights"
@@ -278,6 +277,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise argparse.ArgumentTypeError(f"must be whole numbers with commas between, got {_short(text)}")
     return tuple(int(part) for part in text.split(","))
+
+
+def _reals(text: str) -> tuple[float, ...]:
+    return tuple(map(_number, text.split(",")))
 
 
 def _one_of(choices: Iterable[str]) -> Callable[[str], str]:

@@ -7,10 +7,8 @@ Of this package only what needs neither torch nor diffusers is imported here: `-
 import argparse
 import inspect
 import json
-import os
 import sys
 import textwrap
-from collections.abc import Sequence
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -19,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import postdiff
 from postdiff import arguments
+from postdiff.limits import check_memory, warn_of_cut
 from postdiff.mechanisms import ScheduledModules
 from postdiff.methods import METHODS, settings_for, settings_of
 from postdiff.models.anatomy import word_of
 from postdiff.plan import Plan, strip
 from postdiff.planfile import load_plan, save_plan
-from postdiff.settings import SEARCHES, SETTINGS, check_taken, default, written
-from postdiff.terminal import doing, quiet_libraries, warn
+from postdiff.settings import CALLED, SEARCHES, SETTINGS, check_taken, default, written
+from postdiff.terminal import doing, quiet_libraries
 
 if TYPE_CHECKING:
     from postdiff.models.spec import Spec
@@ -40,29 +39,39 @@ def generate(args: argparse.Namespace) -> None:
 
     from postdiff import outputs
     from postdiff.models import checkpoints
+    from postdiff.models.families import guided_by
     from postdiff.models.spec import settle
 
     spec = checkpoints.resolve(args.backbone)
-    settled = settle(spec, args.guidance, args.solver, args.size)
+    w = spec.guidance if args.guidance is None else arguments.number("guidance", args.guidance, "[0, inf)")
+    plan, w = guided_by(plan, spec.family, w)
+    settled = settle(spec, w, args.solver, args.size)
     images = len(args.prompt) * args.n
     batches = ceil(images / args.batch_size)
     batch_size = arguments.batch_size(ceil(images / batches))
-    _check_memory(spec, images, batch_size, settled.size)
+    check_memory(spec, images, batch_size, settled.size)
     prompts = [prompt for prompt in args.prompt for _ in range(args.n)]
     seeds = [args.seed + i for i in range(images)]
     outputs.check_folder("--out", args.out, _image_name(plan, "", seeds[-1]))
     plan = _runnable(plan, spec)
+    asked = {name: getattr(args, name) for name in CALLED if getattr(args, name) is not None}
+    asked |= {name: arguments.size(asked[name]) for name in ("original_size", "target_size") if name in asked}
+    from postdiff.asked import asked_by, check  # torch
+
+    called = asked_by(**asked)
+    check(spec, plan, called, images)
+    called.details.check(settled.solver, spec.scheduler, plan, spec.name)
     _draw(plan, args.plan_picture)
     backbone = _load(args.backbone)
-    _warn_of_cut(args.prompt, backbone)
+    warn_of_cut([*args.prompt, *([args.negative] if args.negative else [])], backbone)
     with doing("generating"), tqdm(total=batches * len(plan), desc=plan.name, unit="step") as bar:
         arrays = postdiff.sample(
             backbone, prompts, seeds, plan,
             guidance=args.guidance, solver=args.solver, size=args.size,
-            batch_size=batch_size, on_step=lambda i: bar.update(),
+            batch_size=batch_size, on_step=lambda *_: bar.update(), **asked,
         )  # fmt: skip
     # Named by seed, plan, and what else makes the image another: prompts are data, and never part of a path.
-    identity = [checkpoints.fingerprint(spec), plan.id, *settled.settings.values()]
+    identity = [checkpoints.fingerprint(spec), plan.id, *settled.settings.values(), *([asked] if asked else [])]
     args.out.mkdir(parents=True, exist_ok=True)
     files = []
     for prompt, seed, image in zip(prompts, seeds, arrays, strict=True):
@@ -95,7 +104,7 @@ def search(args: argparse.Namespace) -> None:
     plan = _runnable(plan, spec)
     _draw(plan, args.plan_picture)
     backbone = _load(args.backbone)
-    _warn_of_cut(args.prompt, backbone)
+    warn_of_cut(args.prompt, backbone)
     seeds = [args.seed + i for i in range(len(args.prompt))]
     run = getattr(postdiff.search, args.search)
     with doing("searching"), tqdm(total=len(plan), desc=args.search, unit="step") as bar:
@@ -251,26 +260,6 @@ def _runnable(plan: Plan, spec: "Spec") -> Plan:
     return plan
 
 
-def _check_memory(spec: "Spec", images: int, batch: int, size: tuple[int, int]) -> None:
-    """Raise ValueError if a part of what must be held at once is more than this machine's memory: for what no machine
-    holds. A GPU's own limit is told when it is met."""
-    if not hasattr(os, "sysconf"):  # Windows
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    h, w = spec.latents(size)
-    pixels, channels = size[0] * size[1], spec.denoiser.get("block_out_channels", (320,))[0]
-    parts = {
-        "--size: 1 image": pixels * 32 * 4,  # one feature map of the decoder
-        f"--n: {images} images": 2 * images * pixels * 3,  # one by one, and as one array
-        # What a pass and its decoding hold at the least: mini-SD held 490 bytes where this counts 64.
-        f"--batch-size: a batch of {batch} images": batch * h * w * channels * 64,
-    }
-    for part, needed in parts.items():
-        if needed > memory:
-            need = f"{needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB"
-            raise ValueError(f"{part} of {arguments.shown_size(size)} px would need at least {need}")
-
-
 def _check_searchable(name: str, plan: Plan) -> None:
     """Raise ValueError if `plan` does not go with the schedules that a search adds: told now, not when it ends."""
     if name == "ca_tome":
@@ -309,12 +298,3 @@ def _load(name: str) -> "postdiff.Backbone":
             return postdiff.load(name)
     finally:
         late.cancel()
-
-
-def _warn_of_cut(prompts: Sequence[str], backbone: "postdiff.Backbone") -> None:
-    """Models read a fixed number of tokens; the libraries' own words for it hold the whole prompt."""
-    reads = backbone.spec.text_tokens
-    for i, tokens in enumerate(backbone.pipe.tokenizer(list(prompts)).input_ids, 1):
-        if len(tokens) > reads:
-            which = f"prompt {i} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
-            warn(f"{which} has {len(tokens)} tokens, {backbone.spec.name} reads {reads}: the rest is not drawn")

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from postdiff.models.families import FAMILIES
+from postdiff.models.family import Size
 from postdiff.models.loading import Backbone
 from postdiff.transfer import Fetched
 
@@ -12,13 +13,21 @@ DECODED_PIXELS = 2**21  # at a time: eight images of 1024 px would need a tensor
 
 class Decoding:
     """Images of a batch on their way to the host, made of latents [B, C, h, w]. A GPU can be given the next batch
-    before `pixels` are asked for."""
+    before `pixels` are asked for.
+
+    resized: (height, width) that they become, as the pipeline resizes and crops them; None for their own.
+    """
 
     @torch.no_grad()
-    def __init__(self, backbone: Backbone, latents: torch.Tensor):
+    def __init__(self, backbone: Backbone, latents: torch.Tensor, resized: Size | None = None):
         self.backbone = backbone
         decoder = FAMILIES[backbone.spec.family].decode
-        parts = [_pixels(decoder(backbone.decoder, part)) for part in latents.split(_slice(backbone, latents))]
+        parts = []
+        for part in latents.split(_slice(backbone, latents)):
+            images = decoder(backbone.decoder, part)
+            if resized is not None:
+                images = backbone.pipe.image_processor.resize_and_crop_tensor(images, resized[1], resized[0])
+            parts.append(_pixels(images))
         self.fetched = Fetched(*(torch.cat(rows) for rows in zip(*parts, strict=True)))
 
     def pixels(self) -> np.ndarray:

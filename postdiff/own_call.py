@@ -10,15 +10,14 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from postdiff import arguments, methods
+from postdiff.adapters import scaled
 from postdiff.advice import within
 from postdiff.called import Call, read
 from postdiff.decoding import check_finite
@@ -27,10 +26,11 @@ from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size, Text
 from postdiff.models.loading import Backbone, overflows
 from postdiff.models.wrapping import backbone_of, family_of
+from postdiff.noise import begin_drawn
 from postdiff.offloading import rest
 from postdiff.ownership import owned
 from postdiff.plan import Plan
-from postdiff.sampling import begin, denoise, grid_at, ready
+from postdiff.sampling import check_told, denoise, grid_at, ready
 from postdiff.solvers import SOLVERS
 from postdiff.state import State
 
@@ -132,50 +132,27 @@ def _encode(backbone: Backbone, call: Call) -> Text:
     pipe, rules = backbone.pipe, FAMILIES[backbone.spec.family]
     takes = inspect.signature(pipe.encode_prompt).parameters
     asked = {name: value for name, value in call.values.items() if name in takes}
-    with owned(pipe.text_encoder) if pipe.text_encoder is not None else nullcontext():
+    with ExitStack() as stack:
+        if pipe.text_encoder is not None:
+            stack.enter_context(owned(pipe.text_encoder))
+        for name in rules.text_encoders:
+            if getattr(pipe, name) is not None:
+                stack.enter_context(scaled(getattr(pipe, name), call.adapter_scale))
         return rules.encode(pipe, None, call.plan.needs_both_texts, backbone.spec.text_tokens, asked)
 
 
 def _start(backbone: Backbone, call: Call, text: Text) -> State:
     """The first latents, of the call's own generator or latents, and what is told to the denoiser."""
-    spec, values, plan, rules = backbone.spec, call.values, call.plan, FAMILIES[backbone.spec.family]
+    values, plan, rules = call.values, call.plan, FAMILIES[backbone.spec.family]
     conditions = rules.called_conditions(backbone.pipe, values, text, call.sampling.size, call.images)
-    if conditions is not None and plan.switches and plan.size_condition != "target":
-        raise ValueError(
-            f"sizes and crops cannot be told: {plan.name} tells its steps their own (size_condition current)"
-        )
-    channels = rules.latent_channels(backbone.denoiser.config)
-
-    def shape(i: int) -> tuple[int, ...]:
-        return call.images, channels, *grid_at(spec, call.sampling, plan.steps[i])
-
-    def noise(i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        dtype = dtype or backbone.dtype
-        return randn_tensor(shape(i), generator=values["generator"], device=backbone.device, dtype=dtype)
-
-    generators, latents = values["generator"], values["latents"]
-    if isinstance(generators, list) and len(generators) != call.images:
-        raise ValueError(f"generator must be one, or a list of one an image ({call.images}), got {len(generators)}")
-    first = noise(0) if latents is None else _given(latents, shape(0), backbone.dtype)
-    state = begin(backbone, text, _seeds(first), plan, call.sampling, noise=first, conditions=conditions)
-    state.rescale = call.rescale
-    for i in filter(state.solver.draws_at, range(len(plan))):
-        state.give(f"solver-{i}", noise(i, state.solver.noise_dtype))
+    if conditions is not None:
+        check_told(plan)
+    latents = values["latents"]
+    state = begin_drawn(
+        backbone, text, plan, call.sampling, call.details, call.images, values["generator"], latents, conditions
+    )
+    state.adapter_scale = call.adapter_scale
     return state
-
-
-def _given(latents: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    tensor = arguments.instance("latents", latents, torch.Tensor)
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        wanted, got = (f"{list(size)} in {kind}" for size, kind in ((shape, dtype), (tensor.shape, tensor.dtype)))
-        raise ValueError(f"latents must be of the plan's first step, {wanted}, got {got}")
-    return tensor
-
-
-def _seeds(noise: torch.Tensor) -> list[int]:
-    """A seed an image, of its initial noise: what a plan draws besides depends on nothing else."""
-    rows = noise.float().cpu().numpy()
-    return [int.from_bytes(sha256(row.tobytes()).digest()[:8], "little") for row in rows]
 
 
 class _Interrupted(Exception):
@@ -187,7 +164,7 @@ def _denoise(backbone: Backbone, state: State, call: Call, bar: Any) -> torch.Te
     pipe, plan, values = backbone.pipe, call.plan, call.values
     at_end, each = values.get("callback_on_step_end"), values.get("callback")
 
-    def on_step(done: int) -> None:
+    def on_step(done: int, _: torch.Tensor) -> None:
         i = done - 1
         timestep = state.timesteps[i]
         if at_end is not None:

@@ -1,131 +1,39 @@
-"""sample(): the only denoising loop in the repository.
+"""The only denoising loop in the repository, under `sample` (drawing.py) and `accelerate` (own_call.py).
 
 It runs any plan on any backbone. A dense plan gives, bit for bit, what the diffusers pipeline gives for the same
 latents. Every draw depends on the image's own seed and on nothing else: not on batch, order or plan.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
-import numpy as np
 import torch
 
 from postdiff import arguments, resolution, solvers
-from postdiff.decoding import Decoding
+from postdiff.adapters import scaled
+from postdiff.details import Details
 from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser, in_memory
 from postdiff.models.evaluations import check_plan
 from postdiff.models.families import FAMILIES, adapt
-from postdiff.models.family import Conditions, Size, Text
+from postdiff.models.family import Conditions, Text
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
-from postdiff.offloading import check_groups, rest
+from postdiff.offloading import check_groups
 from postdiff.plan import Plan, Step
 from postdiff.state import State, draw
-from postdiff.text import Embeddings, encode
-from postdiff.transfer import Moment, send
+from postdiff.text import encode
+from postdiff.transfer import send
 
 AHEAD_CELLS = 2**19  # of latents in one pass of steps computed ahead, which holds its skip features as often
 
 
-def sample(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    plan: Plan,
-    *,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: int | Size | None = None,
-    batch_size: int | None = None,
-    embeddings: Embeddings | None = None,
-    on_step: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Generate one image a prompt.
-
-    Args:
-        prompts, seeds: as many of one as of the other; an image depends on its own pair. Strings and whole numbers, in
-            a list, a tuple, an array, a Series or a range.
-        plan: at most as many steps, runs of the model, as the backbone was trained with (1000; LCM: 50).
-        guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
-        solver: of `models.schedulers.GENERAL` (ddim, dpm, ...; lcm for LCM); the backbone's own by default.
-        size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
-        batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
-            on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
-        embeddings: of these prompts, made by `encode` for this batch size; encoded here by default.
-        on_step: called with the number of finished steps of the current batch.
-
-    Returns: uint8 [N, H, W, 3] RGB.
-    Raises: ValueError, before any work is done, if an argument is out of range; ArithmeticError if an image is not
-        finite, as when float16 overflows.
-    """
-    settings: SamplingSettings = {"guidance": guidance, "solver": solver, "size": size}
-    pixels, _ = zip(*batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, **settings), strict=True)
-    return np.concatenate(pixels)
-
-
-def batches(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    plan: Plan,
-    batch_size: int | None = None,
-    embeddings: Embeddings | None = None,
-    on_step: Callable[[int], None] | None = None,
-    **settings: Unpack[SamplingSettings],
-) -> Iterator[tuple[np.ndarray, float]]:
-    """The images of `sample`, batch by batch, each with the seconds that it took from its first noise to its pixels.
-
-    A GPU is given batch n + 1 before the pixels of batch n are waited for, so that it never waits for the host.
-    """
-    prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
-    batch_size = arguments.batch_size(len(prompts) if batch_size is None else batch_size)
-    arguments.callback("on_step", on_step)
-    if embeddings is not None:
-        arguments.instance("embeddings", embeddings, Embeddings).check(backbone, len(prompts))
-    embeddings = encode(backbone, prompts, batch_size) if embeddings is None else embeddings
-    ahead = 1 if backbone.device.type == "cuda" else 0  # batches that were launched, and not waited for
-    launched: deque[tuple[Moment, Decoding, int]] = deque()
-    for start in range(0, len(prompts), batch_size):
-        began = Moment(backbone.device)
-        chunk = list(seeds[start : start + batch_size])
-        padded = chunk + [chunk[-1]] * (batch_size - len(chunk))
-        text = embeddings.batch(start, batch_size, plan.needs_both_texts)
-        latents = denoise(backbone, begin(backbone, text, padded, plan, sampling), on_step)
-        launched.append((began, Decoding(backbone, latents), len(chunk)))
-        if len(launched) > ahead:
-            yield _fetch(*launched.popleft())
-    while launched:
-        yield _fetch(*launched.popleft())
-    rest(backbone.pipe)
-
-
-def _fetch(began: Moment, decoding: Decoding, count: int) -> tuple[np.ndarray, float]:
-    """The first `count` images of a batch, and the seconds that it took."""
-    pixels = decoding.pixels()
-    return pixels[:count], decoding.fetched.ready.since(began)
-
-
-def _checked(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    plan: Plan,
-    **settings: Unpack[SamplingSettings],
-) -> tuple[list[str], tuple[int, ...], Plan, Sampling]:
-    """Prompts, seeds, and what `ready` gives. Raises ValueError for what is not meant or out of range."""
-    arguments.instance("backbone", backbone, Backbone)
-    prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
-    if len(prompts) != len(seeds) or not prompts:
-        raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
-    return prompts, seeds, *ready(backbone, plan, **settings)
-
-
-def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) -> tuple[Plan, Sampling]:
+def ready(
+    backbone: Backbone, plan: Plan, details: Details | None = None, **settings: Unpack[SamplingSettings]
+) -> tuple[Plan, Sampling]:
     """The plan as the family runs it, and how it is sampled. Raises ValueError if the backbone cannot run it so."""
     spec = backbone.spec
     if backbone.denoiser is None:
@@ -136,11 +44,19 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     check_plan(sampling.solver, plan)
-    solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    (details or Details()).check(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
         raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
     return plan, sampling
+
+
+def check_told(plan: Plan) -> None:
+    """Raise ValueError if a caller's own sizes and crops cannot be told to the model at the steps of `plan`."""
+    if plan.switches and plan.size_condition != "target":
+        raise ValueError(
+            f"sizes and crops cannot be told: {plan.name} tells its steps their own (size_condition current)"
+        )
 
 
 def begin_batch(
@@ -151,7 +67,11 @@ def begin_batch(
     **settings: Unpack[SamplingSettings],
 ) -> State:
     """Start all prompts as one batch, for callers that take the steps themselves. Arguments, errors: as `sample`."""
-    prompts, seeds, plan, sampling = _checked(backbone, prompts, seeds, plan, **settings)
+    arguments.instance("backbone", backbone, Backbone)
+    prompts, seeds = arguments.strings("prompts", prompts), arguments.whole_numbers("seeds", seeds)
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"expected one seed a prompt and at least one prompt, got {len(prompts)} and {len(seeds)}")
+    plan, sampling = ready(backbone, plan, **settings)
     text = encode(backbone, prompts, len(prompts)).batch(0, len(prompts), plan.needs_both_texts)
     return begin(backbone, text, seeds, plan, sampling)
 
@@ -163,6 +83,7 @@ def begin(
     seeds: Sequence[int],
     plan: Plan,
     sampling: Sampling,
+    details: Details | None = None,
     *,
     noise: torch.Tensor | None = None,
     conditions: Conditions | None = None,
@@ -171,11 +92,12 @@ def begin(
 
     Args:
         text: a row an image, two if `plan.needs_both_texts`; maybe encoded in another dtype or on another device.
+        details: a schedule of the call's own, noise that is added, rescaled guidance.
         noise: standard normal, [B, C, h, w] at the grid of the first step (`grid_at`), in place of what is drawn.
         conditions: rows as `text` has them, in place of the family's own.
     """
-    spec, dtype = backbone.spec, backbone.dtype
-    solver = solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    spec, dtype, details = backbone.spec, backbone.dtype, details or Details()
+    solver = details.solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
     text = {
         name: send(rows, backbone.device, dtype if rows.is_floating_point() else None)
         for name, rows in text.items()
@@ -185,6 +107,7 @@ def begin(
     latents = send(first, backbone.device, dtype) * solver.prior_scale
     timesteps = send(solver.timesteps, backbone.device)
     state = State(plan, sampling, latents, solver, timesteps, text, tuple(seeds), conditions=conditions)
+    state.rescale = details.guidance_rescale
     if noise is not None:
         state.give("initial", send(noise, backbone.device, torch.float32))
     return state
@@ -219,14 +142,15 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
 def denoise(
     backbone: Backbone,
     state: State,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int, torch.Tensor], object] | None = None,
     on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Take all steps that `state` has left: the denoising loop.
 
     Args:
         state: as `begin` made it; afterwards it is used up.
-        on_step: called after each step with the number of steps that are done.
+        on_step: called after each step with the number of steps that are done and the latents [B, C, h, w], at the
+            grid and noise level of the next one.
         on_x0: called with the clean latents [B, C, h, w] that each step predicts.
 
     Returns: clean latents [B, C, h, w].
@@ -236,7 +160,7 @@ def denoise(
         while state.index < len(state.plan):
             advance(backbone, state, guide(state, evaluate(backbone, state, running)), on_x0)
             if on_step:
-                on_step(state.index)
+                on_step(state.index, state.latents)
     return state.latents
 
 
@@ -252,7 +176,9 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     text, conditions = _conditions(backbone, state, i, state.grid)
     t = state.timesteps[i : i + copies].repeat_interleave(len(x))
     x, text, conditions = (repeat(rows, copies) for rows in (x, text, conditions))
-    outputs = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions).chunk(copies)
+    with scaled(backbone.denoiser, state.adapter_scale):
+        output = FAMILIES[backbone.spec.family].predict(backbone.denoiser, x, t, text, conditions)
+    outputs = output.chunk(copies)
     ahead.update(enumerate(outputs[1:], i + 1))
     return outputs[0]
 

@@ -14,7 +14,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from postdiff import sampling
+from postdiff import drawing, sampling
 from postdiff.arguments import callback, instance, number
 from postdiff.mechanisms import ScheduledModules, TokenMerging
 from postdiff.mechanisms.attach import Cache, attach
@@ -75,7 +75,7 @@ def contribution_changes(
         steps: list[dict[str, torch.Tensor]] = []
         distances: dict[str, list[float]] = {name: [] for name in names}
 
-        def compare(step: int) -> None:
+        def compare(step: int, _: torch.Tensor) -> None:
             if steps:
                 before = steps.pop()
                 for name in names:
@@ -84,7 +84,8 @@ def contribution_changes(
             if on_step:
                 on_step(step)
 
-        sampling.sample(backbone, prompts, seeds, plan, on_step=compare, **settings)
+        for _ in drawing.batches(backbone, prompts, seeds, plan, on_step=compare, **settings):
+            pass
     return {name: np.array(values) for name, values in distances.items()}
 
 
@@ -195,7 +196,7 @@ def ca_tome(
     if tokens is None or tokens.threshold is None:
         raise ValueError(f"expected a plan that merges tokens by a threshold (ca_tome), got {plan.name}")
     state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
-    sampling.denoise(backbone, state, on_step)
+    sampling.denoise(backbone, state, (lambda i, _: on_step(i)) if on_step else None)
     plan, rows = state.plan, []
     for name, by_step in state.cache[TokenMerging.__name__][SHARES].items():
         shares: list[float] = []

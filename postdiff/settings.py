@@ -112,3 +112,18 @@ def check_taken(taker: str, names: Iterable[str], accepted: Iterable[str]) -> No
     if extra := [flag(name) for name in names if name not in accepted]:
         takes = ", ".join(map(flag, accepted)) or "no settings"
         raise ValueError(f"{taker} does not take {', '.join(extra)}; it takes {takes}")
+
+
+# Arguments of `sample` that `postdiff generate` takes too: what is written after the flag, and what it means.
+CALLED: dict[str, tuple[str, str]] = {
+    "negative": ("TEXT", "the prompt that guidance leads away from"),
+    "guidance_rescale": ("X", "share by which guided predictions keep the conditional half's spread"),
+    "clip_skip": ("N", "layers that are left out at CLIP's end"),
+    "timesteps": ("N,N,...", "one a step, falling; of dpm, euler and lcm"),
+    "sigmas": ("X,X,...", "noise levels, one a step and the last one, falling; of euler"),
+    "original_inference_steps": ("N", "those that LCM's are chosen from"),
+    "eta": ("X", "of the noise that ddim adds, 0 to 1"),
+    "original_size": ("N|HxW", "told to SDXL [the image's]"),
+    "crops_coords_top_left": ("N,N,...", "top and left, told to SDXL [0,0]"),
+    "target_size": ("N|HxW", "told to SDXL [the image's]"),
+}

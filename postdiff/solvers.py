@@ -4,6 +4,7 @@ A schedule (timesteps, noise levels, coefficients) is a few numbers that the hos
 waits for the device to look one up. Latents are multiplied by numbers of the host, which costs no copy.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -19,17 +20,18 @@ class Solver:
     """A solver at work on a schedule: a multistep solver in sigma space (DPM-Solver++, UniPC, DEIS).
 
     A step here is one run of the model, as in a plan; some solvers run it more often than they take steps of their own.
-    steps: how often it is run; own_steps: steps of its own (diffusers' num_inference_steps). timesteps: [steps], on the
-    host. train_steps: of the noise schedule that the model was trained with. prior_scale: what standard normal noise is
-    multiplied by to be the first latents. noise_dtype: of the noise that diffusers draws for it, None for the model's.
-    predicts_clean: its pipeline returns the clean latents that its last step predicts.
+    steps: how often it is run. schedule: what its `set_timesteps` is given; by default the number of steps of its own
+    (diffusers' num_inference_steps). timesteps: [steps], on the host. train_steps: of the noise schedule that the model
+    was trained with. prior_scale: what standard normal noise is multiplied by to be the first latents. noise_dtype: of
+    the noise that diffusers draws for it, None for the model's. predicts_clean: its pipeline returns the clean latents
+    that its last step predicts.
     """
 
     noise_dtype: torch.dtype | None = None
     predicts_clean = False
 
-    def __init__(self, scheduler: Any, steps: int, own_steps: int):
-        self.scheduler, self.steps, self.own_steps = scheduler, steps, own_steps
+    def __init__(self, scheduler: Any, steps: int, schedule: Mapping[str, Any]):
+        self.scheduler, self.steps, self.schedule = scheduler, steps, schedule
         self.restart()
         self.timesteps: torch.Tensor = scheduler.timesteps
         self.train_steps: int = scheduler.config.num_train_timesteps
@@ -42,18 +44,18 @@ class Solver:
         told: looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with
         Karras noise levels, beta noise levels from 32 steps on).
         """
-        self.scheduler.set_timesteps(self.own_steps, device="cpu")
+        self.scheduler.set_timesteps(**self.schedule, device="cpu")
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(at)
-
-    def draws_at(self, i: int) -> bool:
-        """Is noise added at step `i`?"""
-        return False
 
     @staticmethod
     def most_steps(config: Any) -> int:
         """Steps that a schedule has at most; config: the scheduler's."""
         return config.num_train_timesteps
+
+    def draws_at(self, i: int) -> bool:
+        """Is noise added at step `i`?"""
+        return False
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of the latents that step `i` takes in: x = alpha * x0 + sigma * noise."""
@@ -113,7 +115,21 @@ class Ancestral(Euler):
 
 
 class DDIM(Solver):
-    """It looks its noise levels up by timestep. PNDM's too."""
+    """It looks its noise levels up by timestep. PNDM's too. eta: of the noise that DDIM adds, from none (0) to 1."""
+
+    eta = 0.0
+
+    def draws_at(self, i: int) -> bool:
+        # The last step too: where set_alpha_to_one is off it does not end at clean latents.
+        return self.eta > 0
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if noise is None:
+            return super().step(output, i, x, None)
+        added = {"eta": self.eta, "variance_noise": noise.to(output.dtype)}
+        return self.scheduler.step(output, self.timesteps[i], x, **added, return_dict=False)[0], None
 
     def level(self, i: int) -> tuple[float, float]:
         variance = 1 - float(self.scheduler.alphas_cumprod[self.timesteps[i]])
@@ -155,8 +171,12 @@ def make_scheduler(name: str, config: dict) -> Any:
     return kind.from_config(config, **pinned(name, config))
 
 
-def make_solver(name: str, config: dict, steps: int, model: str = "the model") -> Solver:
+def make_solver(
+    name: str, config: dict, steps: int, model: str = "the model", schedule: Mapping[str, Any] | None = None
+) -> Solver:
     """The solver `name` at the first of `steps` steps, runs of the model, on the noise schedule of `config`.
+
+    schedule: as `Solver` has it; by default the number of steps.
 
     Raises: ValueError if it has no schedule of so many steps of what `model` was trained with, or none like that.
     """
@@ -165,7 +185,7 @@ def make_solver(name: str, config: dict, steps: int, model: str = "the model") -
     kind, scheduler = SOLVERS[name], make_scheduler(name, config)
     if steps > (most := kind.most_steps(scheduler.config)):
         raise ValueError(f"steps must be at most {most}, all that {model} was trained with, got {steps}")
-    solver = kind(scheduler, steps, inference_steps(name, steps))
+    solver = kind(scheduler, steps, schedule or {"num_inference_steps": inference_steps(name, steps)})
     times = [int(t) for t in solver.timesteps]
     levels = solver.train_steps
     if len(times) != steps or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels

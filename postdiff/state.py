@@ -33,6 +33,7 @@ class State:
     sent: dict[tuple, Any] = field(default_factory=dict)  # what steps need of the host, made and sent once: `prepare`
     conditions: Conditions | None = None  # a row for each of `text`; None for the family's own
     rescale: float = 0.0  # of `guidance.combine`
+    adapter_scale: float | None = None  # what adapters are multiplied by
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from postdiff import decoding, sampling
+from postdiff import decoding, drawing, sampling
 from postdiff.models.anatomy import KINDS, anatomy, kind_of
 from postdiff.models.loading import Backbone
 from postdiff.models.spec import SamplingSettings
@@ -51,7 +51,7 @@ def profile(
     for start in range(0, len(prompts), batch_size):
         chunk = slice(start, start + batch_size)
         with _watch(backbone.denoiser) as found:
-            sampling.sample(
+            drawing.sample(
                 backbone, prompts[chunk], seeds[chunk], plan,
                 on_step=found.end_step, **settings,
             )  # fmt: skip
@@ -75,7 +75,7 @@ class _Watch:
         self.now: dict[str, torch.Tensor] = {}
         self.distances: dict[str, list[float]] = {}
 
-    def end_step(self, step: int) -> None:
+    def end_step(self, step: int, latents: torch.Tensor) -> None:
         for name, before in self.before.items():
             self.distances.setdefault(name, []).append(self._distance(name, before, self.now.get(name, before)))
         self.before |= self.now

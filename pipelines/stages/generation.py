@@ -252,13 +252,13 @@ def generate(
 
     Without `text` the prompts are encoded here. meanwhile: called with the images of each batch, uint8 [B, H, W, 3].
     """
-    from postdiff import sampling
+    from postdiff import drawing
 
     threads = threads or Threads(0)
     pixels: list[np.ndarray] = []
     compressed: list[Future[bytes]] = []
     seconds: list[float] = []
-    for images, took in sampling.batches(
+    for images, took in drawing.batches(
         backbone,
         [prompt.text for prompt in prompts],
         [prompting.seed(prompt) for prompt in prompts],

@@ -39,7 +39,7 @@ def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, sha
     """
     import torch
 
-    from postdiff import sampling
+    from postdiff import drawing
     from postdiff.text import Embeddings
 
     first = of[0]
@@ -57,7 +57,7 @@ def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, sha
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()
         try:
-            for _ in sampling.batches(
+            for _ in drawing.batches(
                 backbone, ["a star on snow"] * n, range(n), one.plan, n, Embeddings(*rows), **one.settings
             ):
                 pass

@@ -34,3 +34,9 @@ def adapt(plan: Plan, family: str) -> Plan:
 def unguided(plan: Plan) -> Plan:
     """`plan` with the conditional half alone at every step. Raises ValueError if it is none without guidance."""
     return replace(plan, steps=tuple(replace(step, guided=False) for step in plan.steps), half="cond")
+
+
+def guided_by(plan: Plan, family: str, guidance: float) -> tuple[Plan, float]:
+    """`plan` and w as diffusers' pipelines run a call of guidance w: of 1 or less, every step runs the conditional half
+    alone. A model that guidance was distilled into is told w, whatever it is."""
+    return (unguided(plan), 1.0) if FAMILIES[family].guided and guidance <= 1 else (plan, guidance)

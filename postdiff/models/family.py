@@ -46,6 +46,8 @@ class Family:
     no_deep: why deep features cannot be cached, or "". no_lora: why its pipeline takes no LoRA, or "".
     fewest_steps: of a plan, where the pipeline's last step is another one below it.
     upcast_vae: decode in fp32 if the autoencoder's config asks for it.
+    skips_layers: the pipeline's `encode_prompt` takes clip_skip.
+    told_sizes: the denoiser is told the original size, the crop and the target size.
     """
 
     pipeline: str
@@ -67,6 +69,8 @@ class Family:
     no_lora = ""
     fewest_steps = 1
     upcast_vae = False
+    skips_layers = False
+    told_sizes = False
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
@@ -127,7 +131,12 @@ class Family:
         return {"encoder_hidden_states": text["text"]}
 
     def called_size(self, pipe: Any, size: Size, call: Arguments) -> Size:
-        """(height, width) of the images that a call of the pipeline, with the arguments `call`, draws for `size`."""
+        """(height, width) of the images that a call of the pipeline, with the arguments `call`, draws for `size`.
+
+        Raises: ValueError if it asks for bins of sizes (use_resolution_binning), and there are none.
+        """
+        if call.get("use_resolution_binning"):
+            raise ValueError(f"use_resolution_binning must be False, got True: a {self.pipeline} has no bins")
         return size
 
     def called_conditions(self, pipe: Any, call: Arguments, text: Text, size: Size, images: int) -> Conditions | None:

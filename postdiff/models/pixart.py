@@ -67,7 +67,7 @@ class PixArtAlpha(Family):
 
     def called_size(self, pipe: Any, size: Size, call: Arguments) -> Size:
         """The size of those that the model was trained at that is nearest in its shape, where the call asks for it."""
-        if not call["use_resolution_binning"]:
+        if not call.get("use_resolution_binning"):
             return size
         side = pipe.transformer.config.sample_size
         if side not in self.bins:

@@ -23,6 +23,7 @@ class StableDiffusion(Family):
     tokenizer = "CLIPTokenizer"
     text_width = "hidden_size", "cross_attention_dim"
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.5, "s": 0.5, "k": 2, "m": 0.75}
+    skips_layers = True
     addition_embed_type: str | None = None  # what the U-Net is told beside the text
 
     def check(self, config: Mapping[str, Any], where: str) -> None:

@@ -20,6 +20,7 @@ class StableDiffusionXL(StableDiffusion):
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.2, "k": 2, "m": 0.75}
     size_conditioned = True
     upcast_vae = True
+    told_sizes = True
     addition_embed_type = "text_time"
 
     def check_text(self, denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]], name: str) -> None:

@@ -61,7 +61,7 @@ def test_a_run_executes_what_the_cost_model_says_step_by_step(model):
         model.denoiser.register_forward_hook(lambda *_: inside.append(counter.get_total_flops())),
     ]
     with sdpa_kernel(SDPBackend.MATH), counter, count_macs(model.denoiser) as macs:
-        postdiff.sample(model, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda i: measured.append(macs.total()))
+        postdiff.sample(model, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda *_: measured.append(macs.total()))
     for handle in handles:
         handle.remove()
     price = cost(plan, model.spec)

@@ -228,17 +228,14 @@ HONOURED = {
 }  # fmt: skip
 # Tests below are of these.
 ELSEWHERE = {"num_inference_steps", "return_dict", "callback", "callback_steps", "use_resolution_binning", "clip_skip"}
+ELSEWHERE |= {"timesteps", "sigmas", "original_inference_steps", "eta"}  # test_drawing.py
+ELSEWHERE |= {"cross_attention_kwargs"}  # test_adapters.py
 UNCHANGED = {"callback_on_step_end_tensor_inputs", "clean_caption"}  # of calls that are legal, and change no pixel
 WITHOUT = {}  # images of calls that ask for nothing, by kind
 REFUSED = {
-    "timesteps": [900, 500, 100],
-    "sigmas": [10.0, 1.0, 0.1],
-    "original_inference_steps": 20,
     "denoising_end": 0.8,
-    "eta": 0.5,
     "ip_adapter_image": np.zeros((8, 8, 3)),
     "ip_adapter_image_embeds": [torch.zeros(1, 1, 8)],
-    "cross_attention_kwargs": {"scale": 0.5},
 }
 
 

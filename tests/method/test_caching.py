@@ -65,7 +65,7 @@ def test_what_is_reused_is_not_computed(backbone, plan):
     ]
     per_step = []
 
-    def count(_):
+    def count(*_):
         per_step.append((sum(name.endswith("to_q") for name in calls), sum("mid_block.r" in name for name in calls)))
         calls.clear()
 

@@ -78,6 +78,20 @@ def test_generate_writes_the_images_that_sample_makes(capsys, tmp_path, backbone
     assert Image.open(picture).size[0] > 100
 
 
+def test_generate_takes_what_a_call_takes(capsys, tmp_path, backbone):
+    prompt, plan, out = "a big red star on snow", postdiff.methods.dense(3), tmp_path / "images"
+    words = ["--negative", "a blue ring", "--guidance-rescale", "0.5", "--timesteps", "900,500,60"]
+    asked = {"negative": "a blue ring", "guidance_rescale": 0.5, "timesteps": (900, 500, 60)}
+    names = set()
+    for flags, options in ((words, asked), (["--guidance", "0"], {"guidance": 0}), ([], {})):
+        args = ["generate", prompt, "--method", "dense", "--steps", "3", "--size", "64x48", *flags, "--out", str(out)]
+        (file,) = run(capsys, *args).split()
+        names.add(file)
+        expected = postdiff.sample(backbone, [prompt], [0], plan, size=(64, 48), **options)
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), expected[0])
+    assert len(names) == 3
+
+
 def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
     """And of a model that loads at once there is no bar."""
     prompt = "a cat on a " + "very " * 200 + "blue mat"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from postdiff import cli, commands, search
+from postdiff import cli, commands, limits, search
 from postdiff.methods import METHODS, settings_of
 from postdiff.models import checkpoints
 from postdiff.settings import GROUPS, SEARCHES, SETTINGS, flag, meaning
@@ -129,7 +129,14 @@ IMPOSSIBLE = [
     ([*GENERATE, "--size", "65"], "size must be a positive multiple of 4 pixels, got 65"),
     ([*GENERATE, "--size", "64x65"], "size must be a positive multiple of 4 pixels, got 64x65"),
     ([*GENERATE, "--n", "20000", "--batch-size", "9" * 30], "batch_size must be a whole number from 1 to 16384, got"),
-    ([*GENERATE, "--guidance", "0.5"], "guidance must be 1 or more, got 0.5"),
+    ([*GENERATE, "--guidance", "-0.5"], "guidance must be 0 or more, got -0.5"),
+    ([*GENERATE, "--timesteps", "9,5", "--steps", "3"], "timesteps must be 3 numbers for a plan of 3 steps, got 2"),
+    ([*GENERATE, "--sigmas", "3,2,0"], "sigmas must be None: the scheduler of dpm"),
+    ([*GENERATE, "--eta", "0.5"], "eta must be 0 for dpm, got 0.5"),
+    ([*GENERATE, "--guidance-rescale", "0.5", "--guidance", "0"], "guidance_rescale cannot be honoured"),
+    ([*GENERATE, "--negative", "x", "--guidance", "0"], "negative cannot be honoured"),
+    ([*GENERATE, "--original-size", "64"], "original_size must be None: mini-sd is told no sizes"),
+    ([*GENERATE, "--clip-skip", "1", "--backbone", "mini-pixart", "--k", "1"], "clip_skip must be None, got 1"),
     ([*GENERATE, "--guidance", "1e30"], "guidance must be at most 1000, got 1e+30"),
     (
         [*GENERATE, "--solver", "rk45"],
@@ -327,8 +334,8 @@ def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
     with pytest.raises(
         ValueError, match=r"--batch-size: a batch of 10000000 images of 64 px would need at least .* GiB"
     ):
-        commands._check_memory(spec, 1, 10**7, (64, 64))
-    commands._check_memory(spec, 256, 256, (64, 64))
+        limits.check_memory(spec, 1, 10**7, (64, 64))
+    limits.check_memory(spec, 256, 256, (64, 64))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_flops_of_one_pass_are_the_flop_counters():
 def test_a_real_run_executes_what_the_cost_model_says_step_by_step(backbone, plan):
     measured = []
     with count_macs(backbone.denoiser) as macs:
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda i: measured.append(macs.total()))
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda *_: measured.append(macs.total()))
     steps = [after - before for before, after in zip([0, *measured], measured, strict=False)]
     assert steps == [step.macs_paper for step in cost(plan, backbone.spec).steps]
 

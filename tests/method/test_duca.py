@@ -58,7 +58,7 @@ def test_what_is_skipped_is_not_executed(pixart):
     ]
     postdiff.sample(
         pixart, PROMPTS[:1], SEEDS[:1], methods.duca(6),
-        on_step=lambda i: (per_step.append(dict(rows)), rows.clear()),
+        on_step=lambda *_: (per_step.append(dict(rows)), rows.clear()),
     )  # fmt: skip
     for handle in handles:
         handle.remove()

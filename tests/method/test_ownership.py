@@ -59,7 +59,7 @@ def test_what_watches_a_run_sees_its_own_threads_alone(backbone):
 
 
 def test_a_run_inside_a_callback_of_a_run_raises(backbone):
-    def again(step):
+    def again(step, latents):
         postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(1))
 
     with pytest.raises(RuntimeError, match="in the middle of a run of this thread"):

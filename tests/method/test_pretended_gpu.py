@@ -11,7 +11,7 @@ from conftest import FAMILIES, PROMPTS, SEEDS, fitting
 from pretend_cuda import DeviceMix, Event, OnGPU, PretendCuda, to_gpu
 
 import postdiff
-from postdiff import decoding, methods, sampling, transfer
+from postdiff import decoding, drawing, methods, sampling, transfer
 from postdiff.mechanisms import DeepCache, EncoderPropagation, ScheduledModules, TokenCache
 from postdiff.models import families as rules
 from postdiff.models.spec import settle
@@ -137,7 +137,7 @@ def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(pairs, monke
     plan = rules.adapt(plans(kind)["postdiff"], kind)
     prompts, seeds = [*PROMPTS[:2], PROMPTS[0], PROMPTS[1], PROMPTS[0]], [1, 2, 3, 4, 5]  # the last batch is padded
     text = postdiff.encode(host, prompts, N)
-    expected = np.concatenate([pixels for pixels, _ in sampling.batches(host, prompts, seeds, plan, N, text)])
+    expected = np.concatenate([pixels for pixels, _ in drawing.batches(host, prompts, seeds, plan, N, text)])
     assert len(expected) == len(prompts)
     for name in ("begin", "denoise"):
         monkeypatch.setattr(sampling, name, getattr(sampling, name).__wrapped__)
@@ -149,7 +149,7 @@ def test_a_batch_is_launched_before_the_one_before_it_is_waited_for(pairs, monke
             return launch(*args)
 
         monkeypatch.setattr(sampling, "denoise", denoise)
-        found, seconds = zip(*sampling.batches(there, prompts, seeds, plan, N, text), strict=True)
+        found, seconds = zip(*drawing.batches(there, prompts, seeds, plan, N, text), strict=True)
         kinds = [event.kind for event in gpu.events if event.kind in ("launch", "event", "wait")]
         copies = Counter((event.what, event.kind) for event in gpu.events if event.kind in ("to host", "to device"))
     assert kinds == ["launch", "launch", "event", "launch", "event", "event"]

@@ -95,7 +95,7 @@ def test_the_model_is_untouched_afterwards(backbone, plan):
 
 
 def test_the_model_is_untouched_after_an_error_in_the_middle(backbone):
-    def fail(step):
+    def fail(step, latents):
         raise KeyboardInterrupt
 
     attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
@@ -187,7 +187,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     state = sampling.begin(backbone, text, SEEDS, plan, settle(backbone.spec))
     copies = []
 
-    def copy_in_the_middle(i):
+    def copy_in_the_middle(i, _):
         if i == 5:
             copies.append(state.copy())
 
@@ -200,7 +200,7 @@ def test_a_state_can_be_copied_and_both_go_on_alike(backbone):
     [
         ({"seeds": [1]}, "one seed a prompt"),
         ({"prompts": [], "seeds": []}, "at least one prompt"),
-        ({"guidance": 0.5}, "guidance must be 1 or more"),
+        ({"guidance": -0.5}, "guidance must be 0 or more"),
         ({"size": 63}, "multiple of 4"),
         ({"solver": "rk45"}, "solver must be one of"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 to 16384, got 0"),

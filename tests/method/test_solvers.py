@@ -12,7 +12,7 @@ from conftest import PROMPTS, SEEDS, fitting, pipeline_images, with_parts
 from torch.utils.flop_counter import FlopCounterMode
 
 import postdiff
-from postdiff import methods, sampling, solvers
+from postdiff import drawing, methods, sampling, solvers
 from postdiff.models.evaluations import check_plan, goes_with, inference_steps
 from postdiff.models.schedulers import GENERAL, ODE, SDE
 from postdiff.models.spec import settle
@@ -155,7 +155,7 @@ def test_runs_of_the_model_are_diffusers_timesteps(backbone, solver, runs, steps
     ],
 )
 def test_what_does_not_go_with_a_solvers_runs_is_refused_before_any_work(backbone, monkeypatch, solver, plan, told):
-    monkeypatch.setattr(sampling, "encode", None)
+    monkeypatch.setattr(drawing, "encode", None)
     with pytest.raises(ValueError, match=told) as refused:
         postdiff.sample(backbone, PROMPTS[:1], [1], plan, solver=solver)
     assert "\n" not in str(refused.value)
@@ -185,7 +185,7 @@ def test_a_copy_in_the_middle_goes_on_alike(random_backbones, solver):
     model, copies = random_backbones("sd"), []
     plan = fitting(solver, methods.dense, 5)
     state = sampling.begin_batch(model, PROMPTS[:1], [1], plan, solver=solver)
-    first = sampling.denoise(model, state, lambda done: copies.append(state.copy()))
+    first = sampling.denoise(model, state, lambda *_: copies.append(state.copy()))
     for each in copies[:-1]:
         assert torch.equal(sampling.denoise(model, each), first)
 

@@ -8,7 +8,7 @@ import torch
 from conftest import PROMPTS, SEEDS, latents
 
 import postdiff
-from postdiff import methods, sampling, state
+from postdiff import drawing, methods, sampling, state
 from postdiff.mechanisms import KeyDownsampling, TokenMerging
 from postdiff.mechanisms.matching import match, merge_tokens, unmerge_tokens
 from postdiff.models.anatomy import anatomy
@@ -140,7 +140,7 @@ def test_fewer_tokens_compose_with_resolution_and_caches_at_the_cost_that_is_tol
     plan, measured = method.plus(fewer), []
     attributes = {name: set(module.__dict__) for name, module in backbone.denoiser.named_modules()}
     with count_macs(backbone.denoiser) as macs:
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda i: measured.append(macs.total()))
+        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], plan, on_step=lambda *_: measured.append(macs.total()))
     told = postdiff.cost(plan, backbone.spec)
     assert np.diff([0, *measured]).tolist() == [step.macs_paper for step in told.steps]
     assert told.flops < postdiff.cost(method, backbone.spec).flops
@@ -151,7 +151,7 @@ def test_a_model_without_attention_at_that_grid_says_so(backbones, monkeypatch):
     for kind in ("sdxl", "pixart"):
         plan = methods.tome(2, max_downsample=2)
         assert postdiff.sample(backbones(kind), PROMPTS[:1], SEEDS[:1], plan).shape == (1, 64, 64, 3)
-        monkeypatch.setattr(sampling, "encode", None)  # told before any work is done
+        monkeypatch.setattr(drawing, "encode", None)  # told before any work is done
         with pytest.raises(ValueError, match=r"changes nothing in a .*attention has grids 2"):
             postdiff.sample(backbones(kind), PROMPTS[:1], SEEDS[:1], methods.tome(2))
         monkeypatch.undo()

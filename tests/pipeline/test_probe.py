@@ -11,7 +11,7 @@ from pipelines import evaluation
 from pipelines.engine.cluster import Resources
 from pipelines.engine.store import Store
 from pipelines.stages import generation, probe
-from postdiff import methods, sampling
+from postdiff import drawing, methods
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 import coco_sweep
@@ -46,7 +46,7 @@ def test_the_heaviest_plan_is_probed_until_memory_is_short(monkeypatch, limit, f
             raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(sampling, "batches", batches)
+    monkeypatch.setattr(drawing, "batches", batches)
     pretended = {
         "empty_cache": lambda: None,
         "mem_get_info": lambda: (100, 200),

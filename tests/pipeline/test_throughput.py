@@ -19,7 +19,7 @@ from pipelines.engine.store import Store
 from pipelines.engine.workers import Worker
 from pipelines.stages import beside, features, generation, worker
 from pipelines.stages.beside import Ahead, Threads
-from postdiff import methods, sampling
+from postdiff import drawing, methods
 
 LISTED = tuple(prompts.load_prompts("shapes", 6))
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
@@ -188,7 +188,7 @@ def test_an_error_of_a_thread_or_of_sampling_is_its_units_and_commits_nothing(mo
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     generator, images, riders = units(store)
     before = store.names()
-    for module, name in ((generation.records, "encode_image"), (sampling, "batches")):
+    for module, name in ((generation.records, "encode_image"), (drawing, "batches")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, broken)
             with pytest.raises(OSError, match="no memory for a picture"):
@@ -267,7 +267,7 @@ def test_the_thread_that_samples_waits_less_than_5_percent(tmp_path, monkeypatch
             yield PIXELS[:1], 0.1
         spans.append((began, time.monotonic()))
 
-    monkeypatch.setattr(sampling, "batches", batches)
+    monkeypatch.setattr(drawing, "batches", batches)
     monkeypatch.setattr(generation.Generator, "_load", lambda *_: None)
     monkeypatch.setattr(generation.records, "encode_image", lambda _: time.sleep(0.025) or b"image")
     monkeypatch.setattr(generation.embeddings, "read", lambda *_: time.sleep(0.1))
