@@ -15,7 +15,7 @@ from pipelines.engine.provenance import commit
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.metric import METRICS
-from pipelines.paper import exhibit_text, exhibits, figures, verdict, writing
+from pipelines.paper import exhibit_text, exhibits, figures, looks, verdict, writing
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, tables, tracking
@@ -96,9 +96,10 @@ def make(
     store: Store,
     protocol: Protocol,
     times: dict[Key, Latency],
+    planned: looks.Looks,
 ) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[list[str]]]:
     """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
-    answer to the paper's question, lines of a table."""
+    answer to the paper's question, lines of a table. planned: how often the claims are looked at."""
     names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
     cells = distinct(group)
     prices = count_costs(cells, names)
@@ -113,9 +114,13 @@ def make(
     worker.run_all(units, store, resources, "steps")
     results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
     made = []
+    missing = dict(evaluated.facts)
     for exhibit in whole:
         if exhibit.claims:
-            files = writing.write_claims(store, results, names, protocol, options.against)
+            own = dict(zip(cells, entries, strict=True))
+            judged, told = looks.judge(planned, there, own, store, resources)
+            missing |= told
+            files = writing.write_claims(store, judged, there, names, protocol, options.against, planned.sizes)
         elif exhibit.numbers:
             files = writing.write_prose(store, exhibit, results, names, protocol)
         else:
@@ -126,7 +131,7 @@ def make(
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
         "sampling": f"batches of {options.batch_size}, {entries[0].configuration.arithmetic}",
         **protocol.facts(),
-        **evaluated.facts,
+        **missing,
         "runs": f"{sum(len(e.cells) for e in group)} cells, "
         f"{len({entry.configuration.id for entry in entries})} different runs",
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.data.prompts import SHAPES
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
+from pipelines.paper.claims import Judged, Rows
 from pipelines.paper.datasets import DATASETS
 from pipelines.paper.exhibit import Exhibit
 from pipelines.report import document, latex, plots, tables
@@ -84,17 +87,22 @@ def write_prose(
 
 
 def write_claims(
-    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
+    store: Store,
+    judged: list[Judged],
+    rows: Rows,
+    names: dict[str, str],
+    protocol: Protocol,
+    against: str | None,
+    looks: Sequence[int] = (),
 ) -> tuple[str, str]:
-    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
-    rows = {key: measured.row for key, measured in results.items()}
-    judged = claims.judge(rows)
+    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. against:
+    the claims.csv of a first run, which these are held against. looks: prompts at each, where there were several."""
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.LEGEND}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
+    note = f"{claims.legend(looks)}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
     table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
-    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of, looks).encode())
     title = "What the paper says, claim by claim"
     html = document.section(
         "claims",

@@ -189,17 +189,23 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def summarise(stages: np.ndarray, encode: float, peaks: Sequence[float | None], where: str) -> list[Latency]:
-    """stages: seconds of denoising and decoding [rounds, plans, 2] -> one Latency a plan, all of one pace: of the first
-    plan's median second."""
+def at_one_pace(stages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """stages: seconds of denoising and decoding [rounds, plans, 2], all above 0 -> p50, p90, and what of p50 is
+    denoising, [plans] each: of the first plan as they were, of the others its median second times their share of it in
+    the same round."""
     seconds = stages.sum(2)
-    first, p90_of_first = (float(x) for x in np.percentile(seconds[:, 0], (50, 90)))
-    shares = seconds / seconds[:, :1]  # of the first plan's seconds in the same round
+    first = np.median(seconds[:, 0])
+    shares = seconds / seconds[:, :1]
     p50, p90 = first * np.median(shares, axis=0), first * np.percentile(shares, 90, axis=0)
-    p90[0] = p90_of_first
-    denoise = p50 * np.median(stages[:, :, 0] / seconds, axis=0)
+    p90[0] = np.percentile(seconds[:, 0], 90)
+    return p50, p90, p50 * np.median(stages[:, :, 0] / seconds, axis=0)
+
+
+def summarise(stages: np.ndarray, encode: float, peaks: Sequence[float | None], where: str) -> list[Latency]:
+    """stages: as `at_one_pace` takes them -> one Latency a plan."""
+    p50, p90, denoise = at_one_pace(stages)
     return [
-        Latency(float(own), float(late), first / float(own), len(seconds), float(noise), float(own - noise), encode,
+        Latency(float(own), float(late), float(p50[0] / own), len(stages), float(noise), float(own - noise), encode,
                 peak, where)
         for own, late, noise, peak in zip(p50, p90, denoise, peaks, strict=True)
     ]  # fmt: skip

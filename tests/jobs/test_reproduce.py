@@ -129,7 +129,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
 def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypatch, capsys):
     made = []
 
-    def make(args, group, names, store, protocol, times):
+    def make(args, group, names, store, protocol, times, looks):
         made.append(([exhibit.key for exhibit in group], args.prompts, store.url, protocol.prompts[0]))
         return [(exhibit, f"<p>{exhibit.key}</p>", "") for exhibit in group], {"prompts": args.prompts}, []
 
@@ -181,6 +181,9 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
         (["table6", "--recaption", "x.txt"], "--recaption has no effect with --models mini"),
         (["fig4", "--calibration", "x.txt"], "--calibration has no effect on fig4: it is of table3 and table4"),
         (["fig4", "--against", "x.csv"], "--against has no effect on fig4: it is of claims"),
+        (["fig4", "--up-to", "1024"], "--up-to has no effect on fig4: it is of claims"),
+        (["claims", "--up-to", "500"], "--up-to must be at least twice the 256 prompts of the first look, got 500"),
+        (["claims", "--up-to", "200000"], "--up-to must be at most 100000 (more of Shapes would take hours"),
         (["claims", "--against", "nowhere.csv"], "'nowhere.csv' must be a file, got no such file"),
         (["fig5", "--whole"], "--whole has no effect on fig5: it is of fig4 and fig8"),
         (["fig4", "--models", "real", "--whole"], "--whole has no effect with --models real, which draw all"),
