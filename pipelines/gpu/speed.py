@@ -14,9 +14,9 @@ from tqdm import tqdm
 import postdiff
 from pipelines.gpu.random_backbones import random_text, thin
 from pipelines.gpu.runs import Budget, Outcome, Settings, decode, free, latents, now, peak_from_here, peak_gib, reason
+from pipelines.metrics.pace import at_one_pace
 from pipelines.paper import exhibits, presets
 from pipelines.paper.exhibit import Exhibit
-from pipelines.stages.latency import at_one_pace
 from postdiff import methods
 from postdiff.mechanisms import ScheduledModules, TokenMerging
 from postdiff.models.anatomy import anatomy
@@ -152,7 +152,7 @@ def summarise(
 ) -> dict[str, dict[str, Any]]:
     """{plan id: its numbers}. stages: seconds of denoising and decoding, [rounds, 2], by plan, equally many rounds.
 
-    Seconds are of one pace (`latency.at_one_pace`): the reference's, times a plan's share of them in the same round, so
+    Seconds are of one pace (`at_one_pace`): the reference's, times a plan's share of them in the same round, so
     that no speed-up contradicts them. Without the reference they are of the first plan's, and there are no speed-ups.
     """
     first = reference(plans)

@@ -20,6 +20,7 @@ from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, tables, tracking
 from pipelines.report.answers import Answer
+from pipelines.report.real_images import Real
 from pipelines.report.runs import Logbook
 from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
@@ -105,7 +106,7 @@ def make(
     prices = count_costs(cells, names)
     entries = entries_of(options, cells, prices, names)
     resources = evaluation.connect(options, list(names.values()))
-    evaluated = evaluation.evaluate(store, entries, protocol, resources)
+    evaluated = evaluation.evaluate(store, entries, protocol, resources, real=True)
     there = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
     whole = [exhibit for exhibit in group if exhibit.claims or all(cell.key in there for cell in exhibit.cells)]
     configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
@@ -124,7 +125,7 @@ def make(
         elif exhibit.numbers:
             files = writing.write_prose(store, exhibit, results, names, protocol)
         else:
-            files = writing.write(store, exhibit, results, names, protocol, configurations)
+            files = writing.write(store, exhibit, results, names, protocol, configurations, evaluated.real)
         made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
@@ -136,7 +137,7 @@ def make(
         f"{len({entry.configuration.id for entry in entries})} different runs",
     }
     answers = verdict.lines(results, names, whole)
-    mirror(options, store, protocol, made, results, configurations, answers)
+    mirror(options, store, protocol, made, results, configurations, answers, evaluated.real)
     return made, facts, answers
 
 
@@ -148,6 +149,7 @@ def mirror(
     results: exhibit_text.Results,
     configurations: figures.Configurations,
     answers: list[list[str]],
+    real: Real | None,
 ) -> None:
     """Mirror the exhibits of one data set to W&B: their runs, each once, their tables and their pictures."""
     rows = {measured.row.configuration: measured for measured in results.values()}
@@ -165,6 +167,7 @@ def mirror(
         answer="\n\n".join(question),
         exhibits=[(f"{exhibit.key}: {exhibit.title}", markdown) for exhibit, _, markdown in made],
         pictures={key: store.get(f"exhibits/{key}.png") for key in drawn if store.has(f"exhibits/{key}.png")},
+        real=real,
         private=named,
     )
     tracking.log(store, book)

@@ -12,6 +12,7 @@ from pipelines.paper.claims import Judged, Rows
 from pipelines.paper.datasets import DATASETS
 from pipelines.paper.exhibit import Exhibit
 from pipelines.report import document, latex, plots, tables
+from pipelines.report.real_images import Real
 
 
 def write(
@@ -21,9 +22,10 @@ def write(
     names: dict[str, str],
     protocol: Protocol,
     configurations: figures.Configurations,
+    real: Real | None = None,
 ) -> tuple[str, str]:
-    """Write the files of one exhibit; returns it as HTML and as Markdown."""
-    table = exhibit_text.table(exhibit, results)
+    """Write the files of one exhibit; returns it as HTML and as Markdown. real: scores of the prompts' real images."""
+    table = exhibit_text.table(exhibit, results, real)
     of = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]
     notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
@@ -43,7 +45,7 @@ def write(
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
     markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
     store.put(f"{base}.md", markdown.encode())
-    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
+    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of, real).encode())
     named = f"{exhibit.key}.png" if drawn else ""
     store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
     caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"

@@ -21,6 +21,7 @@ from pipelines.engine import records
 from pipelines.engine.identity import digest
 from pipelines.engine.provenance import machine
 from pipelines.engine.store import Store
+from pipelines.metrics.pace import at_one_pace
 from pipelines.stages.generation import Configuration
 from postdiff.terminal import one_line
 
@@ -187,18 +188,6 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def at_one_pace(stages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """stages: seconds of denoising and decoding [rounds, plans, 2], all above 0 -> p50, p90, and what of p50 is
-    denoising, [plans] each: of the first plan as they were, of the others its median second times their share of it in
-    the same round."""
-    seconds = stages.sum(2)
-    first = np.median(seconds[:, 0])
-    shares = seconds / seconds[:, :1]
-    p50, p90 = first * np.median(shares, axis=0), first * np.percentile(shares, 90, axis=0)
-    p90[0] = np.percentile(seconds[:, 0], 90)
-    return p50, p90, p50 * np.median(stages[:, :, 0] / seconds, axis=0)
 
 
 def summarise(stages: np.ndarray, encode: float, peaks: Sequence[float | None], where: str) -> list[Latency]:

@@ -85,6 +85,8 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
     figure = {"fig9.png", "fig9.svg", "fig9.points.csv"}
     assert made == {f"{key}.{kind}" for key in ("table4", "fig9") for kind in ("md", "csv", "tex")} | figure
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table4.csv").read_text())))
+    *rows, real = rows
+    assert (real["label"], real["fid_change"], real["p50"], float(real["attributes"])) == ("real images", "", "", 100)
     assert [row["label"] for row in rows] == ["Original", "TGATE", "DiTFastAttn", "DuCa", "Ours"]
     assert all(float(row["p90"]) >= float(row["p50"]) > 0 and int(row["n"]) == 4 for row in rows)
     assert float(rows[0]["speedup"]) == 1
@@ -111,6 +113,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
     args = ["table7", "--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--out", str(tmp_path)]
     reproduce.main(args)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table7.csv").read_text())))
+    assert rows.pop()["label"] == "real images"
     kinds = ["sd15-original", "sd15-original fine-tuned", "bk-sdm-tiny", "bk-sdm-tiny fine-tuned"]
     assert [row["label"] for row in rows] == [row["model"] for row in rows] == kinds
     assert [bool(row["fid_change"]) for row in rows] == [False, True, False, True]
