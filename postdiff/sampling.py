@@ -11,7 +11,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from postdiff import arguments, resolution, solvers
+from postdiff import arguments, resolution, solvers, switching
 from postdiff.decoding import Decoding
 from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
@@ -134,7 +134,7 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
-    solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
         raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
@@ -173,7 +173,7 @@ def begin(
         conditions: rows as `text` has them, in place of the family's own.
     """
     spec, dtype = backbone.spec, backbone.dtype
-    solver = solvers.make_solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    solver = switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
     text = {
         name: send(rows, backbone.device, dtype if rows.is_floating_point() else None)
         for name, rows in text.items()
@@ -204,7 +204,7 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i])
         _conditions(backbone, state, i, grid)
         if i in plan.switches:
-            state.noise(f"switch-{i}", grid)
+            switching.noise(state, i, grid)
         if state.solver.draws and i < last:
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
@@ -309,9 +309,7 @@ def advance(
         on_x0(x0)
     if switches:
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i + 1])
-        noise, level = state.noise(f"switch-{i + 1}", grid), solver.level(i + 1)
-        state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
-        solver.restart(i + 1)
+        state.latents = switching.switched(state, x0, grid).to(output.dtype)
     state.index += 1
 
 

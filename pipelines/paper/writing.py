@@ -59,7 +59,7 @@ def write(
 def title_of(exhibit: Exhibit) -> str:
     """Its heading, as `Table 2. ...`."""
     number = exhibit.key.replace("table", "Table ").replace("fig", "Figure ")
-    return exhibit.title if exhibit.claims or exhibit.numbers else f"{number}. {exhibit.title}"
+    return exhibit.title if number == exhibit.key else f"{number}. {exhibit.title}"
 
 
 def beside(exhibit: Exhibit) -> str:
