@@ -18,7 +18,6 @@ from pipelines import command_line, evaluation, options
 from pipelines.command_line import flag
 from pipelines.options import A_NUMBER, Backbone, Out
 from pipelines.paper import exhibits, figures
-from pipelines.report import plots
 from pipelines.stages import trajectories, worker
 from pipelines.stages.trajectories import Recording
 from postdiff import methods
@@ -54,6 +53,8 @@ def run(given: Options) -> None:
         return profile_of_steps, figures.draw_trajectories(store, paths, (0,), given.backbone)
 
     profile_of_steps, drawn = worker.mending(store, watch_and_draw)
+    from pipelines.report import plots  # with matplotlib, which a job that refuses does not need
+
     store.put("profile.png", plots.as_png(plots.profile_plot(profile_of_steps, f"{given.backbone}, {steps} steps")))
     store.put("profile.csv", figures.profile_csv(profile_of_steps).encode())
     store.put("trajectory.png", plots.as_png(drawn.figure))

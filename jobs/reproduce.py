@@ -64,8 +64,9 @@ def refuse_unused(given: Options) -> None:
         ("whole",): lambda exhibit: exhibit.fewer,
         ("against", "up_to"): lambda exhibit: exhibit.claims,
     }
+    every = exhibits.gather(["all"], {})
     for names, uses in only.items():
-        keys = [exhibit.key for exhibit in exhibits.gather(["all"], {}) if uses(exhibit)]
+        keys = [exhibit.key for exhibit in every if uses(exhibit)]
         if {exhibit.key for exhibit in chosen}.isdisjoint(keys):
             refuse(given, f"on {', '.join(given.exhibits)}: it is of {' and '.join(keys)}", *names)
 

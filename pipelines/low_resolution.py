@@ -6,6 +6,8 @@ and 28.68 once it is fine-tuned for it.
 
 What is asked is what a plan does: images of full size whose first half of the steps were at the low resolution. Images
 of that resolution themselves would not tell: fine texture is lost in them, whoever draws them.
+
+A run of few prompts is not asked before: it takes as long as the question, and its own rows answer it.
 """
 
 import sys
@@ -26,6 +28,7 @@ from postdiff.models.checkpoints import resolve
 from postdiff.plan import Plan
 
 PROMPTS = 16
+WORTHWHILE = 4 * PROMPTS  # prompts of a run, from which on it is asked before
 LOSS = 0.1  # of the CLIP score at full size: with less a model bears it; the stock SD1.5 of Table 7 loses over a third
 SHARE = 0.5  # of the steps, as in Table 7
 CLIP_SCORE = METRICS["clip"]
@@ -37,7 +40,7 @@ def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, res
     Images of the model as it is, and of those that begin so, are kept in OUT/low-resolution.
     """
     entries = beginnings(options, plans)
-    if len(entries) < 2:
+    if not asked(entries, protocol):
         return []
     listed = protocol.prompts[:PROMPTS]
     few = replace(protocol, prompts=listed, prompts_per_shard=min(protocol.prompts_per_shard, len(listed)),
@@ -49,6 +52,11 @@ def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, res
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
     return lines
+
+
+def asked(entries: Sequence[Entry], protocol: Protocol) -> bool:
+    """Whether there is a low resolution, and a run that is long beside the question."""
+    return len(entries) > 1 and len(protocol.prompts) >= WORTHWHILE
 
 
 def beginnings(options: OfOneModel, plans: Sequence[Plan]) -> list[Entry]:

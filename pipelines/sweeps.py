@@ -141,8 +141,10 @@ def besides(options: Options, entries: Sequence[Entry], protocol: Protocol) -> s
     solution = f"{first} images of {fidelity.STEPS} steps, which PSNR is to"
     if not fidelity.baseline("solution", entries[0].configuration):
         solution = "no solution for PSNR, since the model is distilled"
-    low = len(low_resolution.beginnings(options, [entry.configuration.plan for entry in entries])) - 1
-    few = min(low_resolution.PROMPTS, len(protocol.prompts))
+    begun = low_resolution.beginnings(options, [entry.configuration.plan for entry in entries])
+    if not low_resolution.asked(begun, protocol):
+        return solution
+    few, low = low_resolution.PROMPTS, len(begun) - 1
     return (
         f"{solution}; {few} images of the model as it is, and with half of its steps at each of {low} low resolutions"
     )

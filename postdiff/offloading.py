@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def offloaded(model: torch.nn.Module) -> bool:
     """Are weights of `model` moved when it runs? Then where they lie does not tell where it computes."""
     return hasattr(model, "_hf_hook") or bool(_groups(model))
+
+
+def targets(model: torch.nn.Module) -> set[torch.device]:
+    """Where an offloaded model computes, by its hooks."""
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    named = {getattr(hook, "execution_device", None) for hook in hooks} - {None}
+    return {torch.device(device) for device in named} | {config.onload_device for config in _groups(model)}
 
 
 def check_groups(model: torch.nn.Module) -> None:
@@ -25,6 +31,12 @@ def check_groups(model: torch.nn.Module) -> None:
                 f"use_stream=False and one block a group, got use_stream={config.stream is not None} and "
                 f"{config.num_blocks_per_group} blocks"
             )
+
+
+def rest(pipe: Any) -> None:
+    """Send the pipeline's models back to where they rest, as its own call does at its end."""
+    if getattr(pipe, "_all_hooks", None):
+        pipe.maybe_free_model_hooks()
 
 
 def _groups(model: torch.nn.Module) -> list[Any]:

@@ -27,6 +27,7 @@ from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size, Text
 from postdiff.models.loading import Backbone, overflows
 from postdiff.models.wrapping import backbone_of, family_of
+from postdiff.offloading import rest
 from postdiff.ownership import owned
 from postdiff.plan import Plan
 from postdiff.sampling import begin, denoise, grid_at, ready
@@ -259,6 +260,7 @@ def _finish(backbone: Backbone, call: Call, latents: torch.Tensor, text: Text) -
             images = pipe.watermark.apply_watermark(images)
         shown = None if flagged is None else [not flag for flag in flagged]
         images = pipe.image_processor.postprocess(images, output_type=kind, do_denormalize=shown)
+    rest(pipe)
     fields = (images, flagged) if checks else (images,)
     if not call.values["return_dict"]:
         return fields

@@ -16,13 +16,13 @@ from postdiff.decoding import Decoding
 from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
-from postdiff.models.configs import check_denoiser
+from postdiff.models.configs import check_denoiser, in_memory
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
 from postdiff.models.schedulers import check_scheduler
 from postdiff.models.spec import Sampling, SamplingSettings, Spec, settle
-from postdiff.offloading import offloaded
+from postdiff.offloading import check_groups, rest
 from postdiff.plan import Plan, Step
 from postdiff.state import State, draw
 from postdiff.text import Embeddings, encode
@@ -100,6 +100,7 @@ def batches(
             yield _fetch(*launched.popleft())
     while launched:
         yield _fetch(*launched.popleft())
+    rest(backbone.pipe)
 
 
 def _fetch(began: Moment, decoding: Decoding, count: int) -> tuple[np.ndarray, float]:
@@ -128,9 +129,8 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     spec = backbone.spec
     if backbone.denoiser is None:
         raise ValueError("the backbone was loaded without its denoiser (parts='text'): it can only `encode`")
-    if offloaded(backbone.denoiser):
-        raise ValueError("the pipeline is offloaded: expected all of it on one device")
-    check_denoiser(FAMILIES[spec.family], backbone.denoiser.config, spec.name)  # an adapter may be loaded by hand
+    check_groups(backbone.denoiser)
+    check_denoiser(FAMILIES[spec.family], in_memory(backbone.denoiser), spec.name)  # an adapter may be loaded by hand
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)

@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 import postdiff
 from pipelines import command_line, evaluation
-from pipelines.engine import workers
 from pipelines.engine.provenance import commit
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
@@ -152,6 +151,8 @@ def mirror(
     real: Real | None,
 ) -> None:
     """Mirror the exhibits of one data set to W&B: their runs, each once, their tables and their pictures."""
+    from pipelines.engine import workers
+
     rows = {measured.row.configuration: measured for measured in results.values()}
     times = {id: asdict(one.latency) for id, one in rows.items() if one.latency}
     drawn = [exhibit.key for exhibit, _, _ in made if not exhibit.is_table and not exhibit.claims]

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from pipelines import evaluation
-from pipelines.engine import workers
 from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
@@ -71,6 +70,8 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
     for at in planned.values():
         for folder, protocol in zip(at.folders, at.protocols, strict=True):
             evaluation.check_store(folder, protocol)
+    from pipelines.engine import workers  # with Ray, which a job that refuses does not need
+
     gpu = workers.cluster_has_gpus(given.gpus_per_worker)
     if gpu or any(resolve(name).revision for name in names.values()):  # else Ray starts after the latencies
         evaluation.connect(given, list(names.values()))
@@ -85,6 +86,8 @@ def run(given: Options) -> None:
     if given.dry_run:
         return print_dry_run(given, chosen, names)
     job = prepare(given, chosen, names)
+    from pipelines.engine import workers
+
     stores = {dataset: evaluation.claim_store(own.out, job.protocols[dataset]) for dataset, own in job.options.items()}
     main = Store(given.out)  # of what is of no data set alone
     with doing("fine-tuning the models of Table 7"):
@@ -128,6 +131,8 @@ def run(given: Options) -> None:
 
 def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
     """The plans that Tables 3 and 4 must search, {preset: plan}."""
+    from pipelines.engine import workers
+
     found: dict[str, Plan] = {}
     for exhibit in chosen:
         if exhibit.searches:

@@ -11,7 +11,7 @@ from pipelines.paper import claims, exhibit_text, figures, prose, replication, s
 from pipelines.paper.claims import Judged, Rows
 from pipelines.paper.datasets import DATASETS
 from pipelines.paper.exhibit import Exhibit
-from pipelines.report import document, latex, plots, tables
+from pipelines.report import document, latex, tables
 from pipelines.report.real_images import Real
 
 
@@ -25,6 +25,8 @@ def write(
     real: Real | None = None,
 ) -> tuple[str, str]:
     """Write the files of one exhibit; returns it as HTML and as Markdown. real: scores of the prompts' real images."""
+    from pipelines.report import plots  # with matplotlib, which a job that refuses does not need
+
     table = exhibit_text.table(exhibit, results, real)
     of = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]

@@ -273,6 +273,14 @@ def check_pooled(denoiser: Mapping[str, Any], encoders: Mapping[str, Mapping[str
         )
 
 
+def in_memory(module: Any) -> dict[str, Any]:
+    """The config of a model that is loaded, of diffusers or of transformers. How its weights are quantised is theirs to
+    know: what runs is the module that is here."""
+    config = module.config
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
 def check_quantization(config: Mapping[str, Any], where: str) -> None:
     """Raise ValueError if a config asks for quantised weights: they need other packages, and give other images."""
     if config.get("quantization_config"):

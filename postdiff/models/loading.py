@@ -16,11 +16,12 @@ import torch
 
 from postdiff.arguments import as_dtype, printable
 from postdiff.models.checkpoints import is_function, resolve
-from postdiff.models.configs import check_denoiser, check_vae
+from postdiff.models.configs import check_denoiser, check_vae, in_memory
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
 from postdiff.models.schedulers import check_noise_schedule
 from postdiff.models.spec import Spec
+from postdiff.offloading import offloaded
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where it computes: with offloading that is not where its weights lie."""
         # The pipeline's own looks through all modules: 1.5 ms.
-        return self.pipe.device if self._weight is None else self._weight.device
+        if self._weight is None or offloaded(self.denoiser):
+            return self.pipe._execution_device
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,8 +134,16 @@ def float32_vae(spec: Spec, vae: Any) -> Any:
     """A copy of `vae` in float32 if it is of float16 and would overflow so (SDXL's own asks for it), else None.
 
     The pipelines cast theirs before each batch and back after it; one copy is cast once.
+    Raises: ValueError if it is offloaded: its copy would stay where it is.
     """
-    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32) if overflows(spec, vae) else None
+    if not overflows(spec, vae):
+        return None
+    if offloaded(vae):
+        raise ValueError(
+            f"the autoencoder of {spec.name} overflows in float16 and is offloaded: expected it in float32 or bfloat16 "
+            "(`postdiff.accelerate` casts it as the pipeline does)"
+        )
+    return torch.nn.Module.to(copy.deepcopy(vae), dtype=torch.float32)
 
 
 def overflows(spec: Spec, vae: Any) -> bool:
@@ -264,7 +276,7 @@ def check(spec: Spec, pipe) -> None:
     rules = FAMILIES[spec.family]
     denoiser, vae, pairs = getattr(pipe, rules.denoiser), pipe.vae, {}
     if denoiser is not None:
-        check_denoiser(rules, denoiser.config, spec.name)
+        check_denoiser(rules, in_memory(denoiser), spec.name)
         expected = outline(spec).config
         pairs = {key: (expected[key], denoiser.config.get(key)) for key in _SIZES if key in expected}
     if vae is not None:

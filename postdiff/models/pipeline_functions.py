@@ -24,6 +24,7 @@ from postdiff.models.loading import Backbone, as_value_error, float32_vae
 from postdiff.models.pipeline_identity import identity
 from postdiff.models.spec import Spec
 from postdiff.models.wrapping import wrap
+from postdiff.offloading import offloaded
 
 NAME = re.compile(rf"{FUNCTION}([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)(?:@([0-9a-f]{{12}}))?")
 
@@ -104,6 +105,8 @@ def _make(name: str) -> Backbone:
         backbone = made if isinstance(made, Backbone) else wrap(made)
     except ValueError as error:
         raise ValueError(f"{name} must return a pipeline that postdiff.wrap takes: {error}") from error
+    if any(offloaded(part) for part in backbone.pipe.components.values() if isinstance(part, torch.nn.Module)):
+        raise ValueError(f"{name} must return a pipeline that is not offloaded: a worker moves it to its own GPU")
     dtype = str(backbone.dtype).removeprefix("torch.")
     return replace(backbone, spec=replace(backbone.spec, name=name, source=name, dtype=dtype))
 

@@ -44,7 +44,7 @@ class PixArtAlpha(Family):
         plain = {"prompt": prompts and list(prompts), "clean_caption": False, "max_sequence_length": text_tokens}
         arguments = {**plain, **(asked or {})}
         cond, mask, uncond, uncond_mask = pipe.encode_prompt(
-            do_classifier_free_guidance=guided, device=pipe.device, **arguments
+            do_classifier_free_guidance=guided, device=pipe._execution_device, **arguments
         )
         if not guided:
             uncond = uncond_mask = None

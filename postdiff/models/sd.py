@@ -35,5 +35,7 @@ class StableDiffusion(Family):
         self, pipe: Any, prompts: Sequence[str] | None, guided: bool, text_tokens: int, asked: Arguments | None = None
     ) -> Text:
         arguments = {"prompt": prompts and list(prompts), "num_images_per_prompt": 1, **(asked or {})}
-        cond, uncond = pipe.encode_prompt(device=pipe.device, do_classifier_free_guidance=guided, **arguments)
+        cond, uncond = pipe.encode_prompt(
+            device=pipe._execution_device, do_classifier_free_guidance=guided, **arguments
+        )
         return {"text": halves(uncond if guided else None, cond)}

@@ -36,7 +36,7 @@ class StableDiffusionXL(StableDiffusion):
     ) -> Text:
         arguments = {"prompt": prompts and list(prompts), **(asked or {})}
         cond, uncond, pooled, uncond_pooled = pipe.encode_prompt(
-            device=pipe.device, do_classifier_free_guidance=guided, **arguments
+            device=pipe._execution_device, do_classifier_free_guidance=guided, **arguments
         )
         if not guided:
             uncond = uncond_pooled = None

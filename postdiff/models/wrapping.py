@@ -14,11 +14,19 @@ import torch
 
 from postdiff.arguments import DTYPES, shown
 from postdiff.models.checkpoints import spec_from
+from postdiff.models.configs import in_memory
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Family, Size, class_of
 from postdiff.models.loading import Backbone, check, float32_vae
 from postdiff.models.schedulers import distilled, kept_solver
 from postdiff.models.spec import settle
+from postdiff.offloading import check_groups, offloaded, targets
+
+# Hooks that change no arithmetic: accelerate's and diffusers' offloading, diffusers' layerwise casting.
+WHERE_AND_IN_WHAT_DTYPE = {
+    "AlignDevicesHook", "CpuOffload", "SequentialHook", "group_offloading",
+    "layerwise_casting", "peft_autocast_disable",
+}  # fmt: skip
 
 
 def wrap(
@@ -28,13 +36,13 @@ def wrap(
 
     Args:
         pipe: a StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline, PixArtAlphaPipeline
-            or PixArtSigmaPipeline (no subclass), all of it on one device, in float32, float16 or bfloat16.
+            or PixArtSigmaPipeline (no subclass), all of it on one device or offloaded, in float32, float16 or bfloat16.
         size: of its images in pixels, (height, width) or one number for a square; by default as the pipeline's.
         guidance: w of classifier-free guidance, 1 or more; its family's by default.
         solver: on the pipeline's noise schedule; by default the pipeline's scheduler is kept, with its settings.
 
     Returns: a backbone whose dense plan gives the pipeline's own bits for the same latents.
-    Raises: ValueError, in one line with what was expected, if `pipe` is of another class, is offloaded, has a part of
+    Raises: ValueError, in one line with what was expected, if `pipe` is of another class, has a part of
         another kind, a scheduler that is not offered, or a safety checker or watermark, which `sample` would leave out
         (`accelerate` has them).
     """
@@ -56,7 +64,7 @@ def backbone_of(
     _check_parts(pipe, rules, name)
     check_in_place(pipe, name)
     parts = (rules.denoiser, "vae", *(part for part in rules.text_encoders if getattr(pipe, part) is not None))
-    configs = {part: _config(getattr(pipe, part)) for part in parts}
+    configs = {part: in_memory(getattr(pipe, part)) for part in parts}
     tokenizers = [getattr(pipe, part) for part in rules.tokenizers if getattr(pipe, part) is not None]
     kind = type(pipe.scheduler).__name__
     scheduler = {**pipe.scheduler.config, "_class_name": kind}
@@ -97,22 +105,20 @@ def _check_parts(pipe: Any, rules: Family, name: str) -> None:
             raise ValueError(f"{part} of {name} must hold its weights in one of {', '.join(DTYPES)}, got {dtype}")
 
 
-def _config(module: torch.nn.Module) -> dict[str, Any]:
-    """A model's config as a dict, of diffusers or of transformers."""
-    config = module.config
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
-
-
 def check_in_place(pipe: Any, name: str) -> None:
-    """Raise ValueError if modules of the pipeline are moved, cast or skipped in its forward passes, or are on several
-    devices: hooks would run inside what a plan wraps."""
-    devices = set()
+    """Raise ValueError if hooks in the pipeline skip what a plan would skip too, or would leave weights where they are;
+    or if it is on several devices, and none of it is moved when it runs."""
+    devices, moved = set(), False
     for part, module in pipe.components.items():
         if not isinstance(module, torch.nn.Module):
             continue
-        if hook := next(_hooks(module), None):
-            raise ValueError(f"{part} of {name} must have no hooks (offloading, casting, caching), got {hook}")
-        devices |= {tensor.device for tensor in module.parameters()}
+        if hook := next((hook for hook in _hooks(module) if hook not in WHERE_AND_IN_WHAT_DTYPE), None):
+            raise ValueError(f"{part} of {name} must have no hooks but of offloading and casting, got {hook}")
+        check_groups(module)
+        devices |= targets(module) if offloaded(module) else {tensor.device for tensor in module.parameters()}
+        moved = moved or offloaded(module)
+    if moved:  # what is excluded from offloading may lie where it is
+        devices -= {torch.device("cpu"), torch.device("meta")}
     if len(devices) > 1 or any(device.type == "meta" for device in devices):
         raise ValueError(f"all of {name} must be on one device, got {', '.join(sorted(map(str, devices)))}")
 

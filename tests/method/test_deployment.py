@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import torch
 from conftest import PROMPTS, SEEDS
+from pretend_cuda import PretendCuda, to_gpu
 from test_own_loop import SIZE, STEPS, authors_deepcache, call, our_latents, small_pipeline, without_zeros
 
 import postdiff
@@ -20,6 +21,7 @@ from postdiff.mechanisms import DeepCache, EncoderPropagation, KeyDownsampling, 
 from postdiff.models.anatomy import anatomy
 
 CPU = torch.device("cpu")
+QUANTISED = 'pip install "postdiff[quantised]"'
 DOCS = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 
 
@@ -49,6 +51,46 @@ def eight_bits(pipe):
     pipe.unet = torch.ao.quantization.quantize_dynamic(pipe.unet, {torch.nn.Linear})
 
 
+def replaced(pipe, make):
+    """The pipeline with other linear layers in its denoiser."""
+    for module in list(pipe.unet.modules()):
+        for name, layer in list(module.named_children()):
+            if type(layer) is torch.nn.Linear:
+                setattr(module, name, make(layer))
+    pipe.unet.register_to_config(quantization_config={"quant_method": "as diffusers notes it"})
+
+
+def torchao(pipe):
+    ao = pytest.importorskip("torchao.quantization", reason=QUANTISED)
+    ao.quantize_(pipe.unet, ao.Int8WeightOnlyConfig())
+
+
+def bitsandbytes(pipe):
+    bnb = pytest.importorskip("bitsandbytes", reason=QUANTISED)
+
+    def four_bits(layer):
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        made = bnb.nn.Linear4bit(*sizes, compute_dtype=layer.weight.dtype, quant_type="nf4")
+        made.load_state_dict(layer.state_dict())
+        return made.to("cpu")
+
+    replaced(pipe, four_bits)
+
+
+def gguf(pipe):
+    quants = pytest.importorskip("gguf", reason=QUANTISED)
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    def eight_bits_a_block(layer):
+        kind = quants.GGMLQuantizationType.Q8_0
+        blocks = torch.from_numpy(quants.quants.quantize(layer.weight.detach().numpy(), kind))
+        made = GGUFLinear(layer.in_features, layer.out_features, False, compute_dtype=layer.weight.dtype)
+        made.weight, made.bias = GGUFParameter(blocks, quant_type=kind), layer.bias
+        return made
+
+    replaced(pipe, eight_bits_a_block)
+
+
 def assigned(pipe):
     pipe.unet = torch.compile(pipe.unet, backend="eager")
 
@@ -59,25 +101,27 @@ def grouped(**settings):
 
 @dataclass(frozen=True)
 class Row:
-    """apply: makes a pipeline so. sample: whether `sample` takes it. changes: whether it changes the latents.
-    compiled: the authors' package is not what it is held against, but the pipeline as it is without."""
+    """apply: makes a pipeline so. changes: whether it changes the latents. compiled: the authors' package is not what
+    it is held against, but the pipeline as it is without."""
 
     apply: Callable[..., object]
-    sample: bool = True
     changes: bool = False
     compiled: bool = False
 
 
 ROWS = {
     "bf16": Row(lambda pipe: pipe.to(torch.bfloat16), changes=True),
-    "model offload": Row(lambda pipe: accelerate.cpu_offload_with_hook(pipe.unet, CPU), sample=False),
-    "sequential offload": Row(lambda pipe: accelerate.cpu_offload(pipe.unet, CPU, offload_buffers=True), sample=False),
+    "model offload": Row(lambda pipe: accelerate.cpu_offload_with_hook(pipe.unet, CPU)),
+    "sequential offload": Row(lambda pipe: accelerate.cpu_offload(pipe.unet, CPU, offload_buffers=True)),
     "layerwise casting": Row(
         lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32), changes=True
     ),
-    "group offload, by leaves": Row(grouped(offload_type="leaf_level"), sample=False),
-    "group offload, a block a group": Row(grouped(offload_type="block_level", num_blocks_per_group=1), sample=False),
+    "group offload, by leaves": Row(grouped(offload_type="leaf_level")),
+    "group offload, a block a group": Row(grouped(offload_type="block_level", num_blocks_per_group=1)),
     "int8 (torch's dynamic)": Row(eight_bits, changes=True),
+    "torchao (int8 weights)": Row(torchao, changes=True),
+    "bitsandbytes (nf4 weights)": Row(bitsandbytes, changes=True),
+    "GGUF (Q8_0 weights)": Row(gguf, changes=True),
     "torch.compile in place": Row(lambda pipe: pipe.unet.compile(backend="eager"), compiled=True),
     "compile_repeated_blocks": Row(lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"), compiled=True),
     "a compiled module assigned": Row(assigned, compiled=True),
@@ -161,7 +205,7 @@ def test_attach_goes_with_it(model, row):
     assert same != ROWS[row].changes  # what has no effect shows nothing
 
 
-@each(row for row in ROWS if ROWS[row].sample)
+@each(ROWS)
 def test_sample_goes_with_it(model, row):
     """The dense plan is the pipeline, and DeepCache is what it is in the pipeline's own loop."""
     backbone = changed(model, ROWS[row].apply)
@@ -170,18 +214,52 @@ def test_sample_goes_with_it(model, row):
         saved = call(backbone.pipe, **told)
     assert torch.equal(our_latents(backbone, methods.dense(STEPS), prompts(row)), call(backbone.pipe, **told))
     assert torch.equal(our_latents(backbone, methods.deepcache(STEPS), prompts(row)), saved)
+    if row not in WHOLE:
+        assert postdiff.wrap(backbone.pipe).dtype == backbone.dtype
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not ROWS[row].sample])
-def test_sample_refuses_what_is_offloaded(small, row):
-    with pytest.raises(ValueError, match="the pipeline is offloaded: expected all of it on one device"):
-        postdiff.sample(changed(small, ROWS[row].apply), PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))
+class Moved(accelerate.hooks.ModelHook):
+    """Moves a model to the pretended GPU when it runs."""
+
+    execution_device = torch.device("cuda:0")
+
+    def pre_forward(self, module, *args, **kwargs):
+        if next(module.parameters()).device != self.execution_device:
+            to_gpu(module)
+        return args, kwargs
+
+
+def test_what_is_offloaded_is_fed_where_it_computes(small):
+    """Noise, timesteps and embeddings are made on the GPU whose weights are elsewhere: a mix of devices raises."""
+    expected = postdiff.sample(small, PROMPTS[:2], SEEDS[:2], methods.postdiff(STEPS))
+    backbone = changed(small, lambda pipe: None)
+    parts = (backbone.pipe.text_encoder, backbone.pipe.unet, backbone.pipe.vae)
+    for part in parts:
+        accelerate.hooks.add_hook_to_module(part, Moved())
+    assert backbone.device == Moved.execution_device
+    with PretendCuda() as gpu, torch.no_grad():
+        got = postdiff.sample(backbone, PROMPTS[:2], SEEDS[:2], methods.postdiff(STEPS))
+    assert any(event.kind == "to device" for event in gpu.events)
+    assert (got == expected).all()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "offload" in row])
+def test_accelerate_goes_with_offloading(small, row):
+    pipe, told = changed(small, ROWS[row].apply).pipe, {"height": 64, "width": 64, "output_type": "np"}
+    drawn = {"prompt": PROMPTS[:2], "num_inference_steps": STEPS, **told}
+    before = pipe(generator=torch.Generator().manual_seed(1), **drawn).images
+    fast = postdiff.accelerate(pipe, methods.dense(STEPS))
+    assert (fast(generator=torch.Generator().manual_seed(1), **drawn).images == before).all()
+    assert postdiff.wrap(pipe).device == CPU
 
 
 def test_groups_that_load_each_other_are_refused(small):
     backbone = changed(small, grouped(offload_type="block_level", num_blocks_per_group=2))
     with pytest.raises(ValueError, match=r"group offloading has modules load each other's weights.* and 2 blocks"):
         attach(backbone.pipe, methods.deepcache(STEPS))
+    for run in (postdiff.wrap, lambda pipe: postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))):
+        with pytest.raises(ValueError, match="group offloading has modules load each other's weights"):
+            run(backbone.pipe)
     plain = changed(small, lambda pipe: None)
     with attach(plain.pipe, methods.deepcache(STEPS)):
         grouped(offload_type="block_level", num_blocks_per_group=2)(plain.pipe)
@@ -282,18 +360,14 @@ REFUSED = {  # rows that both refuse, with the tests that show it
         "test_freeu_does_not_go_with_what_it_would_scale_twice"
     ),
 }
-NOT_TRIED = ("torchao", "bitsandbytes", "GGUF")  # quantised weights: none of these is installed where this was built
 
 
 def rows():
     """The table, as the tests have it."""
-    for name, row in ROWS.items():
-        sample = "test_sample_goes_with_it" if row.sample else "test_sample_refuses_what_is_offloaded"
-        yield [name, "works", "works" if row.sample else "refused", f"`test_attach_goes_with_it`, `{sample}`"]
+    for name in ROWS:
+        yield [name, "works", "works", "`test_attach_goes_with_it`, `test_sample_goes_with_it`"]
     for name, test in REFUSED.items():
         yield [name, "refused", "refused", f"`{test}`"]
-    for name in NOT_TRIED:
-        yield [name, "not tried here", "not tried here", ""]
 
 
 def test_the_table_of_the_docs_is_what_is_tried_here():

@@ -250,12 +250,6 @@ def test_steps_ahead_are_no_larger_a_pass_than_fits(backbone, monkeypatch):
     assert np.abs(whole.astype(int) - parts).max() <= 1
 
 
-def test_an_offloaded_pipeline_is_refused(backbone, monkeypatch):
-    monkeypatch.setattr(backbone.denoiser, "_hf_hook", object(), raising=False)
-    with pytest.raises(ValueError, match="the pipeline is offloaded: expected all of it on one device"):
-        postdiff.sample(backbone, PROMPTS[:1], SEEDS[:1], methods.dense(1))
-
-
 SAME_TIMESTEPS = {  # two of the steps round to one timestep
     "cosine betas, Karras": ({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}, 30),
     "beta noise levels": ({"use_beta_sigmas": True}, 40),

@@ -7,8 +7,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import KINDS, PROMPTS, SEEDS, with_parts
-from diffusers.hooks import apply_layerwise_casting
+from diffusers.hooks import HookRegistry, ModelHook
 
 import postdiff
 from postdiff import methods, sampling
@@ -130,22 +131,20 @@ def copied(module):
     return type(module).from_config(module.config)
 
 
-def test_modules_that_are_moved_or_cast_while_they_run_are_refused(pipe):
-    from accelerate import cpu_offload
-
-    offloaded, cast, stored = copied(pipe.unet), copied(pipe.unet), copied(pipe.unet)
-    cpu_offload(offloaded, execution_device=torch.device("cpu"))
-    apply_layerwise_casting(cast, torch.float8_e4m3fn, torch.float32)
-    stored.to(torch.float64)
-    elsewhere = copied(pipe.unet).to("meta")
-    for unet, expected in (
-        (offloaded, "must have no hooks"),
-        (cast, "must (have no hooks|hold its weights in)"),
-        (stored, "must hold its weights in one of float32, float16, bfloat16, got float64"),
-        (elsewhere, "must be on one device, got cpu, meta"),
+def test_hooks_of_others_other_dtypes_and_several_devices_are_refused(pipe):
+    skipping, stored, elsewhere = copied(pipe.unet), copied(pipe.unet).to(torch.float64), copied(pipe.unet).to("meta")
+    HookRegistry.check_if_exists_or_initialize(skipping).register_hook(ModelHook(), "faster_cache_denoiser")
+    two, one = copied(pipe.unet), copied(pipe.vae)
+    cpu_offload(two, execution_device=torch.device("cuda:0"))
+    cpu_offload(one, execution_device=torch.device("cuda:1"))
+    for parts, expected in (
+        ({"unet": skipping}, "must have no hooks but of offloading and casting, got faster_cache_denoiser"),
+        ({"unet": stored}, "must hold its weights in one of float32, float16, bfloat16, got float64"),
+        ({"unet": elsewhere}, "must be on one device, got cpu, meta"),
+        ({"unet": two, "vae": one}, "must be on one device, got cuda:0, cuda:1"),
     ):
         with pytest.raises(ValueError, match=expected):
-            postdiff.wrap(with_parts(pipe, unet=unet))
+            postdiff.wrap(with_parts(pipe, **parts))
 
 
 def test_nothing_of_the_pipeline_is_changed(pipe):

@@ -63,3 +63,13 @@ def test_it_asks_what_a_plan_does_at_each_low_resolution_once():
 def test_plans_of_one_resolution_need_no_probe():
     plans = [methods.dense(8), methods.deepcache(20, 2)]
     assert low_resolution.warnings(options("mini-sd"), plans, SimpleNamespace(), None) == []
+
+
+@pytest.mark.parametrize(("prompts", "asked"), [(63, False), (64, True)])
+def test_a_run_that_is_no_longer_than_the_question_is_not_asked_before(prompts, asked):
+    plans = [methods.dense(8), methods.mixed_resolution(20, 0.5, 0.5)]
+    entries = low_resolution.beginnings(options("mini-sd"), plans)
+    protocol = SimpleNamespace(prompts=[None] * prompts)
+    assert low_resolution.asked(entries, protocol) is asked
+    if not asked:
+        assert low_resolution.warnings(options("mini-sd"), plans, protocol, None) == []
