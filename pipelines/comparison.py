@@ -229,8 +229,8 @@ def write(
     }
     scored, real = [one.row for one in compared], evaluated.real
     if real:
-        told = [cell for m in compared_by(scored) for cell in (real_images.text(real, m), real_images.NOT_DRAWN)]
-        lines.append([real_images.LABEL, real_images.NOT_DRAWN, real_images.NOT_DRAWN, *told])
+        quality = [cell for m in compared_by(scored) for cell in (real_images.text(real, m), real_images.NOT_DRAWN)]
+        lines.append([real_images.LABEL, real_images.NOT_DRAWN, real_images.NOT_DRAWN, *quality])
     labels = [f"{one.variant}: {one.row.label}" for one in compared]
     legend = f"{LEGEND} {tables.directions(compared_by(scored))}{f' {real_images.MEANING}' if real else ''}"
     body = document.section(
