@@ -1,5 +1,8 @@
 """The later looks of the claims: their prompts and stores, and that what is pooled is what one store would say."""
 
+import csv
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +18,9 @@ from pipelines.paper.datasets import Options
 from pipelines.pooling import Pool
 from pipelines.stages import generation
 from postdiff import methods
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import reproduce  # a job is a script, not a package
 
 FEW, MORE = methods.dense(2), methods.cross_attention_cache(3, 2)
 KEYS = {("lcm", plan.id): plan for plan in (FEW, MORE)}
@@ -105,3 +111,39 @@ def test_what_is_pooled_over_looks_is_what_one_store_would_say(ray_session, tmp_
                 assert [pooled.value, *pooled.left_out] == pytest.approx([told.value, *told.left_out], abs=1e-4)
     again, _ = looks.judge(plan, rows, own, some, one_worker)  # all is there
     assert again == judged
+
+
+@pytest.mark.slow
+def test_the_job_looks_again_at_what_is_open_and_says_so(ray_session, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "CLAIMS", CLAIMS)
+    for metric in ("fid", "clip", "content"):
+        monkeypatch.setitem(claims.MARGINS, metric, 1e-9)
+    few = [
+        "--limit",
+        "8",
+        "--n-reference",
+        "32",
+        "--shard",
+        "4",
+        "--batch-size",
+        "2",
+        "--workers",
+        "1",
+        "--rounds",
+        "0",
+    ]
+    asked = ["claims", *few, "--rounds", "0", "--up-to", "16", "--out", str(tmp_path)]
+    reproduce.main([*asked, "--dry-run"])
+    assert "claims that are not resolved by 8 prompts go on to 16: at the most 2 times" in capsys.readouterr().out
+    assert not (tmp_path / "look-2").exists()
+    reproduce.main(asked)
+    rows = list(csv.DictReader((tmp_path / "exhibits/claims.csv").read_text().splitlines()))
+    assert [row["n"] for row in rows] == ["8", "16", "16", "16"]
+    assert {row["looks"] for row in rows} == {"8 16"}
+    text = (tmp_path / "exhibits/claims.md").read_text()
+    assert "looked at with 8 and 16 prompts: a claim that one look does not resolve goes on" in text
+    assert "looked at with 8 and 16 prompts" in (tmp_path / "report.html").read_text()
+    shards = {file: file.stat().st_mtime_ns for file in tmp_path.glob("**/images/**/*.parquet")}
+    assert len(shards) >= 2 * (2 + 2)
+    reproduce.main(asked)  # all is there
+    assert shards == {file: file.stat().st_mtime_ns for file in tmp_path.glob("**/images/**/*.parquet")}
