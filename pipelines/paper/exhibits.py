@@ -227,13 +227,13 @@ def ablations(found: Found) -> Exhibit:
     models = (("sd15", 0.5, 0.5, every), ("sdxl", 0.75, 0.2, every[:2]), ("pixart", 0.75, 0.5, every))
     for model, beta, share, rules in models:  # SDXL's solver, Euler, has no history
         usual = methods.mixed_resolution(20, beta, share)
-        cells.append(_point(f"{model}: fresh noise, solver restarted", model, usual))
+        cells.append(Cell(f"{model}: fresh noise, solver restarted", model, usual))
         low = sum(step.scale < 1 for step in usual.steps)
         once_more = methods.mixed_resolution(21, beta, low / 21)
         for rule in rules:
             plan = replace(once_more if rule == "literal" else usual, switch=rule)
-            cells.append(_point(f"{model}: {ABLATED[rule]}", model, plan))
-    note = "changes are from fresh noise and a solver that is restarted, as everywhere else; App. A tells neither"
+            cells.append(Cell(f"{model}: {ABLATED[rule]}", model, plan))
+    note = "changes are from fresh noise and a solver that is restarted, as everywhere else; the paper has none of it"
     return Exhibit(
         "ablations", "At the switch of resolution", tuple(cells), (FID, CLIP_SCORE, METRICS["attributes"]), note=note
     )

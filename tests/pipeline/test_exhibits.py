@@ -84,6 +84,7 @@ def test_what_the_paper_has_not_is_drawn_on_request():
     for cell in exhibit.cells:  # each is held against its model's usual one, and changes at the same step
         usual = exhibit.reference(cell.model).plan
         assert (usual.switch, usual.switches) == ("fresh", cell.plan.switches)
+    assert not any(cell.values for cell in exhibit.cells)  # nothing is printed of them, and so nothing is lost
     assert [e.key for e in exhibits.gather(["all", "ablations"], {})][-1] == "ablations"
 
 
