@@ -2,15 +2,18 @@
 
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
 pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped),
-judge-convolutional and judge-transformer (who read scenes, and judge content). Each
-trains on Shapes with two single-threaded processes that average their gradients (on two cores a third faster than one
-process with two threads; NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and
-appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines'
-own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
+judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a mini-CLIP that tells left
+from right; what is shipped was trained with --workers 1). Each trains on Shapes with two single-threaded processes
+that average their gradients (on two cores a third faster than one process with two threads; NOTES.md), checkpoints
+every few minutes, resumes from the checkpoint after a kill, and appends its losses to `<work>/<stage>.csv`. `export`
+writes the finished folders, fp16 safetensors, that the pipelines' own `from_pretrained` (open_clip's
+`create_model("local-dir:FOLDER")`) load:
 
-    postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and mini-clip and mini-judges, which score
+    postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
+    mini-judges
 
-`accuracy` asks the judges about 1,000 real renders, and writes how often they are right: accuracy-judge.csv.
+`accuracy` asks the judges about 1,000 real renders, and the mini-CLIPs whether a render's own caption suits it better
+than a changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
 
 `evaluate` measures them, and draws a grid of 64 samples of each. `restore` makes checkpoints of the shipped folders,
 for a stage that starts from them: of fp16 weights and without an optimizer, so the stages they stand for cannot go on.
@@ -27,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
 from pipelines.metrics.encoders import JUDGES
-from pipelines.training import judges, models
+from pipelines.training import accuracy, judges, models, reading
 from postdiff.models.checkpoints import MINI
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "accuracy":
-        judges.write_accuracy(args.out / JUDGES, RESULTS / "accuracy-judge.csv")
+        accuracy.write(judges.accuracy(args.out / JUDGES), RESULTS / "accuracy-judge.csv")
+        accuracy.write(reading.accuracy(args.out), RESULTS / "accuracy-clip.csv")
     if args.stage == "restore":
         models.restore(args.work, args.out)
     if args.stage in ("export", "all"):

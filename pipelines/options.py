@@ -25,15 +25,16 @@ from pipelines.command_line import (
 from pipelines.data.prompts import SHAPES, load_prompts
 from pipelines.engine.records import Prompt
 from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
-from postdiff.models.checkpoints import HUB, is_function
+from postdiff.models.checkpoints import is_of_hub
 
 A_NUMBER = whole(1, *MOST_PROMPTS)  # of prompts
 Out = Annotated[str, flag("the store: a folder or any pyarrow.fs or fsspec URL")]
 Backbone = Annotated[
     str,
     flag(
-        "a name (postdiff models), a folder, ORG/REPOSITORY@COMMIT, or pipeline:MODULE:FUNCTION, a function of yours "
-        "that returns a diffusers pipeline"
+        "a name (postdiff models), a folder, ORG/REPOSITORY@COMMIT, or FILE.safetensors+config=MODEL; each may be "
+        "followed by +lora=FILE.safetensors:0.8 (several), +vae=FOLDER, +variant=fp16. Or pipeline:MODULE:FUNCTION, a "
+        "function of yours that returns a diffusers pipeline"
     ),
 ]
 
@@ -86,7 +87,10 @@ class Options:
     guidance: Annotated[
         float | None, flag("w of classifier-free guidance (default: the backbone's)", number(1, LARGEST_GUIDANCE))
     ] = None
-    solver: Annotated[str | None, flag("ddim, dpm, euler, unipc (default: the backbone's)")] = None
+    solver: Annotated[
+        str | None,
+        flag("ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms (default: the backbone's)"),
+    ] = None
     clip: Annotated[str, flag("CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")] = ""
     fid: Annotated[
         str,
@@ -140,8 +144,7 @@ class OfOneModel(Options):
     @property
     def speed(self) -> float:
         """TFLOP/s of a worker."""
-        of_hub = self.backbone in HUB or ("@" in self.backbone and not is_function(self.backbone))
-        return self.tflops or (30.0 if of_hub else 0.03)
+        return self.tflops or (30.0 if is_of_hub(self.backbone) else 0.03)
 
 
 Own = TypeVar("Own", bound=Options)

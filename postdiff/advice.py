@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from postdiff import arguments, methods
+from postdiff.models.additions import split
 from postdiff.models.checkpoints import MINIS
+from postdiff.models.evaluations import goes_with
 from postdiff.models.families import FAMILIES
 from postdiff.models.spec import Spec
 from postdiff.plan import Plan
@@ -138,11 +140,12 @@ def advise(spec: Spec, share: float, calibration: Path | None = None) -> Advice:
 def within(spec: Spec, share: float, most: int) -> dict[str, Any]:
     """The family's settings of `methods.postdiff`, at the most steps, `most` or fewer, that cost `share` of the FLOPs
     of the dense plan of the family's steps; without mixed resolution where the low resolution is under SMALLEST pixels.
+    A step is a run of the model, and their number one that the backbone's solver takes.
 
-    Raises: ValueError if even two steps cost more.
+    Raises: ValueError if even two steps cost more, or fewer than the solver takes.
     """
     settings, usual = dict(spec.settings), spec.settings["steps"]
-    if spec.name not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
+    if split(spec.name)[0] not in MINIS and low_side(spec, settings["beta"]) < SMALLEST:
         settings |= {"beta": 1.0, "s": 0.0}
 
     def prices(numbers: Sequence[int], *more: Plan) -> list[int]:
@@ -159,7 +162,14 @@ def within(spec: Spec, share: float, most: int) -> dict[str, Any]:
     if not any(fits.values()):
         least = prices([2])[0] / dense
         raise ValueError(f"share must be at least {least:.3f}, two steps of postdiff on {spec.name}, got {share:g}")
-    return {**settings, "steps": max(n for n, fit in fits.items() if fit)}
+    most = max(n for n, fit in fits.items() if fit)
+    for steps in range(most, 1, -1):
+        chosen = {**settings, "steps": steps}
+        if goes_with(spec.solver, methods.postdiff(**chosen)) and (
+            steps in fits or prices([steps])[0] <= share * dense
+        ):
+            return chosen
+    raise ValueError(f"share must pay for a plan that {spec.solver} takes, got {share:g}: it pays for {most} steps")
 
 
 def calibrated(file: Path, spec: Spec) -> tuple[Plan, dict[str, Any]]:

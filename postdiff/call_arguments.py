@@ -39,14 +39,17 @@ ARGUMENTS = {
     "height": Argument("with `width`, or neither; the pipeline's default"),
     "width": Argument("with `height`, or neither; the pipeline's default"),
     "use_resolution_binning": Argument("the image is drawn at the nearest bin, then resized and cropped"),
-    "num_inference_steps": Argument("the plan's length, which is the default; another is refused"),
+    "num_inference_steps": Argument(
+        "the plan's length, which is the default; another is refused. A plan has a step for each run of the denoiser: "
+        "PLMS takes T + 1 runs for T steps, Heun 2 T - 1, PNDM with Runge-Kutta steps T + 9"
+    ),
     "guidance_scale": Argument(
         "the pipeline's default. 1 or less: every step runs the conditional half alone (LCM: from 1). More, given to a "
         "plan that guides no step, is refused"
     ),
     "guidance_rescale": Argument("at the steps that the plan guides; refused where there is none"),
-    "generator": Argument("draws the initial noise and LCM's, at the grid of their steps; a dense plan's image is the "
-                          "pipeline's. What else a plan draws depends on the image's initial noise alone"),
+    "generator": Argument("draws the initial noise and the solver's, at the grid of their steps; a dense plan's image "
+                          "is the pipeline's. What else a plan draws depends on the image's initial noise alone"),
     "latents": Argument("standard normal [B, C, h, w] at the grid of the plan's first step; another shape is refused"),
     "original_size": Argument("told to the U-Net"),
     "crops_coords_top_left": Argument("told to the U-Net"),
@@ -63,7 +66,7 @@ ARGUMENTS = {
     "callback_on_step_end_tensor_inputs": Argument(
         "`latents` alone: what is cached was computed from the text that there was"
     ),
-    "callback": Argument("called every `callback_steps` steps"),
+    "callback": Argument("called every `callback_steps` steps, as the pipeline counts them"),
     "callback_steps": Argument("how often `callback` is called"),
     "timesteps": Argument("a plan runs the steps of its scheduler: set timestep_spacing in its config", _NONE),
     "sigmas": Argument("a plan runs the noise levels of its scheduler: set use_karras_sigmas in its config", _NONE),
@@ -71,7 +74,7 @@ ARGUMENTS = {
         "a plan runs the steps of its scheduler: set original_inference_steps in its config", _NONE
     ),
     "denoising_end": Argument("a plan ends at clean latents", _NONE),
-    "eta": Argument("the solvers of a plan add no noise of their own", (0,)),
+    "eta": Argument("DDIM adds no noise under a plan; ancestral Euler and SDE-DPM-Solver++ do", (0,)),
     "ip_adapter_image": Argument("image embeddings are not passed on", _NONE),
     "ip_adapter_image_embeds": Argument("image embeddings are not passed on", _NONE),
     "cross_attention_kwargs": Argument(

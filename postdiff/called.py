@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from postdiff import arguments, call_arguments
+from postdiff.models.evaluations import inference_steps
 from postdiff.models.families import FAMILIES, unguided
 from postdiff.models.family import Family, Size
 from postdiff.models.loading import Backbone
@@ -24,8 +25,8 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 class Call:
     """A call, checked.
 
-    values: of all its arguments. images: how many. size: of those that are returned, `sampling.size` of those that are
-    drawn. plan: without guidance, where the call has none.
+    values: of all its arguments; its num_inference_steps are the solver's own. images: how many. size: of those that
+    are returned, `sampling.size` of those that are drawn. plan: without guidance, where the call has none.
     """
 
     values: Mapping[str, Any]
@@ -46,11 +47,9 @@ def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
     bound.apply_defaults()
     values = {key: value for key, value in bound.arguments.items() if key != "kwargs"}
     call_arguments.refuse(values, given, name)
-    steps = values["num_inference_steps"]
-    if "num_inference_steps" in given and arguments.whole_number("num_inference_steps", steps) != len(plan):
-        raise ValueError(f"num_inference_steps must be the plan's {len(plan)}, or not be given, got {steps}")
+    solver = kept_solver(name, pipe.scheduler, rules.solvers)
+    values["num_inference_steps"] = _own_steps(values["num_inference_steps"], given, plan, solver)
     arguments.one_of("output_type", values["output_type"], OUTPUTS)
-    values["num_inference_steps"] = len(plan)
     size = _size(backbone, values)
     drawn = rules.called_size(pipe, size, values)
     _check_by_pipeline(pipe, {**values, "height": drawn[0], "width": drawn[1]})
@@ -59,11 +58,20 @@ def read(backbone: Backbone, plan: Plan, bound: inspect.BoundArguments) -> Call:
     if rules.guided and guidance <= 1:
         plan, guidance = unguided(plan), 1.0
     rescale = arguments.number("guidance_rescale", values.get("guidance_rescale", 0.0), "[0, 1]")
-    solver = kept_solver(name, pipe.scheduler, rules.solvers)
     plan, sampling = ready(backbone, plan, guidance=guidance, solver=solver, size=drawn)
     if not plan.needs_both_texts:
         _check_unguided(rules, plan, values, given)
     return Call(values, _count(values), size, plan, sampling, rescale)
+
+
+def _own_steps(asked: Any, given: set[str], plan: Plan, solver: str) -> int:
+    """Steps that the solver takes in as many runs of the denoiser as the plan has steps; no others may be asked for."""
+    steps = inference_steps(solver, len(plan))
+    if "num_inference_steps" in given and arguments.whole_number("num_inference_steps", asked) != steps:
+        why = "" if steps == len(plan) else f" ({solver} runs the denoiser {len(plan)} times for {steps} steps)"
+        whose = f"the plan's {steps}" if steps == len(plan) else f"{steps} for the plan's {len(plan)}"
+        raise ValueError(f"num_inference_steps must be {whose}{why}, or not be given, got {asked}")
+    return steps
 
 
 def _size(backbone: Backbone, values: Mapping[str, Any]) -> Size:

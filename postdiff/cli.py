@@ -23,7 +23,10 @@ from postdiff.terminal import error_line, flush, one_line, warnings_as_lines
 
 MOST_STEPS = 1000  # the training schedules of all families
 WIDEST = 120  # columns of a help text
-BACKBONE = "a name (postdiff models), a folder, or ORG/REPOSITORY@COMMIT"
+BACKBONE = (
+    "a name (postdiff models), a folder, ORG/REPOSITORY@COMMIT, or FILE.safetensors+config=MODEL; then "
+    "+lora=FILE.safetensors:0.8, +vae=FOLDER, +variant=fp16"
+)
 METHOD = "a name (postdiff methods), or a plan's JSON file"
 MESSAGES = {  # argparse's error messages: ours, which say what was expected and what was given
     r"^argument (\S+): (?=must )": r"\1 ",
@@ -134,7 +137,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add(generate, "--seed", "N", _seed, "of the first image; the next has the next seed", 0)
     _add(generate, "--size", "N|HxW", _size, "of the images in pixels, or height and width [the backbone's own]")
     _add(generate, "--guidance", "W", _number, "w of classifier-free guidance [the backbone's own]")
-    _add(generate, "--solver", "SOLVER", str, "ddim, dpm, euler or unipc [the backbone's own]")
+    _add(
+        generate,
+        "--solver",
+        "SOLVER",
+        str,
+        "ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm or plms [the backbone's own]",
+    )
     _add(generate, "--batch-size", "N", _whole(1), "images a forward pass, at most", 4)
     _add(generate, "--out", "FOLDER", _path, "where the PNGs go", Path())
     _add_settings(generate)

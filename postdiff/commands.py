@@ -195,18 +195,26 @@ def _print_settings(entries: dict[str, tuple[str, list[str]]]) -> None:
 
 def models(args: argparse.Namespace) -> None:
     """The backbones that have a name here, with the settings that the paper runs them at."""
-    from postdiff.models import checkpoints
+    from postdiff.models import checkpoints, hub
+    from postdiff.models.families import FAMILIES
 
-    rows = []
+    families, rows = [], []
     for name in checkpoints.NAMES:
         spec = checkpoints.resolve(name)
+        families.append(spec.family)
         location = f"{spec.source}@{spec.revision[:7]}" if spec.revision else "in this package"
         settings = [f"{key}={value:g}" for key, value in spec.settings.items()]
         size = f"{arguments.shown_size(spec.size)}px".rjust(6)
-        rows.append([name, size, f"w={spec.guidance:g}", spec.solver, *settings, location])
+        says = "the paper's" if name in (*hub.PAPERS, *checkpoints.MINIS) else "nobody's yet: calibrate first"
+        rows.append([name, size, f"w={spec.guidance:g}", spec.solver, *settings, says, location])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for family in FAMILIES:
+        print(f"{family}: {FAMILIES[family].pipeline}; PostDiff's settings are")
+        for row in (row for row, own in zip(rows, families, strict=True) if own == family):
+            print(" ", " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("not run by name:")
+    for name, one in hub.UNNAMED.items():
+        print(f"  {name}: {one.why} ({one.source.partition('@')[0]})")
 
 
 def _settings_given(args: argparse.Namespace) -> dict[str, Any]:

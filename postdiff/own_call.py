@@ -116,7 +116,7 @@ class Accelerated:
         call = read(backbone, self.plan, self.__signature__.bind(*args, **kwargs))
         text = _encode(backbone, call)
         state = _start(backbone, call, text)
-        with _as_running(pipe, call), pipe.progress_bar(total=len(call.plan)) as bar:
+        with _as_running(pipe, call), pipe.progress_bar(total=call.values["num_inference_steps"]) as bar:
             latents = _denoise(backbone, state, call, bar)
         return _finish(backbone, call, latents, text)
 
@@ -151,8 +151,9 @@ def _start(backbone: Backbone, call: Call, text: Text) -> State:
     def shape(i: int) -> tuple[int, ...]:
         return call.images, channels, *grid_at(spec, call.sampling, plan.steps[i])
 
-    def noise(i: int) -> torch.Tensor:
-        return randn_tensor(shape(i), generator=values["generator"], device=backbone.device, dtype=backbone.dtype)
+    def noise(i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        dtype = dtype or backbone.dtype
+        return randn_tensor(shape(i), generator=values["generator"], device=backbone.device, dtype=dtype)
 
     generators, latents = values["generator"], values["latents"]
     if isinstance(generators, list) and len(generators) != call.images:
@@ -160,9 +161,8 @@ def _start(backbone: Backbone, call: Call, text: Text) -> State:
     first = noise(0) if latents is None else _given(latents, shape(0), backbone.dtype)
     state = begin(backbone, text, _seeds(first), plan, call.sampling, noise=first, conditions=conditions)
     state.rescale = call.rescale
-    if state.solver.draws:
-        for i in range(len(plan) - 1):
-            state.give(f"solver-{i}", noise(i))
+    for i in filter(state.solver.draws_at, range(len(plan))):
+        state.give(f"solver-{i}", noise(i, state.solver.noise_dtype))
     return state
 
 
@@ -196,12 +196,16 @@ def _denoise(backbone: Backbone, state: State, call: Call, bar: Any) -> torch.Te
             tensors = {"latents": state.latents} if _wants_latents(at_end, values) else {}
             latents = _returned(at_end(pipe, i, timestep, tensors), state.latents)
             # A consistency model's pipeline returns what its last step predicts, not what a callback made of it.
-            state.latents = state.latents if state.solver.draws and done == len(plan) else latents
+            state.latents = state.latents if state.solver.predicts_clean and done == len(plan) else latents
             if pipe._guidance_scale != values["guidance_scale"]:
                 raise ValueError("a callback must leave guidance as it is: its end is the plan's (cfg_drop, m)")
-        bar.update()
-        if each is not None and i % values["callback_steps"] == 0:
-            each(i, timestep, state.latents)
+        # Of a solver that runs the denoiser more often than it takes steps, the pipelines' rule for what is a step.
+        order = state.solver.scheduler.order
+        first = len(plan) - values["num_inference_steps"] * order
+        if done == len(plan) or (done > first and done % order == 0):
+            bar.update()
+            if each is not None and i % values["callback_steps"] == 0:
+                each(i // order, timestep, state.latents)
         if getattr(pipe, "_interrupt", False):
             raise _Interrupted
 

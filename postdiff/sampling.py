@@ -17,6 +17,7 @@ from postdiff.guidance import combine
 from postdiff.mechanisms.attach import Pass, Running, attach, runners
 from postdiff.mechanisms.encoder import repeat
 from postdiff.models.configs import check_denoiser, in_memory
+from postdiff.models.evaluations import check_plan
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.models.family import Conditions, Size, Text
 from postdiff.models.loading import Backbone
@@ -49,9 +50,9 @@ def sample(
     Args:
         prompts, seeds: as many of one as of the other; an image depends on its own pair. Strings and whole numbers, in
             a list, a tuple, an array, a Series or a range.
-        plan: at most as many steps as the backbone was trained with (1000; LCM: 50).
+        plan: at most as many steps, runs of the model, as the backbone was trained with (1000; LCM: 50).
         guidance: w of classifier-free guidance, 1 or more; the backbone's own by default.
-        solver: ddim, dpm, euler or unipc (lcm for LCM); the backbone's own by default.
+        solver: of `models.schedulers.GENERAL` (ddim, dpm, ...; lcm for LCM); the backbone's own by default.
         size: of the images in pixels, (height, width) or one number for a square; the backbone's own by default.
         batch_size: images a forward pass; a short batch is padded to it. In fp32 the last bits of an image depend
             on the batch shape, so it belongs to a configuration. All prompts in one batch by default.
@@ -134,6 +135,7 @@ def ready(backbone: Backbone, plan: Plan, **settings: Unpack[SamplingSettings]) 
     check_scheduler(spec, backbone.pipe.scheduler, settings.get("solver"))
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
+    check_plan(sampling.solver, plan)
     switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
@@ -199,13 +201,13 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
     A copy from the host, or a number read back, makes the host wait for the device: the loop has none of either. (But
     for CA-ToMe: how many tokens an image merges is what its tokens say.)
     """
-    plan, last = state.plan, len(state.plan) - 1
+    plan = state.plan
     for i in range(state.index, len(plan)):
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i])
         _conditions(backbone, state, i, grid)
         if i in plan.switches:
             switching.noise(state, i, grid)
-        if state.solver.draws and i < last:
+        if state.solver.draws_at(i):
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
             state.noise("initial", grid)
@@ -244,8 +246,7 @@ def evaluate(backbone: Backbone, state: State, running: Running) -> torch.Tensor
     if i in ahead:
         return ahead.pop(i)
     guided = state.plan.steps[i].guided
-    x = torch.cat([state.latents] * 2) if guided else state.latents
-    x = state.solver.scale(x, i)
+    x = state.solver.scale(torch.cat([state.latents] * 2) if guided else state.latents, i)
     copies = _ahead(state.plan, i, len(x) * state.grid[0] * state.grid[1])
     running.begin(Pass(i, guided, state.grid, state.sampling.guidance, state.drawn, copies), state.cache)
     text, conditions = _conditions(backbone, state, i, state.grid)
@@ -300,11 +301,10 @@ def advance(
         alpha, sigma = solver.level(i)
         noise = state.noise("initial", state.grid).to(before.dtype)
         before = before + plan.prior_noise * (alpha**2 + sigma**2) ** 0.5 * noise
-    added = state.noise(f"solver-{i}", state.grid) if solver.draws and i + 1 < len(plan) else None
+    added = state.noise(f"solver-{i}", state.grid) if solver.draws_at(i) else None
     state.latents, clean = solver.step(output, i, before, added)
     switches = i + 1 in plan.switches
-    if on_x0 or switches:
-        x0 = solver.x0(output, before, i) if clean is None else clean
+    x0 = solver.x0(output, before, i) if clean is None and (on_x0 or switches) else clean
     if on_x0:
         on_x0(x0)
     if switches:

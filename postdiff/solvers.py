@@ -8,98 +8,28 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import LCMScheduler, UniPCMultistepScheduler
 
 from postdiff import resolution
-from postdiff.models.schedulers import SCHEDULERS, pinned
-
-
-class HostUniPC(UniPCMultistepScheduler):
-    """UniPC of order 2 at most (B(h) = expm1(-h), data prediction), with its coefficients on the host.
-
-    diffusers' own moves every noise level to the latents' device and solves for the coefficients there: five copies
-    and a wait a step. The arithmetic here is the same, operation by operation, and so are the bits.
-    """
-
-    def _level(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(alpha, sigma, lambda) at step `i`, where lambda = log(alpha / sigma)."""
-        alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[i])
-        return alpha, sigma, torch.log(alpha) - torch.log(sigma)
-
-    def _base(self, x: torch.Tensor, m0: torch.Tensor, to: int) -> tuple[torch.Tensor, ...]:
-        """From step `to` - 1 to `to`: the update of first order, alpha * B(h), -h, and lambda where it starts."""
-        (alpha, sigma, end), (_, sigma_start, start) = self._level(to), self._level(to - 1)
-        hh = -(end - start)
-        b_h = torch.expm1(hh)
-        return sigma / sigma_start * x - alpha * b_h * m0, alpha * b_h, hh, start
-
-    def _slope(self, before: int, hh: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How far back step `before` lies, in steps of the one that is taken, and the slope of the data from there."""
-        r = (self._level(before)[2] - start) / -hh
-        return r, (self.model_outputs[-2] - self.model_outputs[-1]) / r
-
-    def multistep_uni_p_bh_update(self, model_output: torch.Tensor, *, sample: torch.Tensor, order: int):
-        """The predictor: from `sample` at this step to the next (UniPC, Alg. 1)."""
-        first, scale, hh, start = self._base(sample, self.model_outputs[-1], self.step_index + 1)
-        if order == 1:
-            return first.to(sample.dtype)
-        _, slope = self._slope(self.step_index - 1, hh, start)
-        return (first - scale * (0.5 * slope)).to(sample.dtype)
-
-    def multistep_uni_c_bh_update(
-        self, this_model_output: torch.Tensor, *, last_sample: torch.Tensor, this_sample: torch.Tensor, order: int
-    ):
-        """The corrector: this step's sample anew, now that the model has seen the one before it (UniPC, Alg. 1)."""
-        first, scale, hh, start = self._base(last_sample, self.model_outputs[-1], self.step_index)
-        change = this_model_output - self.model_outputs[-1]
-        if order == 1:
-            return (first - scale * (0.5 * change)).to(last_sample.dtype)
-        r, slope = self._slope(self.step_index - 2, hh, start)
-        phi = torch.expm1(hh) / hh - 1
-        ones = torch.ones_like(r)
-        rows = torch.stack([torch.stack([ones, ones]), torch.stack([r, ones])])
-        sides = torch.stack([phi / torch.expm1(hh), (phi / hh - 0.5) * 2 / torch.expm1(hh)])
-        rho = torch.linalg.solve(rows, sides).to(last_sample.dtype)
-        return (first - scale * (rho[0] * slope + rho[1] * change)).to(last_sample.dtype)
-
-
-class GivenNoiseLCM(LCMScheduler):
-    """LCM's solver, which takes the noise that it adds: noise is an image's own, and drawn before the first step."""
-
-    def step(  # type: ignore[override]
-        self, output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, noise: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents at the next noise level and the clean ones, [B, C, h, w] each. noise: None at the last step."""
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        alpha = self.alphas_cumprod[timestep]
-        roots = alpha.sqrt(), (1 - alpha).sqrt()
-        if self.config.prediction_type == "epsilon":
-            x0 = (sample - roots[1] * output) / roots[0]
-        elif self.config.prediction_type == "v_prediction":
-            x0 = roots[0] * sample - roots[1] * output
-        else:
-            x0 = output
-        c_skip, c_out = self.get_scalings_for_boundary_condition_discrete(timestep)
-        clean = c_out * x0 + c_skip * sample
-        self._step_index += 1
-        if noise is None:
-            return clean, clean
-        after = self.alphas_cumprod[self.timesteps[self.step_index]]
-        return after.sqrt() * clean + (1 - after).sqrt() * noise.to(clean.dtype), clean
+from postdiff.host_schedulers import GivenNoiseEulerAncestral, GivenNoiseLCM, HostUniPC, RestartingPNDM
+from postdiff.models.evaluations import check_runs, inference_steps
+from postdiff.models.schedulers import SCHEDULERS, check_solver, pinned
 
 
 class Solver:
-    """A solver at work on a schedule of so many steps: a multistep solver in sigma space (DPM-Solver++, UniPC).
+    """A solver at work on a schedule: a multistep solver in sigma space (DPM-Solver++, UniPC, DEIS).
 
-    draws: it adds noise at every step but the last. timesteps: [T], on the host. train_steps: of the noise schedule
-    that the model was trained with. prior_scale: what standard normal noise is multiplied by to be the first latents.
+    A step here is one run of the model, as in a plan; some solvers run it more often than they take steps of their own.
+    steps: how often it is run; own_steps: steps of its own (diffusers' num_inference_steps). timesteps: [steps], on the
+    host. train_steps: of the noise schedule that the model was trained with. prior_scale: what standard normal noise is
+    multiplied by to be the first latents. noise_dtype: of the noise that diffusers draws for it, None for the model's.
+    predicts_clean: its pipeline returns the clean latents that its last step predicts.
     """
 
-    draws = False
+    noise_dtype: torch.dtype | None = None
+    predicts_clean = False
 
-    def __init__(self, scheduler: Any, steps: int):
-        self.scheduler, self.steps = scheduler, steps
+    def __init__(self, scheduler: Any, steps: int, own_steps: int):
+        self.scheduler, self.steps, self.own_steps = scheduler, steps, own_steps
         self.restart()
         self.timesteps: torch.Tensor = scheduler.timesteps
         self.train_steps: int = scheduler.config.num_train_timesteps
@@ -112,9 +42,13 @@ class Solver:
         told: looked up by its timestep it would be another where rounding makes two timesteps one (cosine betas with
         Karras noise levels, beta noise levels from 32 steps on).
         """
-        self.scheduler.set_timesteps(self.steps, device="cpu")
+        self.scheduler.set_timesteps(self.own_steps, device="cpu")
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(at)
+
+    def draws_at(self, i: int) -> bool:
+        """Is noise added at step `i`?"""
+        return False
 
     @staticmethod
     def most_steps(config: Any) -> int:
@@ -140,20 +74,46 @@ class Solver:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Step `i`: the latents at the next noise level, and the clean ones where the solver predicts them itself.
 
-        noise: what a solver that draws adds, [B, C, h, w]; None at its last step and for all others.
+        noise: what is added, [B, C, h, w]; None where the solver draws none (`draws_at`).
         """
         return self.scheduler.step(output, self.timesteps[i], x, return_dict=False)[0], None
 
 
+class Stochastic(Solver):
+    """DPM-Solver++ of the SDE: it adds noise at every step (at the last one times 0, as diffusers draws it)."""
+
+    noise_dtype = torch.float32
+
+    def draws_at(self, i: int) -> bool:
+        return True
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.scheduler.step(output, self.timesteps[i], x, variance_noise=noise, return_dict=False)[0], None
+
+
 class Euler(Solver):
-    """Its latents grow with the noise: alpha is 1."""
+    """Its latents grow with the noise: alpha is 1. Heun's too, which has a noise level for each run of the model."""
 
     def level(self, i: int) -> tuple[float, float]:
         return 1.0, float(self.scheduler.sigmas[i])
 
 
+class Ancestral(Euler):
+    """Euler that goes below the next noise level, and adds noise up to it (at the last step times 0)."""
+
+    def draws_at(self, i: int) -> bool:
+        return True
+
+    def step(
+        self, output: torch.Tensor, i: int, x: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.scheduler.step(output, self.timesteps[i], x, noise), None
+
+
 class DDIM(Solver):
-    """It looks its noise levels up by timestep."""
+    """It looks its noise levels up by timestep. PNDM's too."""
 
     def level(self, i: int) -> tuple[float, float]:
         variance = 1 - float(self.scheduler.alphas_cumprod[self.timesteps[i]])
@@ -163,7 +123,10 @@ class DDIM(Solver):
 class Consistency(DDIM):
     """LCM's: it predicts the clean latents itself."""
 
-    draws = True
+    predicts_clean = True
+
+    def draws_at(self, i: int) -> bool:
+        return i + 1 < self.steps
 
     @staticmethod
     def most_steps(config: Any) -> int:
@@ -175,9 +138,15 @@ class Consistency(DDIM):
         return self.scheduler.step(output, self.timesteps[i], x, noise)
 
 
-SOLVERS: dict[str, type[Solver]] = {"ddim": DDIM, "dpm": Solver, "euler": Euler, "unipc": Solver, "lcm": Consistency}
+SOLVERS: dict[str, type[Solver]] = {
+    "ddim": DDIM, "dpm": Solver, "euler": Euler, "unipc": Solver, "dpm_3m": Solver, "dpm_sde": Stochastic,
+    "euler_a": Ancestral, "deis": Solver, "heun": Euler, "pndm": DDIM, "plms": DDIM, "lcm": Consistency,
+}  # fmt: skip
 # Where the class of diffusers is not the one that runs.
-OWN: dict[str, Any] = {"unipc": HostUniPC, "lcm": GivenNoiseLCM}
+OWN: dict[str, Any] = {
+    "unipc": HostUniPC, "euler_a": GivenNoiseEulerAncestral, "pndm": RestartingPNDM, "plms": RestartingPNDM,
+    "lcm": GivenNoiseLCM,
+}  # fmt: skip
 
 
 def make_scheduler(name: str, config: dict) -> Any:
@@ -187,14 +156,16 @@ def make_scheduler(name: str, config: dict) -> Any:
 
 
 def make_solver(name: str, config: dict, steps: int, model: str = "the model") -> Solver:
-    """The solver `name` at the first of `steps` steps, on the noise schedule of `config`.
+    """The solver `name` at the first of `steps` steps, runs of the model, on the noise schedule of `config`.
 
-    Raises: ValueError if it has no schedule of so many steps of what `model` was trained with.
+    Raises: ValueError if it has no schedule of so many steps of what `model` was trained with, or none like that.
     """
+    check_solver(model, name, config)
+    check_runs(name, steps)
     kind, scheduler = SOLVERS[name], make_scheduler(name, config)
     if steps > (most := kind.most_steps(scheduler.config)):
         raise ValueError(f"steps must be at most {most}, all that {model} was trained with, got {steps}")
-    solver = kind(scheduler, steps)
+    solver = kind(scheduler, steps, inference_steps(name, steps))
     times = [int(t) for t in solver.timesteps]
     levels = solver.train_steps
     if len(times) != steps or min(times) < 0 or max(times) >= levels:  # diffusers' rounding, close to all levels

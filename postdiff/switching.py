@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from postdiff import resolution, solvers
+from postdiff.models.evaluations import RUNS
 from postdiff.plan import Plan
 from postdiff.state import State
 
@@ -37,6 +38,9 @@ class Repeating:
 
     def restart(self, at: int = 0) -> None:
         self.solver.restart(self._own(at))
+
+    def draws_at(self, i: int) -> bool:
+        return self.solver.draws_at(self._own(i))
 
     def level(self, i: int) -> tuple[float, float]:
         return self.solver.level(self._own(i))
@@ -62,6 +66,10 @@ def make_solver(name: str, config: dict, plan: Plan, model: str = "the model") -
     if rule == "kept" and name not in REMEMBERING:
         raise ValueError(
             f"{plan.name} keeps the solver's history at the switch: expected {' or '.join(REMEMBERING)}, got {name}"
+        )
+    if rule == "literal" and name in RUNS:
+        raise ValueError(
+            f"{plan.name} repeats a timestep: expected a solver that runs the model once a step, got {name}"
         )
     if rule != "literal":
         return solvers.make_solver(name, config, len(plan), model)

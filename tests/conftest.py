@@ -7,15 +7,17 @@ import sys
 import threading
 import zlib
 from dataclasses import replace
+from itertools import count
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, PixArtSigmaPipeline, UniPCMultistepScheduler
+from diffusers import PixArtSigmaPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +26,9 @@ from pipelines.training import mini
 from postdiff import sampling, solvers, state
 from postdiff.models import loading
 from postdiff.models.checkpoints import MINI
+from postdiff.models.evaluations import goes_with, inference_steps
 from postdiff.models.families import adapt
+from postdiff.models.schedulers import SCHEDULERS, SDE
 from postdiff.models.spec import settle
 
 torch.set_num_threads(1)
@@ -168,12 +172,16 @@ def backbones(random_backbones):
 
 def diffusers_solver(name, config):
     """diffusers' own scheduler of that name, with the settings of ours."""
-    ours = solvers.make_scheduler(name, config)
-    return {"unipc": UniPCMultistepScheduler, "lcm": LCMScheduler}.get(name, type(ours)).from_config(ours.config)
+    return getattr(diffusers, SCHEDULERS[name]).from_config(solvers.make_scheduler(name, config).config)
+
+
+def fitting(solver, make, steps=4):
+    """The plan `make(n)` of the least n, `steps` or more, that goes with the runs of the model that a solver makes."""
+    return next(plan for plan in map(make, count(steps)) if goes_with(solver, plan))
 
 
 def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
-    """What the untouched diffusers pipeline makes of the same prompts and noise."""
+    """What the untouched diffusers pipeline makes of the same prompts and noise, in so many runs of the denoiser."""
     pipe, before = backbone.pipe, backbone.pipe.scheduler
     pipe.scheduler = diffusers_solver(solver, before.config)
     noise = sampling.draw(SEEDS[:n], "initial", 8, (size[0] // 4, size[1] // 4))
@@ -181,18 +189,25 @@ def pipeline_images(backbone, n, solver, steps=4, guidance=None, size=(64, 64)):
     if backbone.spec.family.startswith("pixart"):
         options |= {"use_resolution_binning": False, "clean_caption": False}
         options["max_sequence_length"] = backbone.spec.text_tokens
-    if backbone.spec.family == "lcm":  # draws noise at every step: each image's own stream of that step
+    if solver in ("lcm", *SDE):  # draws noise at every step: each image's own stream of that step
         options["generator"] = generators = [state.generator(seed, "solver-0") for seed in SEEDS[:n]]
 
-        def next_streams(pipe, i, t, tensors):
+        def next_streams(i):
             for generator, seed in zip(generators, SEEDS, strict=False):
                 generator.set_state(state.generator(seed, f"solver-{i + 1}").get_state())
-            return tensors
 
-        options["callback_on_step_end"] = next_streams
+        if backbone.spec.family.startswith("pixart"):
+            options["callback"] = lambda i, t, latents: next_streams(i)
+        else:
+            options["callback_on_step_end"] = lambda pipe, i, t, tensors: next_streams(i) or tensors
     guidance = backbone.spec.guidance if guidance is None else guidance
     images = pipe(
-        PROMPTS[:n], num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np", **options
+        PROMPTS[:n],
+        num_inference_steps=inference_steps(solver, steps),
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="np",
+        **options,
     ).images
     pipe.scheduler = before
     return (images * 255).round().astype(np.uint8)

@@ -75,7 +75,9 @@ def test_a_job_package_leaves_room_and_holds_what_a_cluster_needs(checkout, pack
     assert package.stat().st_size <= DASHBOARD_CLIENT_MAX_SIZE - 35 * MIB
     files = {str(file.relative_to(checkout)) for file in checkout.rglob("*") if file.is_file()}
     code = {file for file in files if file.startswith(("postdiff/", "pipelines/", "jobs/"))}
-    models = tuple(f"postdiff/mini/{name}" for name in ("mini-sd/", "mini-clip/", "mini-judges/", "SHA256SUMS"))
+    models = tuple(
+        f"postdiff/mini/{name}" for name in ("mini-sd/", "mini-clip/", "mini-clip-reads/", "mini-judges/", "SHA256SUMS")
+    )
     aside = ("postdiff/mini/", "jobs/results/")
     needed = {file for file in code if not file.startswith(aside) or file.startswith(models)} | {"captions.tsv"}
     assert needed >= {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from postdiff import decoding, methods
 from postdiff.mechanisms import ScheduledModules, TokenCache, TokenMerging
 from postdiff.mechanisms.attach import runners
 from postdiff.models.anatomy import anatomy
+from postdiff.models.evaluations import goes_with
 from postdiff.models.families import FAMILIES, adapt
 from postdiff.plan import Plan
 from postdiff.text import Embeddings
@@ -72,8 +74,16 @@ def cases(backbone: postdiff.Backbone, settings: Settings, refused: dict[str, st
             continue
         all_solvers = name == "dense" or (name in SOLVED_BY_ALL and not settings.thin)
         solvers = FAMILIES[family].solvers if all_solvers else (backbone.spec.solver,)
-        listed += [Case(f"{name} {solver}", plan, solver) for solver in solvers]
+        listed += [Case(f"{name} {solver}", _longer(plan, name, family, solver), solver) for solver in solvers]
     return listed
+
+
+def _longer(plan: Plan, name: str, family: str, solver: str) -> Plan:
+    """The plan, of so many more steps that the solver takes it: some run the model more often than they take steps."""
+    lengths = count(len(plan) + 1)
+    while not goes_with(solver, plan):
+        plan = adapt(methods.METHODS[name](next(lengths), **_settings(name, family)), family)
+    return plan
 
 
 def _bearable(all_cases: list[Case], dtype: torch.dtype, settings: Settings) -> list[Case]:

@@ -1,6 +1,7 @@
 """Scoring networks: uint8 images [N, H, W, 3] -> float32 features [N, D]; texts -> float32 [N, D].
 
 ClipEncoder("mini-clip")                       trained on Shapes, in the repository
+ClipEncoder("mini-clip-reads")                 likewise: a later one, which tells left from right
 JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
 JUDGES = "mini-judges"
+CLIPS = ("mini-clip", "mini-clip-reads")  # trained on Shapes, in the repository
 
 
 def clip_folder(name: str) -> Path | None:
     """The folder of a CLIP model, None for open_clip's `MODEL/WEIGHTS`. Raises ValueError if it is neither."""
-    folder = MINI / name if name == "mini-clip" else Path(name)
+    folder = MINI / name if name in CLIPS else Path(name)
     if folder.is_dir():
         return folder
     import open_clip  # with timm and torchvision: seconds
@@ -37,7 +39,7 @@ def clip_folder(name: str) -> Path | None:
     if tuple(name.split("/", 1)) in open_clip.list_pretrained():
         return None
     raise ValueError(
-        f"unknown CLIP model {name!r}: expected mini-clip, a folder, or open_clip's MODEL/WEIGHTS "
+        f"unknown CLIP model {name!r}: expected {', '.join(CLIPS)}, a folder, or open_clip's MODEL/WEIGHTS "
         "(as ViT-L-14/openai; open_clip.list_pretrained() has them all)"
     )
 

@@ -14,14 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipelines.data import shapes
+from pipelines.data.changes import ATTRIBUTES
 from pipelines.metrics.intervals import Interval, mean_interval
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "size": tuple(shapes.SIZES),
-    "texture": shapes.TEXTURES,
-    "colour": tuple(shapes.COLOURS),
-    "shape": tuple(shapes.SHAPES),
-}
 QUESTIONS = {  # and how many answers each has
     "count": 2,
     "axis": 2,  # of two objects: side by side, above each other

@@ -18,6 +18,7 @@ from pipelines.report import plan_settings, real_images, tables
 from pipelines.report.real_images import Real
 from pipelines.report.tables import Row
 from pipelines.stages.generation import Configuration
+from postdiff.models.additions import pieces
 from postdiff.models.checkpoints import resolve
 from postdiff.plan import strip
 from postdiff.terminal import one_line
@@ -89,7 +90,8 @@ class Logbook:
 
     def public(self, text: str) -> str:
         """`text` with no folder of this machine in it: of each path that is private, its last part."""
-        for path in sorted({name for name in self.private if name and is_path(name)}, key=len, reverse=True):
+        named = {piece for name in self.private if name for piece in pieces(name)}
+        for path in sorted(filter(is_path, named), key=len, reverse=True):
             text = text.replace(path, Path(path).name)
         return text
 

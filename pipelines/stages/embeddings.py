@@ -16,6 +16,7 @@ from pipelines.engine import records
 from pipelines.engine.cluster import Unit
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
+from postdiff.models.checkpoints import check_weights
 from postdiff.plan import PIXELS
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 class TextEncoding:
     name: str
     backbone: str
+    weights: str
     dtype: str
     batch_size: int
     prompts: tuple[Prompt, ...]
 
     def load(self) -> postdiff.Backbone:
+        check_weights(self.backbone, self.weights)
         return postdiff.load(self.backbone, dtype=self.dtype, parts="text")
 
 
@@ -46,7 +49,7 @@ def name(weights: str, dtype: str, batch_size: int, shard: int, shards: int) -> 
 
 def units(backbone: str, weights: str, dtype: str, batch_size: int, shards: Sequence[tuple[Prompt, ...]]) -> list[Unit]:
     tasks = [
-        TextEncoding(name(weights, dtype, batch_size, i, len(shards)), backbone, dtype, batch_size, shard)
+        TextEncoding(name(weights, dtype, batch_size, i, len(shards)), backbone, weights, dtype, batch_size, shard)
         for i, shard in enumerate(shards)
     ]
     return [

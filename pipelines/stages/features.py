@@ -60,7 +60,7 @@ class Encoding:
 
 
 def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """`mini-clip`, open_clip's `MODEL/WEIGHTS`, the path of clean-fid's Inception (.pt), or `mini-judges`."""
+    """One of `encoders.CLIPS`, open_clip's `MODEL/WEIGHTS`, the path of clean-fid's Inception, or `mini-judges`."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

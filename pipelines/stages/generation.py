@@ -24,7 +24,8 @@ from pipelines.stages.beside import Ahead, Threads
 from pipelines.stages.features import Encoding, Extractor, Pictures
 from postdiff import arguments
 from postdiff.arguments import DTYPES, one_of
-from postdiff.models.checkpoints import fingerprint, is_function, resolve
+from postdiff.models.checkpoints import check_weights, fingerprint, is_function, resolve
+from postdiff.models.evaluations import check_plan
 from postdiff.models.families import adapt
 from postdiff.models.family import Size
 from postdiff.models.spec import Sampling, SamplingSettings, settle
@@ -68,6 +69,7 @@ class Configuration:
         return ", ".join(filter(None, ways))
 
     def load(self, parts: Literal["all", "text", "denoiser"] = "all") -> postdiff.Backbone:
+        check_weights(self.backbone, self.weights)
         return postdiff.load(self.backbone, None, self.dtype, parts, self.channels_last, self.compiled)
 
     @cached_property
@@ -98,6 +100,7 @@ def configure(
     spec = resolve(backbone)
     plan = adapt(plan, spec.family)
     settings = settle(spec, guidance, solver).settings
+    check_plan(settings["solver"], plan)
     dtype = dtype or spec.dtype or ("float16" if spec.revision else "float32")
     if batch_size < 1:
         raise ValueError(f"batch size must be 1 or more, got {batch_size}")

@@ -1,6 +1,5 @@
 """Training of the judges that read scenes of Shapes (pipelines/metrics/judge.py), and how often they are right."""
 
-import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from pipelines.data import shapes
 from pipelines.metrics.judge import JUDGES, QUESTIONS, answers, asked
 from pipelines.metrics.judge_models import ARCHITECTURES, JudgeEncoder
+from pipelines.training.accuracy import Row, row
 from pipelines.training.loop import Trainer, load_ema, to_tensor
 
 BATCH = 48  # scenes a process and step, drawn anew: none is seen twice
@@ -75,11 +75,9 @@ def export(work: Path, folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{name}.safetensors")
 
 
-def accuracy(folder: Path, n: int = 1000) -> Iterator[dict[str, str | float | int]]:
+def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
     """How often each judge is right on `n` real renders that no judge was trained on, with Wilson's 95 % intervals: as
     they are, blurred (a mean over 3x3 pixels) and noisy (standard deviation 0.05 of the range from -1 to 1)."""
-    from scipy.stats import binomtest
-
     scenes = [shapes.scene("val", 40_000 + i) for i in range(n)]
     drawn = to_tensor(np.stack([shapes.render(scene) for scene in scenes]))
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(drawn.shape, np.float32))
@@ -93,21 +91,4 @@ def accuracy(folder: Path, n: int = 1000) -> Iterator[dict[str, str | float | in
             for kind in KINDS:
                 columns = [i for i, question in enumerate(QUESTIONS) if question.rstrip("01") == kind]
                 asked_for = right[:, columns] >= 0
-                hits, asked_times = int(correct[:, columns][asked_for].sum()), int(asked_for.sum())
-                interval = binomtest(hits, asked_times).proportion_ci(method="wilson")
-                yield {
-                    "kind": f"{who}: {kind}{how}",
-                    "accuracy": hits / asked_times,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "n": asked_times,
-                }
-
-
-def write_accuracy(folder: Path, file: Path) -> None:
-    rows = list(accuracy(folder))
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+                yield row(f"{who}: {kind}{how}", correct[:, columns][asked_for])

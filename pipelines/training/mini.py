@@ -242,10 +242,27 @@ def clip(words: CLIPTokenizer, width: int = 24) -> open_clip.CLIP:
     return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
-def save_clip(model: open_clip.CLIP, words: CLIPTokenizer, folder: Path) -> None:
-    """A folder that `open_clip.create_model("local-dir:FOLDER")` loads."""
+READING_SIZE = 128
+
+
+def reading_clip_config(words: CLIPTokenizer) -> dict:
+    """Likewise, for a CLIP that tells left from right: open_clip's ResNet ends in a 32nd of the image's side, which of
+    64 px is 2x2, so it is shown images enlarged twice; and its text tower is deeper, as wide as mini-SD's."""
+    config = clip_config(words, width=16)
+    config["vision_cfg"]["image_size"] = READING_SIZE
+    config["text_cfg"] |= {"hf_tokenizer_name": "mini-clip-reads", "width": TEXT_WIDTH, "layers": 4}
+    return config
+
+
+def reading_clip(words: CLIPTokenizer) -> open_clip.CLIP:
+    config = reading_clip_config(words)
+    return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+
+
+def save_clip(model: open_clip.CLIP, config: dict, words: CLIPTokenizer, folder: Path) -> None:
+    """A folder that `open_clip.create_model("local-dir:FOLDER")` loads. `config`: what the model was made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": clip_config(words), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    config = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")

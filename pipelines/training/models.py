@@ -16,7 +16,7 @@ import postdiff
 from pipelines.data import shapes
 from pipelines.engine.cluster import Stopped
 from pipelines.metrics.encoders import JUDGES, ClipEncoder
-from pipelines.training import judges, mini
+from pipelines.training import judges, mini, reading
 from pipelines.training.denoisers import (
     mini_sd,
     train_full,
@@ -39,8 +39,9 @@ from pipelines.training.loop import (
 )
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
-from postdiff.models.checkpoints import TINY_SETTINGS, resolve, write_run
+from postdiff.models.checkpoints import resolve, write_run
 from postdiff.models.families import FAMILIES
+from postdiff.models.hub import TINY_SETTINGS
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "autoencoder": train_autoencoder,
@@ -55,6 +56,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "refine": refine_pixart,
     "full": train_full,
     **judges.STAGES,
+    reading.STAGE: reading.train,
 }
 # And the stage that each is finished by. The last is exported only where it is named.
 MODELS = {
@@ -108,7 +110,9 @@ def export(work: Path, out: Path, names: list[str]) -> None:
         mini.save(pipeline(name, work), out / name)
         write_run(resolve(out / name), out / name, **RUNS[name])
     if (work / "clip.pt").exists():
-        mini.save_clip(load_ema(mini.clip(words), work, "clip"), words, out / "mini-clip")
+        mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
+    if (work / f"{reading.STAGE}.pt").exists():
+        reading.export(work, out / "mini-clip-reads")
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
         judges.export(work, out / JUDGES)
     minis.write_sums(out)
@@ -178,7 +182,7 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
 def train(stage: str, work: Path, workers: int) -> None:
     """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
     work.mkdir(parents=True, exist_ok=True)
-    if stage not in judges.STAGES:  # which draw their own
+    if stage not in (*judges.STAGES, reading.STAGE):  # which draw their own
         data("train", N_TRAIN, work), data("val", N_VAL, work)
     if (work / "autoencoder.pt").exists():  # once, not in every process
         latents(work)

@@ -7,7 +7,6 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from postdiff import arguments
 from postdiff.methods import METHODS
-from postdiff.models import minis
+from postdiff.models import additions, minis, single_file
 from postdiff.models.configs import (
     check_components,
     check_denoiser,
@@ -28,6 +27,7 @@ from postdiff.models.configs import (
     text_tokens,
 )
 from postdiff.models.families import FAMILIES, adapt
+from postdiff.models.hub import HUB, UNNAMED
 from postdiff.models.schedulers import check_noise_schedule, distilled, replaced, solver_of, train_steps
 from postdiff.models.spec import Spec, spec_of
 
@@ -36,74 +36,9 @@ if TYPE_CHECKING:
 
 MINI = minis.MINI
 
-
-# What differs from the defaults of diffusers' class.
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
-TINY_UNET = {
-    **SD15_UNET,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 1,
-    "mid_block_type": None,
-}
-SDXL_UNET = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-PIXART = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "caption_channels": 4096,
-    "cross_attention_dim": 1152,
-    "attention_bias": True,
-}
-
-# The same transformer, that was fine-tuned to T5's longer prompts and SDXL's autoencoder, and is told no size: as the
-# configs of those have it that were saved from the hub's commit e102b35 (terminusresearch/pixart-900m-1024-ft-v0.6).
-PIXART_SIGMA = {**PIXART, "interpolation_scale": 2, "use_additional_conditions": False}
-TINY_SETTINGS = {**FAMILIES["sd"].settings, "s": 0.2}  # BK-SDM-Tiny: App. F
 # In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
 RUN_KEYS = ("size", "guidance", "solver", "settings")
 RUN = "postdiff.json"
-
-# fmt: off
-_SDXL = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "sdxl", 1024)
-HUB = {
-    spec.name: spec
-    for spec in (
-        spec_of("sd15",  # the paper's SD1.5
-                "Lykon/dreamshaper-7", "9b481047f77996efa025e75e03941dbf51f506ad", "sd", 768, SD15_UNET),
-        spec_of("sd15-original",
-                "stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-                "sd", 512, SD15_UNET),
-        spec_of("lcm",
-                "SimianLuo/LCM_Dreamshaper_v7", "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-                "lcm", 768, {**SD15_UNET, "sample_size": 96, "time_cond_proj_dim": 256}),
-        spec_of("sdxl", *_SDXL, SDXL_UNET),
-        spec_of("sdxl-fp16-vae",  # its own autoencoder must decode in fp32
-                *_SDXL, SDXL_UNET,
-                vae=("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd")),
-        spec_of("pixart",
-                "PixArt-alpha/PixArt-XL-2-1024-MS", "b89adadeccd9ead2adcb9fa2825d3fabec48d404", "pixart", 1024, PIXART),
-        spec_of("pixart-sigma",
-                "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207",
-                "pixart-sigma", 1024, PIXART_SIGMA),
-        spec_of("bk-sdm-tiny",
-                "nota-ai/bk-sdm-tiny", "0364108e53b7f7f4d2585e817a0b7a83dc261cfa",
-                "sd", 512, TINY_UNET, settings=TINY_SETTINGS),
-    )
-}
-# fmt: on
 MINIS = minis.NAMES
 FUNCTION = "pipeline:"  # begins the name of a function that returns a pipeline, pipeline:MODULE:FUNCTION
 NAMES = (*MINIS, *HUB)
@@ -111,6 +46,8 @@ NAMES = (*MINIS, *HUB)
 
 def resolve(where: str | Path) -> Spec:
     """The spec of a name, a folder, `ORG/REPOSITORY@COMMIT`, or `pipeline:MODULE:FUNCTION`, without loading weights.
+    After each but the last may stand what is loaded beside it (`postdiff.models.additions`); before `+config=MODEL` a
+    single file.
 
     The function is called, once a process, and what it returns is let go. Of a repository that has no name here, the
     configs (a few kB) are fetched. Warns (UserWarning) if a folder ships a scheduler that is not offered and does not
@@ -121,25 +58,50 @@ def resolve(where: str | Path) -> Spec:
     """
     if not isinstance(where, str | Path):
         raise ValueError(f"a model must be a name or a path, got {type(where).__name__}")
-    if is_function(where):
-        return _described(str(where)).spec
+    model, beside = additions.split(str(where))
+    if is_function(model):
+        if beside != additions.Additions():
+            raise ValueError(f"{model} makes its pipeline whole: load LoRAs and other parts in it, got {str(where)!r}")
+        return _described(model).spec
+    if beside.config:
+        return _single(str(where), model, beside)
+    if Path(model).is_file():
+        raise ValueError(
+            f"a model in a single file must say whose configs it is read by, FILE.safetensors+config=MODEL (a folder, "
+            f"or sd15, sdxl, ...), got the file {model!r}"
+        )
+    spec = _resolve(model)
+    return spec if beside == additions.Additions() else additions.added(spec, str(where), beside)
+
+
+def _single(where: str, file: str, beside: additions.Additions) -> Spec:
+    """The spec of a single file with what is loaded beside it."""
+    config, nested = additions.split(beside.config or "")
+    if is_function(config) or nested != additions.Additions() or Path(config).is_file():
+        raise ValueError(f"+config= must be a name, a folder or ORG/REPOSITORY@COMMIT, got {beside.config!r}")
+    if not Path(file).is_file():
+        raise ValueError(f"+config= is of a single file, FILE.safetensors+config=MODEL; got no file {file!r}")
+    if beside.variant:
+        raise ValueError(f"+variant= is of a folder's weight files, got {where!r}")
+    base = _resolve(config)
+    base = replace(base, vae=beside.vae or base.vae)
+    return additions.added(single_file.single_spec(file, base), where, beside)
+
+
+def _resolve(where: str) -> Spec:
+    """The spec of a model without anything beside it."""
     if where in HUB:
         return HUB[where]
     if where in MINIS:
-        return folder_spec(str(where), minis.folder(str(where)))
+        return folder_spec(where, minis.folder(where))
     if Path(where).is_dir():
-        return folder_spec(str(where), Path(where))
-    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", str(where))
-    if hub:
-        return replace(folder_spec(str(where), _configs(*hub.groups())), source=hub[1], revision=hub[2])
-    if Path(where).is_file():
-        raise ValueError(
-            f"a model must be a folder in diffusers' format, got the file {str(where)!r}: convert it with "
-            f"`diffusers.StableDiffusionPipeline.from_single_file({str(where)!r}).save_pretrained(FOLDER)`, or "
-            "StableDiffusionXLPipeline"
-        )
+        return folder_spec(where, Path(where))
+    if hub := additions.REPOSITORY.fullmatch(where):
+        return replace(folder_spec(where, fetch_configs(*hub.groups())), source=hub[1], revision=hub[2])
+    if where in UNNAMED:
+        raise ValueError(f"{where} ({UNNAMED[where].source}) is not run by name: {UNNAMED[where].why}")
     raise ValueError(
-        f"unknown model {str(where)!r}: expected one of {', '.join(NAMES)}, a folder, ORG/REPOSITORY@COMMIT "
+        f"unknown model {where!r}: expected one of {', '.join(NAMES)}, a folder, ORG/REPOSITORY@COMMIT "
         f"(40 hex digits), or {FUNCTION}MODULE:FUNCTION{arguments.meant(where, NAMES)}"
     )
 
@@ -149,13 +111,27 @@ def is_function(where: Any) -> bool:
     return isinstance(where, str) and where.startswith(FUNCTION)
 
 
+def is_of_hub(where: str) -> bool:
+    """Are a model's weights the hub's? Nothing is fetched to tell."""
+    model = additions.split(where)[0]
+    return model in HUB or bool(additions.REPOSITORY.fullmatch(model))
+
+
+def check_weights(where: str, weights: str) -> None:
+    """Raise ValueError if what a text names is not what it was where a run was planned (`fingerprint`): for what files
+    beside a model hold, which may be others on another machine. A function's pipeline is checked by its name."""
+    beside = additions.split(where)[1]
+    if beside != additions.Additions() and (got := fingerprint(resolve(where))) != weights:
+        raise ValueError(f"{where} must be the same on each machine: expected {weights}, got {got}")
+
+
 def _described(name: str) -> Described:
     from postdiff.models import pipeline_functions
 
     return pipeline_functions.describe(name)
 
 
-def _configs(source: str, revision: str) -> Path:
+def fetch_configs(source: str, revision: str, patterns: Sequence[str] = ("*.json", "*/*.json")) -> Path:
     """The folder into which a hub's configs are fetched, without a line a retry. Raises OSError if it has them not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import logging
@@ -163,7 +139,7 @@ def _configs(source: str, revision: str) -> Path:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*/*.json"]))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except OSError as error:
         raise OSError(f"{source} cannot be fetched: {error}") from error
     finally:
@@ -230,7 +206,7 @@ def spec_from(
     tokens = {"text_tokens": text_tokens(lengths, rules, encoders, source or name)} if lengths else {}
     return spec_of(
         name, source, None, family, side * factor, denoiser,
-        solver=solver_of(kind, rules.solvers) or rules.solver, vae_factor=factor,
+        solver=solver_of(kind, scheduler, rules.solvers) or rules.solver, vae_factor=factor,
         train_steps=train_steps(name, scheduler), scheduler=dict(scheduler), **tokens,
     )  # fmt: skip
 
@@ -287,19 +263,34 @@ def write_run(spec: Spec, folder: Path, **changes) -> None:
 
 def fingerprint(spec: Spec) -> str:
     """What the weights are: the pinned commit(s), or 12 hex digits of a folder's configs and safetensors, or of what a
-    function's pipeline holds (`pipeline_identity`)."""
+    function's pipeline holds (`pipeline_identity`). With a LoRA (and its scale), a folder's autoencoder, a variant or a
+    single file: 12 hex digits of the content of all of it, wherever that lies."""
     if is_function(spec.source):
         return _described(spec.source).identity
     if not spec.source:
         raise ValueError(f"{spec.name} is in memory alone: expected a folder or a pinned commit, which say what it is")
-    if spec.revision:
-        return spec.revision if spec.vae is None else f"{spec.revision}+{spec.vae[1]}"
+    base = spec.revision or _folder_content(Path(spec.source), configs_alone=bool(spec.file))
+    other = spec.vae and (spec.vae[1] or _folder_content(Path(spec.vae[0])))
+    if not (spec.loras or spec.variant or spec.file or (spec.vae and not (spec.revision and spec.vae[1]))):
+        return base if other is None else f"{base}+{other}"
+    loras = [(_content(Path(file)).hex(), scale) for file, scale in spec.loras]
+    single = spec.file and _content(Path(spec.file)).hex()
+    return sha256(json.dumps([base, other, spec.variant, single, loras]).encode()).hexdigest()[:12]
+
+
+def _folder_content(folder: Path, configs_alone: bool = False) -> str:
+    """12 hex digits of the configs, tokenizers and (if not `configs_alone`) weights below a folder."""
     digest = sha256()
-    for file in regular_files(Path(spec.source)):
-        if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.name != RUN:
-            is_now = file.stat()
-            digest.update(file.name.encode() + digest_of(file, is_now.st_size, is_now.st_mtime_ns))
+    kinds = (".json", ".txt", ".model", *(() if configs_alone else (".safetensors",)))
+    for file in regular_files(folder):
+        if file.suffix in kinds and file.name != RUN:
+            digest.update(file.name.encode() + _content(file))
     return digest.hexdigest()[:12]
+
+
+def _content(file: Path) -> bytes:
+    is_now = file.stat()
+    return digest_of(file, is_now.st_size, is_now.st_mtime_ns)
 
 
 @cache

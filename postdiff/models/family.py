@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from postdiff.models.configs import check_widths
-from postdiff.models.schedulers import ODE
+from postdiff.models.schedulers import GENERAL
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Family:
         it fits any T.
     guided: classifier-free guidance runs two halves; else it was distilled into the model, which takes w.
     size_conditioned: the denoiser takes the size of the image.
-    no_deep: why deep features cannot be cached, or "".
+    no_deep: why deep features cannot be cached, or "". no_lora: why its pipeline takes no LoRA, or "".
     fewest_steps: of a plan, where the pipeline's last step is another one below it.
     upcast_vae: decode in fp32 if the autoencoder's config asks for it.
     """
@@ -57,13 +57,14 @@ class Family:
     tokenizer: str
     text_width: tuple[str, str]
     most_tokens: int | None = None
-    solvers: tuple[str, ...] = ODE
+    solvers: tuple[str, ...] = GENERAL
     solver = "dpm"
     guidance: float = 7.5
     settings: Mapping[str, Any]
     guided = True
     size_conditioned = False
     no_deep = ""
+    no_lora = ""
     fewest_steps = 1
     upcast_vae = False
 

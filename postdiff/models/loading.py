@@ -15,7 +15,9 @@ from typing import Any, Literal
 import torch
 
 from postdiff.arguments import as_dtype, printable
-from postdiff.models.checkpoints import is_function, resolve
+from postdiff.models import lora, single_file
+from postdiff.models.additions import has_weights
+from postdiff.models.checkpoints import fetch_configs, is_function, resolve
 from postdiff.models.configs import check_denoiser, check_vae, in_memory
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import class_of
@@ -73,12 +75,16 @@ def load(
     channels_last: bool = False,
     compiled: bool = False,
 ) -> Backbone:
-    """Load a pretrained pipeline by name (`postdiff models` lists them), folder, `ORG/REPOSITORY@COMMIT`, or function.
+    """Load a pretrained pipeline by name (`postdiff models` lists them), folder, `ORG/REPOSITORY@COMMIT`, or function,
+    with what is loaded beside it.
 
     Args:
         name: of a backbone, a folder in diffusers' format, a repository of the hub with a commit of 40 hex digits, or
             `pipeline:MODULE:FUNCTION`: a function without arguments that returns a pipeline, in any dtype, or
-            `postdiff.wrap` of one. It is called, and what it returns is loaded whole, whatever `parts` says.
+            `postdiff.wrap` of one. It is called, and what it returns is loaded whole, whatever `parts` says. After each
+            but the last may stand `+lora=FILE.safetensors:SCALE` (several; added to the weights in this order),
+            `+vae=` a folder or ORG/REPOSITORY@COMMIT in place of the autoencoder, `+variant=fp16`; a checkpoint in one
+            file of the original layout is `FILE.safetensors+config=MODEL`, whose configs it is read by.
         device: a torch device; by default the GPU, if there is one.
         dtype: float32, float16 or bfloat16, of torch or by name; float16 on a GPU, float32 on a CPU by default.
         parts: `text` leaves out denoiser and autoencoder (for `encode`), `denoiser` leaves out the text encoders (for
@@ -107,19 +113,20 @@ def load(
     pipeline = class_of(rules.pipeline)
     with _quiet():
         if spec.vae and parts != "text":
-            options = {"dtype": dtype, "use_safetensors": True}
-            vae_class = class_of("AutoencoderKL")
-            components["vae"] = vae_class.from_pretrained(spec.vae[0], revision=spec.vae[1], **options)
+            components["vae"] = _vae(*spec.vae, dtype)
         folder = _fetch(spec, components) if spec.revision else Path(spec.source)
-        for part, kind in classes[parts].items():
-            if part not in components:
-                components[part] = _component(folder / part, kind, dtype)
+        missing = {part: kind for part, kind in classes[parts].items() if part not in components}
+        if spec.file:
+            components |= single_file.components(spec, folder, missing, dtype)
+        else:
+            components |= {part: _component(folder / part, kind, dtype, spec.variant) for part, kind in missing.items()}
         with as_value_error(f"{spec.name} cannot be loaded as {rules.pipeline}"):
             if spec.scheduler:
                 # Of the class that its own config names, as the solver was chosen; model_index.json may name another.
                 components["scheduler"] = class_of(spec.scheduler["_class_name"]).from_pretrained(folder / "scheduler")
             pipe = pipeline.from_pretrained(folder, use_safetensors=True, **components)
-    check(spec, pipe)
+        check(spec, pipe)
+        lora.fuse(spec, pipe)
     pipe.set_progress_bar_config(disable=True)
     spec = replace(spec, scheduler={"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
     pipe.to(device)
@@ -155,9 +162,13 @@ def overflows(spec: Spec, vae: Any) -> bool:
 def _fetch(spec: Spec, components: dict[str, Any]) -> Path:
     """The folder into which a hub's pipeline is fetched, without what is among `components` (None: left out).
 
+    Of a single file's model the configs and tokenizers alone.
+
     Raises: ValueError if its weights are not there as safetensors; OSError if the hub cannot be reached.
     """
-    for variant in (None, "fp16"):
+    if spec.file:
+        return fetch_configs(spec.source, spec.revision or "", ("*.json", "*/*.json", "*/*.txt", "*/*.model"))
+    for variant in (spec.variant,) if spec.variant else (None, "fp16"):
         try:
             fetched = class_of(FAMILIES[spec.family].pipeline).download(
                 spec.source, revision=spec.revision, variant=variant, use_safetensors=True, **components
@@ -166,7 +177,8 @@ def _fetch(spec: Spec, components: dict[str, Any]) -> Path:
         except OSError as error:
             if "safetensors" not in str(error):
                 raise
-    raise ValueError(f"{spec.source} must hold its weights as safetensors: {_convert(spec.source)}")
+    variant = f" of the variant {spec.variant}" if spec.variant else ""
+    raise ValueError(f"{spec.source} must hold its weights{variant} as safetensors: {_convert(spec.source)}")
 
 
 def _convert(source: str) -> str:
@@ -174,7 +186,15 @@ def _convert(source: str) -> str:
     return f"convert them with `{load}.save_pretrained(FOLDER, safe_serialization=True)`"
 
 
-def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
+def _vae(source: str, revision: str | None, dtype: torch.dtype) -> torch.nn.Module:
+    """Another autoencoder than a pipeline's own: from a folder, or a hub's repository at a commit."""
+    if revision is None:
+        return _component(Path(source), "AutoencoderKL", dtype)
+    options = {"dtype": dtype, "use_safetensors": True}
+    return class_of("AutoencoderKL").from_pretrained(source, revision=revision, **options)
+
+
+def _component(folder: Path, kind: str, dtype: torch.dtype, variant: str | None = None) -> torch.nn.Module:
     """A model of diffusers, or a text encoder of transformers, from its folder.
 
     Raises: ValueError if its weights are not there as safetensors, or lack a key, have one too many, or one of another
@@ -186,7 +206,7 @@ def _component(folder: Path, kind: str, dtype: torch.dtype) -> torch.nn.Module:
         # A checkpoint's own choice of attention could name a kernel on the hub, which is code.
         options |= {"attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
     model_class = class_of(kind, library)
-    if variant := _variant(folder):
+    if variant := variant or _variant(folder):
         options["variant"] = variant
     with as_value_error(f"{folder} cannot be loaded as {kind}"):
         model, info = model_class.from_pretrained(folder, **options)
@@ -221,13 +241,10 @@ def _variant(folder: Path) -> str | None:
 
     Raises: ValueError if neither is, with how to convert what is.
     """
-    names = {file.name for file in folder.glob("*") if file.is_file()}
     for variant in (None, "fp16"):
-        middle = f".{variant}" if variant else ""
-        for stem in ("diffusion_pytorch_model", "model"):
-            index = f"{stem}.safetensors.index{middle}.json"
-            if f"{stem}{middle}.safetensors" in names or index in names:
-                return variant
+        if has_weights(folder, variant):
+            return variant
+    names = {file.name for file in folder.glob("*") if file.is_file()}
     unusable = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pth", ".safetensors")))
     if not unusable:
         raise ValueError(f"{folder} must hold weights (.safetensors), got none")

@@ -1,7 +1,8 @@
 """Where the mini models are: beside this file, in a checkout and in an installed package.
 
-A job on a Ray cluster is sent mini-SD and mini-CLIP alone (`.rayignore`): all of them nearly fill the 100 MiB that Ray
-takes. The others are read from the package that is installed on the node, and must be what the job's SHA256SUMS says.
+A job on a Ray cluster is sent mini-SD and what scores alone (`.rayignore`): all of them nearly fill the 100 MiB that
+Ray takes. The others are read from the package that is installed on the node, and must be what the job's SHA256SUMS
+says.
 """
 
 import json
@@ -35,7 +36,7 @@ def sha256(file: Path) -> str:
         return file_digest(opened, "sha256").hexdigest()
 
 
-# The pipelines; mini-clip is none. Told by the sums, which are there where the models are not.
+# The pipelines; mini-clip and mini-clip-reads are none. Told by the sums, which are there where the models are not.
 NAMES = tuple(sorted(file.split("/")[0] for file in read_sums(MINI) if file.endswith("/model_index.json")))
 
 

@@ -22,6 +22,7 @@ class PixArtAlpha(Family):
     settings: Mapping[str, Any] = {"steps": 20, "beta": 0.75, "s": 0.5, "k": 1, "m": 0.75}
     size_conditioned = True
     no_deep = "a transformer has no skip connections between shallow and deep blocks"
+    no_lora = "diffusers' pipelines of PixArt read none"
     fewest_steps = 2  # of one step, its pipeline takes what the solver predicts
     # sample_size of a transformer: pixels of the shapes that it was trained at
     bins: ClassVar[dict[int, int]] = {128: 1024, 64: 512, 32: 256}

@@ -16,26 +16,37 @@ SCHEDULERS = {
     "dpm": "DPMSolverMultistepScheduler",  # DPM-Solver++ (2M)
     "euler": "EulerDiscreteScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "dpm_3m": "DPMSolverMultistepScheduler",  # DPM-Solver++ (3M)
+    "dpm_sde": "DPMSolverMultistepScheduler",  # SDE-DPM-Solver++ (2M), which adds noise
+    "euler_a": "EulerAncestralDiscreteScheduler",  # which adds noise
+    "deis": "DEISMultistepScheduler",
+    # These run the model more often than they take steps (`postdiff.models.evaluations`).
+    "heun": "HeunDiscreteScheduler",
+    "pndm": "PNDMScheduler",  # with its Runge-Kutta steps
+    "plms": "PNDMScheduler",  # without, as SD1.5 ships it
     # For consistency models alone: predicts the clean latents, and adds fresh noise at every step.
     "lcm": "LCMScheduler",
 }
-ODE = ("ddim", "dpm", "euler", "unipc")
+ODE = ("ddim", "dpm", "euler", "unipc", "dpm_3m", "deis", "heun", "pndm", "plms")
+SDE = ("dpm_sde", "euler_a")
+GENERAL = tuple(solver for solver in SCHEDULERS if solver != "lcm")
 
+_DPM = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "use_lu_lambdas": False,
+    "thresholding": False,
+    "variance_type": None,
+}
 # What makes the solver what its name says. The rest (betas, prediction type, spacing) is the checkpoint's, whose config
 # is often another solver's: DEIS in DreamShaper-7, PNDM in SD1.5, an SDE elsewhere, which would draw global noise.
 PINNED: dict[str, dict] = {
     "ddim": {"clip_sample": False, "thresholding": False},
-    "dpm": {
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "thresholding": False,
-        "variance_type": None,
-    },
+    "dpm": _DPM,
     "euler": {"final_sigmas_type": "zero", "timestep_type": "discrete"},
     "unipc": {
         "solver_order": 2,
@@ -47,21 +58,37 @@ PINNED: dict[str, dict] = {
         "thresholding": False,
         "solver_p": None,
     },
+    "dpm_3m": {**_DPM, "solver_order": 3},
+    "dpm_sde": {**_DPM, "algorithm_type": "sde-dpmsolver++"},
+    "euler_a": {},
+    "deis": {
+        "algorithm_type": "deis",
+        "solver_type": "logrho",
+        "solver_order": 2,
+        "lower_order_final": True,
+        "thresholding": False,
+    },
+    "heun": {"clip_sample": False},
+    "pndm": {"skip_prk_steps": False},
+    "plms": {"skip_prk_steps": True},
     "lcm": {"clip_sample": False, "thresholding": False},
+}
+# What diffusers' class of a solver does not do.
+NO_SAMPLE_PREDICTION = ("euler", "euler_a", "pndm", "plms")
+NO_ZERO_SNR = ("deis", "heun", "pndm", "plms")
+# Why another scheduler is not offered, where one may expect it.
+REASONS = {
+    "DPMSolverSDEScheduler": "its noise is a Brownian tree of torchsde, grown while it steps; dpm_sde has the same SDE"
 }
 
 # Others of diffusers whose noise schedule is one of betas too, so that a solver here can take it over.
 KIN = (
     "DDPMScheduler",
-    "DEISMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
-    "PNDMScheduler",
     "SASolverScheduler",
     "TCDScheduler",
 )
@@ -80,7 +107,7 @@ def check_noise_schedule(name: str, kind: str, config: Mapping[str, Any]) -> Non
     kind: the scheduler's class; config: its settings, as JSON or diffusers has them (what is not there is a default).
     Raises: ValueError, which begins with `name`, if they cannot.
     """
-    known = (*SCHEDULERS.values(), *KIN)
+    known = tuple(dict.fromkeys((*SCHEDULERS.values(), *KIN)))
     if kind not in known:
         raise ValueError(
             f"{name} must have a noise schedule of betas; {kind} has none that is known here (of {', '.join(known)})"
@@ -145,9 +172,26 @@ def distilled(kind: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def solver_of(kind: str, offered: Iterable[str]) -> str | None:
-    """The solver, of those offered, that a scheduler's class is."""
-    return next((solver for solver in offered if SCHEDULERS[solver] == kind), None)
+def check_solver(name: str, solver: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the model `name`, if a solver cannot run on the noise schedule of `config`."""
+    if solver in NO_SAMPLE_PREDICTION and config.get("prediction_type") == "sample":
+        raise ValueError(f"{solver} of {name} needs prediction_type epsilon or v_prediction, got sample")
+    if solver in NO_ZERO_SNR and config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{solver} of {name} has no zero terminal SNR: rescale_betas_zero_snr must be off, got True")
+
+
+def solver_of(kind: str, config: Mapping[str, Any], offered: Iterable[str]) -> str | None:
+    """The solver, of those offered, that a scheduler of that class is: of several the one nearest to its settings."""
+    same = [solver for solver in offered if SCHEDULERS[solver] == kind]
+    return min(same, key=lambda solver: len(_unpinned(config, solver)), default=None)
+
+
+def choices(offered: Iterable[str]) -> str:
+    """The classes of the solvers offered, each with the names of those that it is."""
+    names: dict[str, list[str]] = {}
+    for solver in offered:
+        names.setdefault(SCHEDULERS[solver], []).append(solver)
+    return " or ".join(f"{kind} ({', '.join(solvers)})" for kind, solvers in names.items())
 
 
 def replaced(name: str, kind: str, config: Mapping[str, Any], solver: str) -> str:
@@ -170,9 +214,9 @@ def _unpinned(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
 def pinned(solver: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make a scheduler of `config` the solver of that name."""
     values = dict(PINNED[solver])
-    if solver == "ddim" and config.get("timestep_spacing") == "linspace":
-        # diffusers' DDIM always lands 1000/T below t: with linspace that is not the next timestep, and the denoiser
-        # would be told less noise than there is.
+    if solver in ("ddim", "pndm", "plms") and config.get("timestep_spacing") == "linspace":
+        # diffusers' DDIM and PNDM always land 1000/T below t: with linspace that is not the next timestep, and the
+        # denoiser would be told less noise than there is.
         values["timestep_spacing"] = "trailing"
     return values
 
@@ -183,14 +227,15 @@ def kept_solver(name: str, scheduler: Any, offered: Iterable[str]) -> str:
     Raises: ValueError, which says what is offered, if it is none, or has settings that the solver has otherwise.
     """
     kind, config, offered = type(scheduler).__name__, scheduler.config, tuple(offered)
-    choices = " or ".join(f"{SCHEDULERS[solver]} ({solver})" for solver in offered)
     do = "set pipe.scheduler = CLASS.from_config(pipe.scheduler.config, ...)"
-    solver = solver_of(kind, offered)
+    solver = solver_of(kind, config, offered)
     if solver is None or not type(scheduler).__module__.startswith("diffusers."):
-        raise ValueError(f"{kind}, {name}'s scheduler, is not offered: expected {choices}; {do}")
+        why = f" ({REASONS[kind]})" if kind in REASONS else ""
+        raise ValueError(f"{kind}, {name}'s scheduler, is not offered{why}: expected {choices(offered)}; {do}")
     if changes := _unpinned(config, solver):
         must = ", ".join(f"{key} {pinned(solver, config)[key]!r}, got {value!r}" for key, value in changes.items())
         raise ValueError(f"{name}'s {kind} must have, to be {solver}, {must}; {do}")
+    check_solver(name, solver, config)
     return solver
 
 
@@ -214,7 +259,7 @@ def check_scheduler(spec: Spec, scheduler: Any, solver: str | None = None) -> No
     if solver is not None or loaded is None:
         return
     if kind not in (loaded, SCHEDULERS[name]):
-        same = solver_of(kind, offered)
+        same = solver_of(kind, config, offered)
         do = f"pass solver={same!r}" if same else f"pass solver= one of {', '.join(offered)}, which are offered"
         raise ValueError(f"the pipeline's scheduler was changed from {loaded} to {kind}: {do}")
     if kind == SCHEDULERS[name]:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from postdiff import arguments
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Size
+from postdiff.models.schedulers import check_solver
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Spec:
     solver: the paper states none; these are ours, and part of every configuration's id.
     denoiser: the denoiser's config, where it is needed before (or without) the weights.
     settings: the paper's for its method (sec. 3.1, App. F), arguments of `methods.postdiff`.
-    vae: another autoencoder's hub id and commit, or None for the checkpoint's own.
+    vae: another autoencoder's hub id and commit, or its folder and None; None for the checkpoint's own.
     train_steps: of the noise schedule that the model was trained with; a plan has no more.
     scheduler: the config of the scheduler that a folder ships, with its class as `_class_name`; of a hub's row it is
         there once it is loaded.
     dtype: of the weights that a function's pipeline has, which runs in no other; None where it is chosen.
+    loras: (file, scale) of each LoRA that is added to the weights. variant: of the weight files, as `fp16`; None for
+        those without a name, or fp16 where there are no others. file: the single file that the weights are in, where
+        `source` has the configs alone.
     """
 
     name: str
@@ -39,10 +43,13 @@ class Spec:
     solver: str = "dpm"
     vae_factor: int = 8
     text_tokens: int = 77
-    vae: tuple[str, str] | None = None
+    vae: tuple[str, str | None] | None = None
     train_steps: int = 1000
     scheduler: dict = field(default_factory=dict)
     dtype: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    variant: str | None = None
+    file: str | None = None
 
     def __post_init__(self) -> None:
         arguments.put(self, size=arguments.size(self.size))
@@ -104,6 +111,7 @@ def settle(
         raise ValueError(f"guidance must be at most {arguments.LARGEST_GUIDANCE}, got {guidance:g}")
     offered = FAMILIES[spec.family].solvers
     solver = arguments.one_of(f"{spec.name}'s solver", spec.solver if solver is None else solver, offered)
+    check_solver(spec.name, solver, spec.scheduler)
     settled = Sampling(guidance, solver, arguments.size(spec.size if size is None else size))
     spec.latents(settled.size)
     return settled

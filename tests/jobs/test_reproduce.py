@@ -196,7 +196,11 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
             ["fig4", "--n-reference", "9", "--reference", "x"],
             "--n-reference has no effect where the references are",
         ),
-        (["fig4", "--solver", "lcm"], "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'lcm'"),
+        (
+            ["fig4", "--solver", "lcm"],
+            "mini-sd's solver must be one of ddim, dpm, euler, "
+            "unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms, got 'lcm'",
+        ),
         (["fig4", "--guidance", "-1"], "--guidance must be 1 or more, got -1"),
         (["fig4", "--limit", "8", "--batch-size", "9"], "--batch-size must be at most the 8 prompts of a unit, got 9"),
         (["fig4", "--prompts", "nowhere.txt", "--dry-run"], "no prompt file at 'nowhere.txt'"),

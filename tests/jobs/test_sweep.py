@@ -165,7 +165,12 @@ def given_args(given):
         (("--shard", "0"), "--shard must be 1 or more, got 0"),
         (("--prompts", "PROMPTS", "--limit", "9"), "--limit must be at most the 4 prompts of '"),
         (("--grid", "medium"), "argument --grid: invalid choice: 'medium' (choose from"),
-        (("--solver", "pndm"), "mini-sd's solver must be one of ddim, dpm, euler, unipc, got 'pndm'"),
+        (
+            ("--solver", "rk45"),
+            "mini-sd's solver must be one of ddim, dpm, euler, "
+            "unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms, got 'rk45'",
+        ),
+        (("--solver", "heun"), "heun runs the model 2 * T - 1 times for T steps of its own, T from 1: expected a plan"),
         (("--guidance", "0.5"), "--guidance must be 1 or more, got 0.5"),
         (("--guidance", "nan"), "--guidance must be 1 or more, got nan"),
         (("--guidance", "inf"), "--guidance must be at most 1000, got inf"),
@@ -193,7 +198,7 @@ def given_args(given):
         ),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
         (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
-        (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, a folder, or open_clip's"),
+        (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, mini-clip-reads, a folder, or"),
         (("--clip", "TMP"), "a CLIP folder must hold open_clip_config.json"),
         (("--fid", "nowhere.pt"), "no Inception weights at nowhere.pt"),
         (("--fid", "BROKEN"), "must be a TorchScript file with `layers`"),

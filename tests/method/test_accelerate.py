@@ -146,8 +146,8 @@ def test_the_users_scheduler_runs_even_if_it_is_set_later(sd, name, changes):
     other.scheduler = getattr(diffusers, name).from_config({**sd.scheduler.config, **changes})
     own = other(PROMPT, num_inference_steps=4, generator=seeded(), output_type="np").images
     np.testing.assert_array_equal(fast(PROMPT, generator=seeded(), output_type="np").images, own)
-    other.scheduler = diffusers.PNDMScheduler.from_config(sd.scheduler.config)
-    with pytest.raises(ValueError, match="PNDMScheduler, StableDiffusionPipeline's scheduler, is not offered"):
+    other.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(sd.scheduler.config)
+    with pytest.raises(ValueError, match="KDPM2DiscreteScheduler, StableDiffusionPipeline's scheduler, is not offered"):
         fast(PROMPT)
 
 

@@ -20,10 +20,11 @@ from huggingface_hub.utils import logging
 import postdiff
 from postdiff import methods
 from postdiff.cli import main
-from postdiff.models import checkpoints, families, schedulers
+from postdiff.models import additions, checkpoints, families, loading, schedulers
 from postdiff.models.checkpoints import HUB, MINI, MINIS, resolve
 from postdiff.models.configs import ASKS_FOR, BUILT_FROM, CHECKED, check_denoiser
 from postdiff.models.family import class_of
+from postdiff.models.hub import UNNAMED
 
 UNET, VAE, PLAN = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
 TRANSFORMER = "transformer/config.json"
@@ -84,6 +85,33 @@ def test_every_backbone_passes_its_own_rule():
         specs = [resolve(name) for name in (*MINIS, *HUB)]
     assert {spec.train_steps for spec in specs} == {1000}
     assert resolve("mini-sd").scheduler["_class_name"] == "DPMSolverMultistepScheduler"
+
+
+def test_rows_of_smaller_sdxl_are_as_large_as_their_files():
+    """Single files in float16, of the published sizes, hold the U-Net beside the same text encoders and autoencoder."""
+    rest = {}
+    for name, size in (("sdxl", 6_938_040_682), ("ssd-1b", 4_465_671_506), ("vega", 3_293_395_670)):
+        numbers = sum(parameter.numel() for parameter in loading.outline(HUB[name]).parameters())
+        rest[name] = size - 2 * numbers
+    assert max(rest.values()) - min(rest.values()) < 1e6, rest  # headers differ: 0.01 % of a U-Net
+
+
+def test_sd21_is_as_large_as_it_is_told_to_be():
+    for name in ("sd21", "sd21-base"):
+        numbers = sum(parameter.numel() for parameter in loading.outline(HUB[name]).parameters())
+        assert numbers == 865_910_724  # as its users count it
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_no_name_runs_says_why(name):
+    one = UNNAMED[name]
+    with pytest.raises(ValueError, match=r"is not run by name: ") as refused:
+        resolve(name)
+    assert one.why in str(refused.value)
+    repository, _, commit = one.source.partition("@")
+    assert repository.count("/") == 1
+    assert not commit or additions.REPOSITORY.fullmatch(one.source)
+    assert name not in checkpoints.NAMES
 
 
 IP_ADAPTER = {UNET: {"encoder_hid_dim_type": "ip_image_proj"}}
@@ -192,11 +220,13 @@ def test_costs_refuse_what_sampling_would_in_the_same_words(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "settings", "solver"),
     [
-        ("HeunDiscreteScheduler", {}, "dpm"),
-        ("PNDMScheduler", {}, "dpm"),
-        ("EulerAncestralDiscreteScheduler", {}, "dpm"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpm"),
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpm"),
+        ("KDPM2DiscreteScheduler", {}, "dpm"),
+        ("LMSDiscreteScheduler", {}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3, "euler_at_final": True}, "dpm_3m"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_lu_lambdas": True}, "dpm_sde"),
+        ("PNDMScheduler", {"timestep_spacing": "linspace", "skip_prk_steps": True}, "plms"),
+        ("DEISMultistepScheduler", {"solver_order": 3}, "deis"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "unipc"),
     ],
 )
@@ -213,6 +243,29 @@ def test_a_shipped_scheduler_is_never_replaced_without_a_word(tmp_path, capsys, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(folder)
+
+
+STOCK_PNDM = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}  # SD1.5's
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "solver"),
+    [
+        ("PNDMScheduler", STOCK_PNDM, "plms"),
+        ("PNDMScheduler", {}, "pndm"),
+        ("HeunDiscreteScheduler", {}, "heun"),
+        ("EulerAncestralDiscreteScheduler", {}, "euler_a"),
+        ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}, "deis"),
+        ("DPMSolverMultistepScheduler", {}, "dpm"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "dpm_3m"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpm_sde"),
+    ],
+)
+def test_a_shipped_scheduler_is_the_solver_of_its_settings(tmp_path, kind, settings, solver):
+    folder = model(tmp_path, "mini-sd", scheduler(kind, **settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve(folder).solver == solver
 
 
 @pytest.mark.parametrize(
@@ -240,15 +293,15 @@ def test_a_scheduler_set_by_hand_is_told(backbone):
     config, spec = backbone.pipe.scheduler.config, backbone.spec
     check = schedulers.check_scheduler
     make = {kind: getattr(diffusers, kind).from_config(config) for kind in (
-        "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler")}  # fmt: skip
+        "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler")}  # fmt: skip
     check(spec, backbone.pipe.scheduler)
     check(spec, make["DPMSolverMultistepScheduler"])
     with pytest.raises(ValueError, match=r"from DPMSolverMultistepScheduler to EulerDisc.*: pass solver='euler'"):
         check(spec, make["EulerDiscreteScheduler"])
     check(spec, make["EulerDiscreteScheduler"], "euler")
     check(spec, make["EulerDiscreteScheduler"], "dpm")  # asked for by name: its noise schedule alone is taken
-    with pytest.raises(ValueError, match="to HeunDiscreteScheduler: pass solver= one of ddim, dpm, euler, unipc"):
-        check(spec, make["HeunDiscreteScheduler"])
+    with pytest.raises(ValueError, match="to KDPM2DiscreteScheduler: pass solver= one of ddim, dpm, euler, unipc"):
+        check(spec, make["KDPM2DiscreteScheduler"])
     with pytest.raises(ValueError, match="changed to LCMScheduler, but mini-sd runs guided"):
         check(spec, make["LCMScheduler"], "dpm")
     sde = diffusers.DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")
@@ -324,7 +377,7 @@ def test_fifos_sockets_and_broken_links_are_refused_where_they_are(tmp_path, mon
         ({"guidance": 1e30}, r"got 1e\+30"),
         ({"guidance": "7"}, "got '7'"),
         ({"guidance": 10**400}, "guidance in"),
-        ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+        ({"solver": "rk45"}, "solver in .*postdiff.json must be one of ddim, dpm, .*, plms, got 'rk45'"),
         ({"solver": ["dpm"]}, r"solver in .* got \['dpm'\]"),
         ({"settings": []}, r"settings in .*postdiff.json must be an object, got \[\]"),
         ({"settings": {"s": "half"}}, "postdiff.json must say settings that postdiff takes"),
@@ -340,13 +393,13 @@ def test_what_a_folder_says_of_its_run_is_checked(tmp_path, says, message):
         resolve(folder)
 
 
-def test_one_file_of_weights_is_told_how_it_is_converted(tmp_path, capsys):
+def test_one_file_of_weights_is_told_how_it_is_read(tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
     with pytest.raises(SystemExit):
         main(["cost", str(file), "dense"])
     told = capsys.readouterr().err
-    assert re.search(r"got the file .*model.safetensors.*from_single_file\(.*save_pretrained", told)
+    assert re.search(r"FILE.safetensors\+config=MODEL .*got the file .*model.safetensors", told)
     with pytest.raises(ValueError, match="a model must be a name or a path, got NoneType"):
         resolve(None)
 

@@ -15,6 +15,7 @@ import postdiff
 from postdiff.cli import main
 from postdiff.models import checkpoints, loading
 from postdiff.models.families import FAMILIES
+from postdiff.models.hub import UNNAMED
 from postdiff.picture import draw_plan
 from postdiff.settings import SEARCHES
 
@@ -89,7 +90,10 @@ def test_a_prompt_that_is_cut_is_told_and_not_echoed(capfd, tmp_path):
 
 def test_models_and_methods_are_listed(capsys):
     models = run(capsys, "models")
-    assert [line.split()[0] for line in models.splitlines()] == list(checkpoints.NAMES)
+    listed, others = models.split("not run by name:\n")
+    rows = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert sorted(rows) == sorted(checkpoints.NAMES)
+    assert [line.split(":")[0].strip() for line in others.splitlines()] == list(UNNAMED)
     methods = [line.split()[0] for line in run(capsys, "methods").splitlines() if line[:1].islower()]
     assert methods == [*postdiff.methods.METHODS, *SEARCHES]
 
@@ -138,7 +142,7 @@ def test_a_folder_says_how_it_is_run(tmp_path):
     assert checkpoints.resolve(copied).guidance == 7.5  # the family's
     shipped = copied / "scheduler" / "scheduler_config.json"
     shipped.write_text(shipped.read_text().replace("DPMSolverMultistepScheduler", "PNDMScheduler"))
-    assert checkpoints.resolve(copied).solver == "dpm"
+    assert checkpoints.resolve(copied).solver == "pndm"
     (copied / "vae" / "config.json").unlink()
     with pytest.raises(ValueError, match="must hold the configs of unet and vae"):
         checkpoints.resolve(copied)

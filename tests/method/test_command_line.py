@@ -131,7 +131,10 @@ IMPOSSIBLE = [
     ([*GENERATE, "--n", "20000", "--batch-size", "9" * 30], "batch_size must be a whole number from 1 to 16384, got"),
     ([*GENERATE, "--guidance", "0.5"], "guidance must be 1 or more, got 0.5"),
     ([*GENERATE, "--guidance", "1e30"], "guidance must be at most 1000, got 1e+30"),
-    ([*GENERATE, "--solver", "rk45"], "solver must be one of ddim, dpm, euler, unipc, got 'rk45'"),
+    (
+        [*GENERATE, "--solver", "rk45"],
+        "solver must be one of ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms, got 'rk45'",
+    ),
     ([*GENERATE, "--out", "file"], "--out must be a folder that files can be written to, got 'file': File exists"),
     ([*GENERATE, "--out", "new/er/../../file/x"], "--out must be a folder that files can be written to, got "),
     ([*GENERATE, "--out", "/proc/nowhere"], "got '/proc/nowhere': No such file or directory"),

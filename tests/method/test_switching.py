@@ -110,6 +110,10 @@ def test_what_cannot_be_is_refused(unet):
         ValueError, match="mixed_resolution keeps the solver's history at the switch: expected dpm, got"
     ):
         begin(unet, mixed("kept"), "ddim")
+    with pytest.raises(
+        ValueError, match="mixed_resolution repeats a timestep: expected a solver of one run a step, got"
+    ):
+        begin(unet, mixed("literal", 13), "plms")
     twice = replace(mixed("fresh"), steps=tuple(map(Step, (0.5, 0.75, *[1.0] * (T - 2)))))
     with pytest.raises(ValueError, match="a literal switch repeats a timestep once, got 2 switches"):
         replace(twice, switch="literal")

@@ -13,6 +13,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 import postdiff
 from postdiff import methods, sampling
+from postdiff.models import schedulers
 from postdiff.models.checkpoints import fingerprint
 
 
@@ -75,12 +76,33 @@ def test_a_scheduler_that_is_offered_is_kept_with_its_settings_bit_for_bit(pipe,
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("EulerAncestralDiscreteScheduler", {}, "EulerAncestralDiscreteScheduler, StableDiffusionPipeline's scheduler"),
-        ("PNDMScheduler", {}, "expected DDIMScheduler \\(ddim\\) or DPMSolverMultistepScheduler"),
-        ("HeunDiscreteScheduler", {}, "HeunDiscreteScheduler"),
+        ("KDPM2DiscreteScheduler", {}, "KDPM2DiscreteScheduler, StableDiffusionPipeline's scheduler, is not offered"),
+        (
+            "LMSDiscreteScheduler",
+            {},
+            r"expected DDIM\w+ \(ddim\) or DPMSolverMultistepScheduler \(dpm, dpm_3m, dpm_sde\)",
+        ),
         ("LCMScheduler", {}, "LCMScheduler"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'dpmsolver\\+\\+', got"),
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order 2, got 3"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"solver_order": 3, "euler_at_final": True},
+            "to be dpm_3m, euler_at_final False, got True",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+            "to be dpm_sde, solver_type 'midpoint', got 'heun'",
+        ),
+        ("DEISMultistepScheduler", {"solver_order": 3}, "to be deis, solver_order 2, got 3"),
+        ("HeunDiscreteScheduler", {"clip_sample": True}, "to be heun, clip_sample False, got True"),
+        ("HeunDiscreteScheduler", {"rescale_betas_zero_snr": True}, "heun of .* has no zero terminal SNR"),
+        ("PNDMScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing 'trailing', got 'linspace'"),
+        (
+            "PNDMScheduler",
+            {"prediction_type": "sample"},
+            "pndm of .* needs prediction_type epsilon or v_prediction, got",
+        ),
+        ("EulerAncestralDiscreteScheduler", {"prediction_type": "sample"}, "euler_a of .* needs prediction_type"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type 'bh2', got 'bh1'"),
         ("DDIMScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing 'trailing', got 'linspace'"),
         ("DDIMScheduler", {"clip_sample": True}, "clip_sample False, got True"),
@@ -91,6 +113,13 @@ def test_another_is_refused_by_name_with_what_is_offered(pipe, name, changes, to
     with pytest.raises(ValueError, match=told) as refused:
         postdiff.wrap(scheduled(pipe, name, **changes))
     assert "\n" not in str(refused.value)
+
+
+def test_why_a_scheduler_is_not_offered_is_told(pipe):
+    config = pipe.scheduler.config
+    brownian = type("DPMSolverSDEScheduler", (), {"config": config, "__module__": "diffusers.schedulers"})()
+    with pytest.raises(ValueError, match=r"is not offered \(its noise is a Brownian tree of torchsde.*dpm_sde has"):
+        schedulers.kept_solver("mine", brownian, schedulers.GENERAL)
 
 
 def test_a_solver_that_is_asked_for_takes_over_its_noise_schedule(pipe):
@@ -184,7 +213,7 @@ def test_a_negative_prompt_where_nothing_is_guided_is_refused(random_backbones):
 
 
 def test_sizes_and_settings_that_are_none_are_refused(pipe):
-    for wrong in ({"size": 63}, {"guidance": 0.5}, {"solver": "heun"}):
+    for wrong in ({"size": 63}, {"guidance": 0.5}, {"solver": "rk45"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             postdiff.wrap(pipe, **wrong)
     assert postdiff.wrap(pipe, size=(96, 64)).spec.size == (96, 64)

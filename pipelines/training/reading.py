@@ -1,0 +1,179 @@
+"""Training of mini-CLIP-reads, the mini-CLIP that tells left from right, and how often it and mini-CLIP are right.
+
+A contrast alone never taught the order of words and of objects: mini-CLIP prefers its own caption to one with left and
+right swapped on 52.1 % of real renders (jobs/results/README.md). So both towers first answer questions about the scene
+from their embeddings, by one head that they share, which also brings an image and its caption together; then they
+contrast each image with all captions of the batch and four changed ones of its own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from pipelines.data import changes, shapes
+from pipelines.data.changes import ATTRIBUTES, CHANGES
+from pipelines.data.shapes import Scene
+from pipelines.metrics.encoders import CLIPS, ClipEncoder
+from pipelines.training import mini
+from pipelines.training.accuracy import Row, row
+from pipelines.training.encoders import contrastive_loss
+from pipelines.training.judges import degraded
+from pipelines.training.loop import Trainer, load_ema, to_tensor, tokenise
+
+STAGE = "clip-reads"
+BATCH = 64  # scenes a process and step, drawn anew: none is seen twice
+STEPS, TAUGHT = 1500, 700  # of both together; of them, those before the contrast
+FIRST = 13_000_000  # scenes of `train`: the judges share none
+WATCHED, MEASURED = 50_000, 100_000  # first scenes of `val` that are watched in training, and measured after it
+PLACES = ("alone", "left", "right", "above", "below")  # of an object
+QUESTIONS = {  # and how many answers each has
+    "count": 2,
+    "axis": 2,
+    "background": len(shapes.BACKGROUNDS),
+    **{f"{name} {place}": len(values) for place in PLACES for name, values in ATTRIBUTES.items()},
+}
+
+
+def answers(scene: Scene) -> list[int]:
+    """The right answer to each of QUESTIONS, -1 where there is none: to what is left if nothing is."""
+    right = {"count": len(scene.objects) - 1, "background": tuple(shapes.BACKGROUNDS).index(scene.background)}
+    relation = changes.relation(scene)
+    things = {"alone": scene.objects[0]}
+    if relation:
+        right["axis"] = shapes.RELATIONS.index(relation) // 2
+        place, opposite = (name.removesuffix(" of") for name in (relation, changes.OPPOSITES[relation]))
+        things = dict(zip((place, opposite), scene.objects, strict=True))
+    for place, thing in things.items():
+        right |= {f"{name} {place}": values.index(getattr(thing, name)) for name, values in ATTRIBUTES.items()}
+    return [right.get(question, -1) for question in QUESTIONS]
+
+
+class Reader(torch.nn.Module):
+    """A CLIP, and the head that reads QUESTIONS in an embedding of either of its towers."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.clip = mini.reading_clip(words)
+        self.head = torch.nn.Linear(self.clip.text_projection.shape[1], sum(QUESTIONS.values()))
+
+    def reading_loss(self, embeddings: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the answers, summed over an embedding's questions: [N, D], int64 [N, questions] -> []."""
+        parts = self.head(10 * F.normalize(embeddings, dim=-1)).split(list(QUESTIONS.values()), 1)
+        losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
+        return torch.stack(losses).sum() / len(embeddings)
+
+
+def hard_loss(image: torch.Tensor, text: torch.Tensor, wrong: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each image's own caption among it and its changed ones: [N, D], [N, D], [N, K, D], log scale."""
+    captions = F.normalize(torch.cat([text[:, None], wrong], 1), dim=-1)
+    logits = scale.clamp(max=4.6).exp() * (captions @ F.normalize(image, dim=-1)[:, :, None])[..., 0]
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+def seen(images: torch.Tensor) -> torch.Tensor:
+    """Images [N, 3, 64, 64] at the tower's size, enlarged as Pillow does in open_clip's own transform: one axis, then
+    the other, no value beyond the range after either.
+
+    A pixel's channels lie side by side: a CPU's convolutions, so few channels wide, take two thirds of the time so.
+    """
+    for size in ((images.shape[-2], mini.READING_SIZE), (mini.READING_SIZE, mini.READING_SIZE)):
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def train(work: Path, steps: int = STEPS, taught: int = TAUGHT) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    words = mini.tokenizer()
+    model, probe = Reader(words), Reader(words)
+    held = held_out(WATCHED, 256)
+    shown = seen(to_tensor(drawn(held)))
+
+    def loss_of(step, rng):
+        first = FIRST + (step * world + rank) * BATCH
+        scenes = [shapes.scene("train", first + i) for i in range(BATCH)]
+        images = to_tensor(drawn(scenes))
+        images = degraded(images, rng) if step % 2 else images
+        right = torch.tensor([answers(scene) for scene in scenes])
+        captions = [scene.caption for scene in scenes]
+        contrasted = step >= taught
+        if contrasted:
+            captions += [wrong for scene in scenes for wrong in changes.hard_negatives(scene, rng)]
+        image = model.clip.encode_image(seen(images))
+        text = model.clip.encode_text(tokenise(words, captions))
+        own, scale = text[:BATCH], model.clip.logit_scale
+        read = [model.reading_loss(embeddings, right) for embeddings in (image, own)]
+        contrast, numbers = contrastive_loss(image, own, scale)
+        numbers |= {"read_image": float(read[0].detach()), "read_text": float(read[1].detach())}
+        if not contrasted:
+            return read[0] + read[1] + 0 * contrast, numbers
+        hard = hard_loss(image, own, text[BATCH:].view(BATCH, -1, text.shape[1]), scale)
+        return contrast + hard + 0.2 * (read[0] + read[1]), {**numbers, "hard": float(hard.detach())}
+
+    @torch.no_grad()
+    def validate(ema):
+        probe.load_state_dict(ema)
+        probe.eval()
+        image = torch.cat([probe.clip.encode_image(part) for part in shown.split(64)])
+
+        def texts(captions):
+            return probe.clip.encode_text(tokenise(words, captions)).numpy()
+
+        shares = {kind: float(np.mean(right)) for kind, right in compared(held, image.numpy(), texts).items()}
+        return {f"val_{kind.replace(' ', '_')}": round(share, 3) for kind, share in shares.items()}
+
+    Trainer(STAGE, model, steps, 2e-3, work, ema=0.99).run(loss_of, validate)
+
+
+def held_out(first: int, n: int) -> list[Scene]:
+    """The first `n` scenes of `val` from `first` on whose captions are held out: no model was trained on them."""
+    scenes = (shapes.scene("val", index) for index in count(first))
+    return list(islice((scene for scene in scenes if shapes.is_held_out(scene.caption)), n))
+
+
+def drawn(scenes: Sequence[Scene]) -> np.ndarray:
+    """Real renders, uint8 [N, 64, 64, 3]."""
+    return np.stack([shapes.render(scene) for scene in scenes])
+
+
+def compared(
+    scenes: Sequence[Scene], images: np.ndarray, texts: Callable[[list[str]], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{kind of change: does its own caption suit the render better than the changed one? of the scenes it can change}.
+
+    images: embeddings [N, D] of the scenes' renders. texts: captions -> [N, D].
+    """
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    images, own, right = unit(images), unit(texts([scene.caption for scene in scenes])), {}
+    for kind, change in CHANGES.items():
+        rng = np.random.default_rng(0)
+        wrong = {i: changed for i, scene in enumerate(scenes) if (changed := change(scene, rng))}
+        rows = list(wrong)
+        against = unit(texts(list(wrong.values())))
+        right[kind] = (images[rows] * own[rows]).sum(1) > (images[rows] * against).sum(1)
+    return right
+
+
+def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
+    """How often each mini-CLIP of `folder` scores a real render's own caption above a changed one, by kind of change:
+    on `n` renders each of held-out captions, with Wilson's 95 % intervals."""
+    scenes = held_out(MEASURED, 4 * n)  # of which a quarter are of objects side by side
+    for name in CLIPS:
+        clip = ClipEncoder(str(folder / name))
+        images = np.concatenate([clip.images(drawn(scenes[i : i + 100])) for i in range(0, len(scenes), 100)])
+        for kind, right in compared(scenes, images, clip.texts).items():
+            yield row(f"{name}: {kind}", right[:n])
+
+
+def export(work: Path, folder: Path) -> None:
+    """The trained CLIP as a folder of open_clip's, fp16; the head that read is left behind."""
+    words = mini.tokenizer()
+    model = load_ema(Reader(words), work, STAGE).clip
+    mini.save_clip(model, mini.reading_clip_config(words), words, folder)
