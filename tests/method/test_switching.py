@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused(unet):
     ):
         begin(unet, mixed("kept"), "ddim")
     with pytest.raises(
-        ValueError, match="mixed_resolution repeats a timestep: expected a solver of one run a step, got"
+        ValueError, match="repeats a timestep: expected a solver that runs the model once a step, got plms"
     ):
         begin(unet, mixed("literal", 13), "plms")
     twice = replace(mixed("fresh"), steps=tuple(map(Step, (0.5, 0.75, *[1.0] * (T - 2)))))
