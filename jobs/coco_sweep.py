@@ -48,7 +48,7 @@ def run(given: Options) -> None:
     warnings = low_resolution.warnings(given, plans, protocol, resources)
 
     def evaluate_and_report() -> evaluation.Evaluated:
-        evaluated = evaluation.evaluate(store, entries, protocol, resources)
+        evaluated = evaluation.evaluate(store, entries, protocol, resources, real=True)
         with doing("writing the report"):
             print(sweeps.write_report(given, store, entries, evaluated, protocol, warnings, time.time() - began))
         return evaluated

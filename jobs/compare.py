@@ -29,7 +29,7 @@ def run(given: Options) -> None:
     entries = [entry for group in groups for entry in group]
 
     def evaluate_and_report() -> evaluation.Evaluated:
-        evaluated = evaluation.evaluate(store, entries, protocol, resources)
+        evaluated = evaluation.evaluate(store, entries, protocol, resources, real=True)
         print(comparison.write(store, among, groups, evaluated, protocol, given))
         return evaluated
 

@@ -5,6 +5,7 @@
     python jobs/reproduce.py all --models real --dry-run              what it would take: runs, GPU hours, bytes
     python jobs/reproduce.py claims --draw 1 --out out/again --against out/paper/exhibits/claims.csv
                                                                       do its verdicts come again on other prompts?
+    python jobs/reproduce.py claims --limit 512 --up-to 2048          what is not resolved gets more prompts
     python jobs/reproduce.py all --models real --prompts captions.tsv --calibration others.tsv \
         --reference FOLDER --fid inception-2015-12-05.pt --out s3://bucket/paper
 
@@ -61,7 +62,7 @@ def refuse_unused(given: Options) -> None:
         (recaption.captions, recaption.references): lambda exhibit: DATASETS[exhibit.dataset] is recaption,
         ("finetuned",): lambda exhibit: exhibit.tuned,
         ("whole",): lambda exhibit: exhibit.fewer,
-        ("against",): lambda exhibit: exhibit.claims,
+        ("against", "up_to"): lambda exhibit: exhibit.claims,
     }
     every = exhibits.gather(["all"], {})
     for names, uses in only.items():

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
-
 import postdiff
 from pipelines import candidates, evaluation, low_resolution
 from pipelines.calibration_report import FINALISTS, compare, sure, write
@@ -20,11 +18,12 @@ from pipelines.data import prompts
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below, local_path
-from pipelines.evaluation import Entry, Protocol
+from pipelines.evaluation import Entry
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric
+from pipelines.pooling import Pool
 from pipelines.report import tables
-from pipelines.stages import features, fidelity, scores, worker
+from pipelines.stages import fidelity, worker
 from pipelines.stages.generation import Configuration
 from postdiff.models.checkpoints import resolve
 from postdiff.terminal import doing
@@ -92,7 +91,8 @@ def run(options: Options) -> None:
         evaluate = partial(evaluation.evaluate, stores[-1], listed, protocol, resources)
         evaluated = worker.mending(stores[-1], evaluate)
         evaluated.check()  # plans are ranked whole, or not at all
-        values = score(stores, protocol, listed, metric)
+        pool = Pool(stores, protocol)
+        values = [pool.score(entry.configuration, metric) for entry in listed]
         for c, row, value in zip(racing, evaluated.complete, values, strict=True):
             curves.setdefault(c.plan.id, []).append(value)
             rows[c.plan.id] = replace(row, scores={metric.key: value})
@@ -134,33 +134,6 @@ def rounds(prompts: Sequence[Prompt], plans: int, metric: Metric) -> list[Round]
     ends = [0, *(round(len(prompts) / 2 ** (count - 1 - i)) for i in range(count))]
     keeps = [*(-(-plans // 2 ** (i + 1)) for i in range(count - 1)), 1]
     return [Round(tuple(prompts[a:b]), keep) for (a, b), keep in zip(pairwise(ends), keeps, strict=True)]
-
-
-def score(stores: Sequence[Store], protocol: Protocol, entries: Sequence[Entry], metric: Metric) -> list[Interval]:
-    """`metric` of each entry over the images of all `stores`, in order."""
-    if metric.is_paired:
-        return [metric.score(_compared(stores, entry.configuration, metric), np.empty(0)) for entry in entries]
-    encoder, against = protocol.encoder(metric), protocol.against(metric)
-    references = [scores.read_features(store, against) for store in stores]  # of references: the same in each
-    intervals = []
-    for entry in entries:
-        images, others = [], []
-        for store, (names, values) in zip(stores, references, strict=True):
-            ids, embeddings = scores.read_features(store, features.folder(encoder, entry.configuration.id))
-            images.append(embeddings)
-            others.append(scores.held_against(metric, ids, names, values))
-        others = others[:1] if metric.needs == "reference" else others
-        intervals.append(metric.score(np.concatenate(images), np.concatenate(others)))
-    return intervals
-
-
-def _compared(stores: Sequence[Store], configuration: Configuration, metric: Metric) -> np.ndarray:
-    """How its images compare with the baseline's, over all `stores`."""
-    baseline = fidelity.baseline(metric.needs, configuration)
-    assert baseline  # else `judged` raised
-    return np.concatenate(
-        [scores.read_features(store, fidelity.folder(baseline.id, configuration.id))[1] for store in stores]
-    )
 
 
 def ranked(values: Sequence[Interval], metric: Metric) -> list[int]:

@@ -14,7 +14,8 @@ from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import Metric, shown
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
-from pipelines.report import tables
+from pipelines.report import real_images, tables
+from pipelines.report.real_images import Real
 from pipelines.report.tables import Row
 from pipelines.stages import generation
 from pipelines.sweeps import label
@@ -184,12 +185,12 @@ def cells(compared: list[Compared]) -> list[list[str]]:
     return lines
 
 
-def to_csv(compared: list[Compared]) -> str:
+def to_csv(compared: list[Compared], real: Real | None = None) -> str:
     columns: dict[str, list[str]] = {"variant": [one.variant for one in compared]}
     for metric in shown():
         changes = [one.change.get(metric.key) for one in compared]
         columns |= tables.interval_columns(f"{metric.column}_change", changes, metric.digits + 2)
-    return tables.to_csv([one.row for one in compared], columns)
+    return real_images.to_csv([one.row for one in compared], columns, real)
 
 
 def write(
@@ -226,9 +227,12 @@ def write(
         "machine": workers.machine(),
         "commit": document.commit(),
     }
-    scored = [one.row for one in compared]
+    scored, real = [one.row for one in compared], evaluated.real
+    if real:
+        quality = [cell for m in compared_by(scored) for cell in (real_images.text(real, m), real_images.NOT_DRAWN)]
+        lines.append([real_images.LABEL, real_images.NOT_DRAWN, real_images.NOT_DRAWN, *quality])
     labels = [f"{one.variant}: {one.row.label}" for one in compared]
-    legend = f"{LEGEND} {tables.directions(compared_by(scored))}"
+    legend = f"{LEGEND} {tables.directions(compared_by(scored))}{f' {real_images.MEANING}' if real else ''}"
     body = document.section(
         "changes", "Plan by plan", document.table(header(scored), lines, text_columns=2, caption="Every plan"), legend
     ) + document.section(
@@ -246,7 +250,7 @@ def write(
     markdown = tables.markdown(header(scored), lines, text_columns=2)
     for name, text in (
         ("compare.md", markdown),
-        ("compare.csv", to_csv(compared)),
+        ("compare.csv", to_csv(compared, real)),
         ("compare.tex", tex),
         ("compare.html", page),
     ):
@@ -259,6 +263,7 @@ def write(
         variants={one.row.configuration: one.variant for one in compared},
         about={"device": facts["machine"], "commit": facts["commit"]},
         answer=answer(compared),
+        real=real,
         private=(*(variant.backbone for variant in among), *names, *(options.names if options else ())),
     )
     tracking.log(store, book)

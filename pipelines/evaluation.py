@@ -4,8 +4,8 @@ What is wrong with the options is told in seconds: Ray and torch are imported wh
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import SHARD, Store
 from pipelines.metrics import encoders
+from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric, shown
 from pipelines.options import Options, read_prompts
 from pipelines.report import tables
@@ -42,7 +43,8 @@ class Protocol:
     """What is measured on what: numbers of two protocols never share a table.
 
     source: where the prompts are from. reference: keys of FID's reference images, none for no FID. clip, fid: encoders.
-    only: key of the one metric that is asked for; empty for all.
+    only: key of the one metric that is asked for; empty for all. pictures: {a prompt's id: the file that it is the
+    caption of}, where that is known.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Protocol:
     fid: str
     name: str = ""
     only: str = ""
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shards(self) -> list[tuple[Prompt, ...]]:
@@ -152,7 +155,9 @@ def protocol(options: Options) -> Protocol:
         features.check_encoder(options.fid)
     reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
-    return Protocol(options.prompts, tuple(listed), options.shard, tuple(reference), options.clip, options.fid, name)
+    pictures = dict(zip((prompt.id for prompt in listed), reference, strict=False)) if options.matched else {}
+    own = options
+    return Protocol(own.prompts, tuple(listed), own.shard, tuple(reference), own.clip, own.fid, name, pictures=pictures)
 
 
 def _gpu_is_here() -> bool:
@@ -245,11 +250,12 @@ def connect(options: Options, backbones: Sequence[str]) -> Resources:
 @dataclass(frozen=True)
 class Evaluated:
     """rows: one an entry, None where its configuration is not complete. missing: {how tables name it: why}. failed: in
-    words, the units that were set aside."""
+    words, the units that were set aside. real: scores of the prompts' real images by metric, if they were asked for."""
 
     rows: list[tables.Row | None]
     missing: dict[str, str]
     failed: str = ""
+    real: Mapping[str, Interval] | None = None
 
     @property
     def complete(self) -> list[tables.Row]:
@@ -268,12 +274,17 @@ class Evaluated:
             raise Stopped(f"{lacking}{self.failed}")
 
 
-def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources) -> Evaluated:
+def evaluate(
+    store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources, real: bool = False
+) -> Evaluated:
     """Make what the store lacks: text, images, features and scores, each when what it needs is there, with no barrier.
 
-    A row an entry; two of one configuration share its images. Raises Stopped if no configuration is complete.
+    A row an entry; two of one configuration share its images. real: score the prompts' real images too, where there are
+    some. Raises Stopped if no configuration is complete.
     """
     units, tasks = graph.units(store, entries, of)
+    more, scored = graph.real_images(store, of) if real else ([], None)
+    units += more
     results.announce(store, entries, of, {id: task.name for id, task in tasks.items()})
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
@@ -284,7 +295,10 @@ def evaluate(store: Store, entries: Sequence[Entry], of: Protocol, resources: Re
         if name in failed:
             label = tables.name(entry.method, len(entry.configuration.plan), entry.settings)
             missing[f"{entry.configuration.backbone} {label}"] = failed[name]
-    found = Evaluated(rows, missing, worker.told(failed, store) if failed else "")
+    if scored and scored.name in failed:
+        missing["real images"] = failed[scored.name]
+    pictured = scores.read(store, scored.name).intervals if scored and scored.name not in failed else None
+    found = Evaluated(rows, missing, worker.told(failed, store) if failed else "", pictured)
     if not found.complete:
         found.check()
     return found

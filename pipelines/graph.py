@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines.data.prompts import SHAPES, scene
 from pipelines.engine.cluster import Unit
 from pipelines.engine.store import Store
 from pipelines.metrics.metric import METRICS, Metric
@@ -53,6 +54,28 @@ def own_features(id: str, protocol: Protocol) -> list[Unit]:
         for encoder in protocol.encoders
         for unit, image in zip(features.image_units(encoder, images), images, strict=True)
     ]
+
+
+def real_images(store: Store, protocol: Protocol) -> tuple[list[Unit], scores.Scoring | None]:
+    """Features and the score of the real images of the prompts, where there are some: they are no configuration's, and
+    what a table has beside its rows. What they are held against is made by `units`."""
+    if protocol.source in SHAPES:
+        real = {prompt.id: scene(prompt) for prompt in protocol.prompts}
+    else:
+        real = {id: protocol.pictures[id] for id in protocol.ids if protocol.pictures}
+    if not real:
+        return [], None
+    name = f"real-{features.reference_name(list(real.values())).partition('-')[2]}"
+    encoders = protocol.encoders
+    own = [unit for encoder in encoders for unit in features.real_units(encoder, name, protocol.shards, real)]
+    used = tuple(unit.name for unit in (*own, *shared_features(protocol)))
+    inputs = [
+        scores.Input(metric.key, features.folder(protocol.encoder(metric), name), protocol.against(metric))
+        for metric in protocol.alone
+        if not (metric.needs == "reference" and protocol.pictures)  # they are of the reference themselves
+    ]
+    task = scores.Scoring(store, name, protocol.ids, (), protocol.made_of, tuple(inputs), used)
+    return [*own, task.unit], task
 
 
 def scoring(

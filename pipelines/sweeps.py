@@ -162,10 +162,10 @@ def write_report(
     """Write report, tables and plots, and mirror them; returns what is to be printed. warnings: of the probe. seconds:
     that the sweep took."""
     from pipelines.engine import workers
-    from pipelines.report import answers, document, latex, plots, tracking
+    from pipelines.report import answers, document, latex, plots, real_images, tracking
     from pipelines.report.runs import Logbook
 
-    rows = evaluated.complete
+    rows, real = evaluated.complete, evaluated.real
     metrics = tables.comparable(rows)
     figures = []
     for metric in metrics:
@@ -190,7 +190,7 @@ def write_report(
     page = document.page(
         f"Fewer steps, or cheaper steps? {options.backbone}",
         answers.of_sweep(rows, options.backbone, warnings),
-        document.sweep_body(rows, document.examples(store, rows)),
+        document.sweep_body(rows, document.examples(store, rows), real),
         facts,
         links=("results.csv", "results.md", "results.tex"),
         command=command_line.again("jobs/coco_sweep.py", options),
@@ -199,10 +199,13 @@ def write_report(
     more = "" if more in answer else more
     pictures = {f"{m.key}_front": plots.as_png(f) for m, f in zip(metrics, figures, strict=True)}
     store.put("report.html", page.encode())
-    store.put("results.csv", tables.to_csv(rows, {"protocol": [protocol.facts()["protocol"]] * len(rows)}).encode())
-    store.put("results.md", tables.to_markdown(rows).encode())
+    named = {"protocol": [protocol.facts()["protocol"]] * len(rows)}
+    markdown = real_images.to_markdown(rows, real)
+    store.put("results.csv", real_images.to_csv(rows, named, real).encode())
+    store.put("results.md", markdown.encode())
     caption = f"Fewer steps and cheaper steps on {options.backbone}, {tables.sizes(rows)}"
-    store.put("results.tex", latex.to_latex(caption, tables.header(rows), tables.cells(rows), [answer]).encode())
+    lines = [*tables.cells(rows), *real_images.cells(rows, real)]
+    store.put("results.tex", latex.to_latex(caption, tables.header(rows), lines, [answer]).encode())
     for name, png in pictures.items():
         store.put(f"{name}.png", png)
     book = Logbook(
@@ -213,8 +216,9 @@ def write_report(
         about={"device": facts["machine"], "commit": facts["commit"]},
         answer=" ".join([answer, *(f"Warning: {line}." for line in warnings), *filter(None, [more])]),
         pictures=pictures,
+        real=real,
         private=(options.backbone, *options.names),
     )
     tracking.log(store, book)
     lacking = "".join(f"\nmissing: {fact}" for fact in evaluated.facts.values())
-    return f"{tables.to_markdown(rows)}\n{answer}\n{lacking}\nreport: {store.shown}/report.html"
+    return f"{markdown}\n{answer}\n{lacking}\nreport: {store.shown}/report.html"

@@ -57,10 +57,11 @@ def generate(args: argparse.Namespace) -> None:
     asked = {name: getattr(args, name) for name in CALLED if getattr(args, name) is not None}
     asked |= {name: arguments.size(asked[name]) for name in ("original_size", "target_size") if name in asked}
     from postdiff.asked import asked_by, check  # torch
+    from postdiff.switching import make_solver
 
     called = asked_by(**asked)
     check(spec, plan, called, images)
-    called.details.check(settled.solver, spec.scheduler, plan, spec.name)
+    make_solver(settled.solver, spec.scheduler, plan, spec.name, called.details)  # raises where it cannot
     _draw(plan, args.plan_picture)
     backbone = _load(args.backbone)
     warn_of_cut([*args.prompt, *([args.negative] if args.negative else [])], backbone)

@@ -51,9 +51,8 @@ class Details:
         arguments.put(self, guidance_rescale=rescale, timesteps=times, sigmas=sigmas, eta=eta)
         arguments.put(self, original_inference_steps=original)
 
-    def check(self, name: str, config: Mapping[str, Any], plan: Plan, model: str) -> None:
-        """Raise ValueError if `plan` cannot be run so by the solver `name` on the noise schedule of `config`."""
-        self.solver(name, config, len(plan), model)
+    def check(self, plan: Plan) -> None:
+        """Raise ValueError if they have no effect on `plan`."""
         if self.guidance_rescale and not any(step.guided for step in plan.steps):
             raise ValueError(f"guidance_rescale cannot be honoured: no step of {plan.name} is guided in this call")
 

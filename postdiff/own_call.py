@@ -73,6 +73,8 @@ def accelerate(pipe: Any, plan: Plan | None = None, *, share: float | None = Non
     if len(plan) < rules.fewest_steps:
         fewest = f"a plan for {backbone.spec.name} must have at least {rules.fewest_steps} steps"
         raise ValueError(f"{fewest}, got {len(plan)}")
+    if plan.switches and plan.switch != "fresh":
+        raise ValueError(f"{plan.name} has switch {plan.switch}, which `sample` runs alone: expected fresh")
     ready(backbone, plan)
     return Accelerated(backbone, plan, dense_steps)
 

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 Half = Literal["cond", "uncond"]
 SizeCondition = Literal["target", "current"]
+Switch = Literal["fresh", "same-noise", "kept", "literal"]
 HALVES: tuple[Half, ...] = ("cond", "uncond")
 SIZE_CONDITIONS: tuple[SizeCondition, ...] = ("target", "current")
+SWITCHES: tuple[Switch, ...] = ("fresh", "same-noise", "kept", "literal")
 PIXELS = 2  # counts changes of this package that change the pixels of a plan
 MAX_STEPS = 10_000  # ten times the training schedule of all models here; a typo must not fill the memory
 MEASURED = {"measured": True}  # metadata of a mechanism's field that was measured, and changes no pixel
@@ -122,6 +124,7 @@ class Plan:
     half: which half a step without guidance evaluates: the conditional (the paper), or the unconditional (T-GATE).
     size_condition: the size that a low-resolution step gives to a model which is conditioned on size (SDXL, PixArt):
         that of the finished image ("target"), or that of its own latents ("current").
+    switch: how latents get to another scale (postdiff/switching.py): "fresh", or an ablation of that.
 
     Raises: ValueError, with what was expected and what was given, if the plan cannot be carried out: the scale falls or
         does not end at 1, a step reuses what no step stored, or two mechanisms exclude each other.
@@ -132,6 +135,7 @@ class Plan:
     mechanisms: tuple[Mechanism, ...] = ()
     half: Half = "cond"
     size_condition: SizeCondition = "target"
+    switch: Switch = "fresh"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w .,+-]{,99}", self.name):
@@ -153,12 +157,15 @@ class Plan:
             mechanisms=tuple(sorted(active, key=lambda m: (m.layer, kind(m)))),
             half=one_of("half", self.half, HALVES),
             size_condition=one_of("size_condition", self.size_condition, SIZE_CONDITIONS),
+            switch=one_of("switch", self.switch, SWITCHES),
         )
         for i, (before, after) in enumerate(pairwise(self.steps), 1):
             if after.scale < before.scale:
                 raise ValueError(f"step {i}: scale falls from {before.scale} to {after.scale}; it may only rise")
         if self.steps[-1].scale != 1:
             raise ValueError(f"the last step must be at full resolution, got scale {self.steps[-1].scale}")
+        if self.switch == "literal" and len(self.switches) > 1:
+            raise ValueError(f"a literal switch repeats a timestep once, got {len(self.switches)} switches")
         self._check_mechanisms()
 
     def _check_mechanisms(self) -> None:
@@ -229,8 +236,8 @@ class Plan:
         }
         if self.half != "cond" and not all(step.guided for step in self.steps):
             value["half"] = self.half
-        if self.size_condition != "target" and self.switches:
-            value["size_condition"] = self.size_condition
+        at_switches = {"size_condition": (self.size_condition, "target"), "switch": (self.switch, "fresh")}
+        value |= {name: own for name, (own, usual) in at_switches.items() if own != usual and self.switches}
         return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -300,7 +307,8 @@ def strip(plan: Plan) -> str:
 
 def notes(plan: Plan) -> Iterator[str]:
     """What the rows of marks do not show, a few words a mechanism."""
-    return (note for mechanism in plan.mechanisms if (note := mechanism.note()))
+    own = f"at the switch: {plan.switch}" if plan.switch != "fresh" and plan.switches else ""
+    return (note for note in (own, *(mechanism.note() for mechanism in plan.mechanisms)) if note)
 
 
 def extra_marks(plan: Plan) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ def to_json(plan: Plan, **notes) -> str:
     Raises: ValueError if they hold a number that JSON has not (infinity, not a number); TypeError if anything else.
     """
     value = asdict(instance("plan", plan, Plan)) | {"mechanisms": [as_json(mechanism) for mechanism in plan.mechanisms]}
+    if plan.switch == "fresh":  # versions before it was there read the others
+        del value["switch"]
     return json.dumps({"plan": value, "id": plan.id, "notes": notes}, indent=1, allow_nan=False) + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import Unpack
 
 import torch
 
-from postdiff import arguments, resolution, solvers
+from postdiff import arguments, resolution, solvers, switching
 from postdiff.adapters import scaled
 from postdiff.details import Details
 from postdiff.guidance import combine
@@ -44,7 +44,7 @@ def ready(
     sampling = settle(spec, **settings)
     plan = adapt(arguments.instance("plan", plan, Plan), spec.family)
     check_plan(sampling.solver, plan)
-    (details or Details()).check(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name)
+    switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name, details or Details())
     runners(backbone.denoiser, plan)  # raises where it cannot be carried out
     if backbone.compiled and any(mechanism.varies for mechanism in plan.mechanisms):
         raise ValueError(f"{plan.name} runs other shapes for each image, which cannot be compiled: load without it")
@@ -97,7 +97,7 @@ def begin(
         conditions: rows as `text` has them, in place of the family's own.
     """
     spec, dtype, details = backbone.spec, backbone.dtype, details or Details()
-    solver = details.solver(sampling.solver, backbone.pipe.scheduler.config, len(plan), spec.name)
+    solver = switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name, details)
     text = {
         name: send(rows, backbone.device, dtype if rows.is_floating_point() else None)
         for name, rows in text.items()
@@ -129,7 +129,7 @@ def prepare(backbone: Backbone, state: State, running: Running) -> None:
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i])
         _conditions(backbone, state, i, grid)
         if i in plan.switches:
-            state.noise(f"switch-{i}", grid)
+            switching.noise(state, i, grid)
         if state.solver.draws_at(i):
             state.noise(f"solver-{i}", grid)
         if _adds_prior_noise(plan, state.solver, i):
@@ -235,9 +235,7 @@ def advance(
         on_x0(x0)
     if switches:
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i + 1])
-        noise, level = state.noise(f"switch-{i + 1}", grid), solver.level(i + 1)
-        state.latents = resolution.renoise(resolution.upsample(x0, grid), noise, *level).to(output.dtype)
-        solver.restart(i + 1)
+        state.latents = switching.switched(state, x0, grid).to(output.dtype)
     state.index += 1
 
 

@@ -154,6 +154,12 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:
     return text, id
 
 
+def scene(prompt: Prompt) -> str:
+    """The scene of Shapes that a prompt of `load_prompts` is the caption of, as SPLIT/INDEX."""
+    source, _, number = prompt.id.rpartition("-")
+    return f"{SHAPES[source]}/{number}"
+
+
 def seed(prompt: Prompt, sample: int = 0) -> int:
     """The seed of a prompt's `sample`-th image: 63 bits that depend on nothing else."""
     return int.from_bytes(sha256(f"{prompt.id}/{sample}".encode()).digest()[:8], "little") >> 1

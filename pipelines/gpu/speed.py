@@ -14,6 +14,7 @@ from tqdm import tqdm
 import postdiff
 from pipelines.gpu.random_backbones import random_text, thin
 from pipelines.gpu.runs import Budget, Outcome, Settings, decode, free, latents, now, peak_from_here, peak_gib, reason
+from pipelines.metrics.pace import at_one_pace
 from pipelines.paper import exhibits, presets
 from pipelines.paper.exhibit import Exhibit
 from postdiff import methods
@@ -149,20 +150,24 @@ def summarise(
     peaks: Mapping[str, float | None],
     flops: Mapping[str, int],
 ) -> dict[str, dict[str, Any]]:
-    """{plan id: its numbers}. stages: seconds of denoising and decoding, [rounds, 2]; speed-ups are medians of the
-    rounds, over the reference of the same round."""
+    """{plan id: its numbers}. stages: seconds of denoising and decoding, [rounds, 2], by plan, equally many rounds.
+
+    Seconds are of one pace (`at_one_pace`): the reference's, times a plan's share of them in the same round, so
+    that no speed-up contradicts them. Without the reference they are of the first plan's, and there are no speed-ups.
+    """
     first = reference(plans)
+    keys = sorted(stages, key=lambda key: key != first)  # the order is kept else
+    paced = np.stack(at_one_pace(np.stack([stages[key] for key in keys], 1)), 1) if keys else np.empty((0, 3))
+    known = dict(zip(keys, paced, strict=True))
     summaries = {}
     for key, took in stages.items():
-        seconds = took.sum(1)
-        p50, p90 = np.percentile(seconds, (50, 90))
-        denoise, decoding = np.median(took, axis=0)
+        p50, p90, denoise = known[key]
         numbers: dict[str, Any] = {"plan": f"{plans[key].name} T={len(plans[key])}", "rounds": len(took)}
-        numbers |= {"p50_s": p50, "p90_s": p90, "denoise_s": denoise, "decode_s": decoding}
+        numbers |= {"p50_s": p50, "p90_s": p90, "denoise_s": denoise, "decode_s": p50 - denoise}
         numbers |= {"peak_gib": peaks[key], "flops": flops.get(key)}
         if first in stages:
-            numbers["speedup"] = np.median(stages[first].sum(1) / seconds)
-            numbers["denoise_speedup"] = np.median(stages[first][:, 0] / took[:, 0])
+            numbers["speedup"] = known[first][0] / p50
+            numbers["denoise_speedup"] = known[first][2] / denoise
         if key in flops:
             numbers["flops_allow"] = flops[first] / flops[key]
             numbers["tflop_per_s"] = flops[key] / denoise / 1e12

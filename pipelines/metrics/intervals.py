@@ -7,6 +7,7 @@ import numpy as np
 
 from postdiff.arguments import whole_number
 
+ERROR = 0.05  # the probability that a 95 % interval misses
 GROUPS = 20  # of the jackknife of what is costly to compute anew without a group
 GROUPS_OF_MEANS = 200  # of what is not
 FLIPS = 2_000, 20_000  # of signs, for intervals that hold together: the fewest and the most
@@ -89,32 +90,44 @@ def together(differences: Sequence[Interval]) -> list[Interval]:
     Student's, but never less than one difference alone needs, nor more than Bonferroni's. Differences of other images
     are sets of their own, each with its share of the 5 %.
     """
+    return widened(differences, critical(differences))
+
+
+def critical(differences: Sequence[Interval], level: float = ERROR) -> list[float]:
+    """The |t| up to which each of `differences` is taken for nothing, so that with the probability 1 - `level` none of
+    those that are nothing is taken for something; see `together`."""
     sets: dict[tuple[int, int], list[int]] = {}
     for i, one in enumerate(differences):
         sets.setdefault((one.n, len(one.left_out)), []).append(i)
-    wider = list(differences)
-    for (_, groups), members in sets.items():
+    limits = [0.0] * len(differences)
+    for members in sets.values():
         left_out = np.array([differences[i].left_out for i in members])
-        factor = _largest_t(left_out, 0.05 * len(members) / len(differences), len(differences)) / student_t(groups - 1)
+        limit = _largest_t(left_out, level, len(members), len(differences))
         for i in members:
-            one = differences[i]
-            half = factor * (one.high - one.low) / 2
-            wider[i] = replace(one, low=one.value - half, high=one.value + half)
+            limits[i] = limit
+    return limits
+
+
+def widened(differences: Sequence[Interval], limits: Sequence[float]) -> list[Interval]:
+    """`differences`, each with its own of `limits` (of |t|) in the place of Student's quantile."""
+    wider = []
+    for one, limit in zip(differences, limits, strict=True):
+        half = limit / student_t(len(one.left_out) - 1) * (one.high - one.low) / 2
+        wider.append(replace(one, low=one.value - half, high=one.value + half))
     return wider
 
 
-def _largest_t(left_out: np.ndarray, level: float, comparisons: int) -> float:
-    """The value that the largest |t| of all rows of left_out [C, groups] exceeds with probability `level`."""
-    groups = left_out.shape[1]
-    most, least = student_t(groups - 1, comparisons), student_t(groups - 1)
+def _largest_t(left_out: np.ndarray, whole: float, members: int, comparisons: int) -> float:
+    """The value that the largest |t| of all rows of left_out [C, groups] exceeds with their share of the probability
+    `whole`: they are `members` of so many `comparisons`."""
+    groups, level = left_out.shape[1], whole * members / comparisons
+    most, least = student_t(groups - 1, comparisons, whole), student_t(groups - 1, 1, whole)
     parts = left_out.mean(1, keepdims=True) - left_out  # of each group, to the mean
     parts = parts[(parts**2).sum(1) > 1e-24 * (left_out**2).sum(1)]  # equal images have no t
     if groups < FEWEST_GROUPS or not len(parts):
         return most
     if len(parts) == 1:
-        from scipy.stats import t as students
-
-        return float(students.ppf(1 - level / 2, groups - 1))
+        return student_t(groups - 1, 1, level)
     flips = int(np.clip(100 / level, *FLIPS))  # enough to see what is as seldom as that
     signs = np.random.default_rng(0).choice((-1.0, 1.0), (groups, flips))
     means, squares = parts @ signs / groups, (parts**2).mean(1, keepdims=True)
@@ -159,8 +172,9 @@ def mean_interval(values: np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half, n, left_out)
 
 
-def student_t(df: int, comparisons: int = 1) -> float:
-    """97.5 % quantile of Student's t; with several comparisons, what makes all of them hold together at 95 %."""
+def student_t(df: int, comparisons: int = 1, level: float = ERROR) -> float:
+    """97.5 % quantile of Student's t; with several comparisons, what makes all of them hold together at 95 %. level: of
+    error, where it is not 5 %."""
     from scipy.stats import t  # importing it takes half a second
 
-    return float(t.ppf(1 - 0.025 / whole_number("comparisons", comparisons), whole_number("df", df)))
+    return float(t.ppf(1 - level / 2 / whole_number("comparisons", comparisons), whole_number("df", df)))

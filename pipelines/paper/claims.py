@@ -7,7 +7,7 @@ nothing is called one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,6 +30,8 @@ HEADER = (
 )  # fmt: skip
 TEXT_COLUMNS = 6
 OPEN = "not resolved"
+Rows = Mapping[tuple[str, str], Row]  # {(the paper's model, plan id): its row}
+Differences = dict[tuple[Claim, str], Interval]  # {(claim, key of a metric): the first plan less the second}
 LEGEND = (
     "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
     "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; a true "
@@ -42,6 +44,21 @@ LEGEND = (
     + ". The minis were trained at low resolution too, which SD1.5 was not: stock SD1.5 at beta = s = 1/2 falls to FID "
     "63.64 and CLIP score 19.47 (the paper's Table 7)."
 )
+
+ONE_LOOK = "the 95 % intervals of the whole table hold together (max-t)"
+
+
+def legend(looks: Sequence[int] = ()) -> str:
+    """LEGEND, and where claims were looked at at several numbers of prompts what that means."""
+    if len(looks) < 2:
+        return LEGEND
+    *first, last = map(str, looks)
+    several = (
+        f"looked at with {', '.join(first)} and {last} prompts: a claim that one look does not resolve goes on to the "
+        "next, all others keep the verdict and interval that they had (n says at which; PSNR has 64 more at each); "
+        f"{ONE_LOOK} over all looks too, each of which spends its share of the 5 %"
+    )
+    return LEGEND.replace(ONE_LOOK, several)
 
 
 def exhibit(_found: Mapping[str, Plan]) -> Exhibit:
@@ -106,24 +123,35 @@ def _verdict(claim: Claim, measured: Interval) -> str:
     return "equivalent" if within else OPEN
 
 
-def judge(rows: Mapping[tuple[str, str], Row]) -> list[Judged]:
-    """All claims. rows: {(the paper's model, plan id): its row}."""
-    measured: dict[tuple[Claim, str], Interval] = {}
-    for claim in CLAIMS:
-        metric, found = METRICS[claim.metric], [rows.get((claim.model, plan.id)) for plan in claim.plans]
-        own = [row for row in found if row]
-        if len(own) < len(found) or not all(tables.judges(metric, row) for row in own):
+def judge(rows: Rows) -> list[Judged]:
+    """All claims, by differences whose intervals hold together."""
+    measured = differences(rows)
+    return told(dict(zip(measured, together(list(measured.values())), strict=True)))
+
+
+def differences(rows: Rows, asked: Sequence[Claim] | None = None) -> Differences:
+    """{(claim, key of its metric, or of one judge): the difference of its plans} of all claims, or those that are
+    `asked`, which could be measured. Each interval holds alone."""
+    measured: Differences = {}
+    for claim in CLAIMS if asked is None else asked:
+        metric, both = METRICS[claim.metric], [rows.get((claim.model, plan.id)) for plan in claim.plans]
+        own = [row for row in both if row]
+        if len(own) < len(both) or not all(tables.judges(metric, row) for row in own):
             continue
         for part in (metric, *metric.judges):
             if tables.measured(own, part):
                 first, other = [row.interval(part) for row in own]
                 measured[claim, part.key] = part.difference(first, [(1.0, other)])
-    wider = dict(zip(measured, together(list(measured.values())), strict=True))
-    told = []
+    return measured
+
+
+def told(measured: Differences) -> list[Judged]:
+    """All claims with what was measured of them."""
+    judged = []
     for claim in CLAIMS:
-        alone = (wider.get((claim, part.key)) for part in METRICS[claim.metric].judges)
-        told.append(Judged(claim, wider.get((claim, claim.metric)), _paper(claim), tuple(filter(None, alone))))
-    return told
+        alone = (measured.get((claim, part.key)) for part in METRICS[claim.metric].judges)
+        judged.append(Judged(claim, measured.get((claim, claim.metric)), _paper(claim), tuple(filter(None, alone))))
+    return judged
 
 
 def _paper(claim: Claim) -> float | None:
@@ -153,7 +181,8 @@ def _judges(one: Judged) -> str:
     return f"{told}: the judges differ ({' and '.join(one.verdicts)})" if one.differ else told or "–"
 
 
-def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str) -> str:
+def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, looks: Sequence[int] = ()) -> str:
+    """looks: prompts at each, where there were several."""
     told = lines(judged, names)
     columns: dict[str, list[str]] = {
         key: [line[i] for line in told] for i, key in enumerate(HEADER) if key not in ("measured", "each judge")
@@ -162,6 +191,7 @@ def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str) -> str
     for i, key in enumerate(JUDGES):
         columns |= tables.interval_columns(key, [one.alone[i] if one.alone else None for one in judged], 5)
     columns["judges"] = ["" if not one.alone else "differ" if one.differ else "as one" for one in judged]
+    columns["looks"] = [" ".join(map(str, looks))] * len(judged)
     return tables.csv_of({**columns, "protocol": [protocol] * len(judged)})
 
 

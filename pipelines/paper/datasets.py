@@ -8,7 +8,7 @@ from pipelines import options
 from pipelines.command_line import flag, number
 from pipelines.command_line import rounds as at_least_3
 from pipelines.engine.urls import below
-from pipelines.options import Out
+from pipelines.options import A_NUMBER, Out
 from pipelines.paper.published import APPENDIX_J, GALLERY, PROMPTS_A_MODEL
 
 
@@ -33,6 +33,14 @@ class Options(options.Options):
     against: Annotated[
         str | None,
         flag("claims.csv of a run of other prompts (--draw): which verdicts came again (claims-replication.csv, .md)"),
+    ] = None
+    up_to: Annotated[
+        int | None,
+        flag(
+            "of claims: prompts at the most. Those that are not resolved at --limit go on to twice as many, and so on; "
+            "the intervals of all looks hold together",
+            A_NUMBER,
+        ),
     ] = None
     rounds: Annotated[int, flag("of the latency measurement; 0: none", at_least_3(zero=True))] = 7
     whole: Annotated[

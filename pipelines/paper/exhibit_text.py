@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.metrics.intervals import Interval, together
-from pipelines.metrics.metric import Metric
+from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper.exhibit import Cell, Exhibit
-from pipelines.report import tables
+from pipelines.report import real_images, tables
+from pipelines.report.real_images import Real
 from pipelines.report.tables import Row
 from pipelines.stages.latency import BLOCKS, STEADY, Latency
 
@@ -71,8 +72,9 @@ class Table:
     footnotes: list[str]
 
 
-def table(exhibit: Exhibit, results: Results) -> Table:
-    """Text of every cell; what a dash or a word stands for is a footnote."""
+def table(exhibit: Exhibit, results: Results, real: Real | None = None) -> Table:
+    """Text of every cell; what a dash or a word stands for is a footnote. real: scores of the prompts' real images, the
+    last line."""
     printed = {key: any(key in cell.values for cell in exhibit.cells) for key in PRINTED}
     header = ["setting", "T MACs", *(["paper"] if printed["tmacs"] else []), "GFLOPs here"]
     for metric in exhibit.metrics:
@@ -96,6 +98,10 @@ def table(exhibit: Exhibit, results: Results) -> Table:
         ]
         label = exhibit.name(cell) + (f" [{', '.join(marks)}]" if marks else "")
         lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
+    if real:
+        scores = {metric.title: real_images.text(real, metric) for metric in exhibit.metrics}
+        lines.append([real_images.LABEL, *(scores.get(name, real_images.NOT_DRAWN) for name in header[1:])])
+        footnotes.append(real_images.MEANING)
     if printed["tmacs"]:
         footnotes.append(_attention_note(exhibit, results))
     footnotes += _unsteady(exhibit, results)
@@ -209,8 +215,8 @@ def _mark(footnotes: list[str], note: str) -> str:
     return str(footnotes.index(note) + 1)
 
 
-def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
-    """Every number, full precision, a line a cell. protocol: its name and fingerprint."""
+def to_csv(exhibit: Exhibit, results: Results, protocol: str, real: Real | None = None) -> str:
+    """Every number, full precision, a line a cell, and one of real images. protocol: its name and fingerprint."""
     cells = exhibit.cells
     measured = [of(results, cell) for cell in cells]
     rows, theirs, times = [m.row for m in measured], [m.there for m in measured], [m.latency for m in measured]
@@ -239,7 +245,8 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str) -> str:
         known = [(row.scores.get(key), cell.values.get(key)) for row, cell in zip(rows, cells, strict=True)]
         gaps = [None if here is None or there is None else here.value - there for here, there in known]
         columns[f"{key}_less_paper"] = list(map(_digits, gaps))
-    return tables.csv_of({**columns, **tables.further(rows)})
+    names = {key: key if metric.shown else metric.column for key, metric in METRICS.items()}
+    return tables.csv_of(real_images.with_line({**columns, **tables.further(rows)}, real, names))
 
 
 def _digits(value: float | None) -> str:

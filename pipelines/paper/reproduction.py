@@ -14,11 +14,12 @@ from pipelines.engine.provenance import commit
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.metric import METRICS
-from pipelines.paper import exhibit_text, exhibits, figures, verdict, writing
+from pipelines.paper import exhibit_text, exhibits, figures, looks, verdict, writing
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Cell, Exhibit, before
 from pipelines.report import document, tables, tracking
 from pipelines.report.answers import Answer
+from pipelines.report.real_images import Real
 from pipelines.report.runs import Logbook
 from pipelines.stages import latency, worker
 from pipelines.stages.generation import Configuration
@@ -95,15 +96,16 @@ def make(
     store: Store,
     protocol: Protocol,
     times: dict[Key, Latency],
+    planned: looks.Looks,
 ) -> tuple[list[tuple[Exhibit, str, str]], dict[str, str], list[list[str]]]:
     """All exhibits of one data set: (exhibit, its HTML, its Markdown) each, the facts that the report tells, and the
-    answer to the paper's question, lines of a table."""
+    answer to the paper's question, lines of a table. planned: how often the claims are looked at."""
     names = {model: name for model, name in names.items() if any(model in exhibit.models for exhibit in group)}
     cells = distinct(group)
     prices = count_costs(cells, names)
     entries = entries_of(options, cells, prices, names)
     resources = evaluation.connect(options, list(names.values()))
-    evaluated = evaluation.evaluate(store, entries, protocol, resources)
+    evaluated = evaluation.evaluate(store, entries, protocol, resources, real=True)
     there = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
     whole = [exhibit for exhibit in group if exhibit.claims or all(cell.key in there for cell in exhibit.cells)]
     configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
@@ -112,25 +114,29 @@ def make(
     worker.run_all(units, store, resources, "steps")
     results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
     made = []
+    missing = dict(evaluated.facts)
     for exhibit in whole:
         if exhibit.claims:
-            files = writing.write_claims(store, results, names, protocol, options.against)
+            own = dict(zip(cells, entries, strict=True))
+            judged, told = looks.judge(planned, there, own, store, resources)
+            missing |= told
+            files = writing.write_claims(store, judged, there, names, protocol, options.against, planned.sizes)
         elif exhibit.numbers:
             files = writing.write_prose(store, exhibit, results, names, protocol)
         else:
-            files = writing.write(store, exhibit, results, names, protocol, configurations)
+            files = writing.write(store, exhibit, results, names, protocol, configurations, evaluated.real)
         made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
         "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
         "sampling": f"batches of {options.batch_size}, {entries[0].configuration.arithmetic}",
         **protocol.facts(),
-        **evaluated.facts,
+        **missing,
         "runs": f"{sum(len(e.cells) for e in group)} cells, "
         f"{len({entry.configuration.id for entry in entries})} different runs",
     }
     answers = verdict.lines(results, names, whole)
-    mirror(options, store, protocol, made, results, configurations, answers)
+    mirror(options, store, protocol, made, results, configurations, answers, evaluated.real)
     return made, facts, answers
 
 
@@ -142,6 +148,7 @@ def mirror(
     results: exhibit_text.Results,
     configurations: figures.Configurations,
     answers: list[list[str]],
+    real: Real | None,
 ) -> None:
     """Mirror the exhibits of one data set to W&B: their runs, each once, their tables and their pictures."""
     from pipelines.engine import workers
@@ -161,6 +168,7 @@ def mirror(
         answer="\n\n".join(question),
         exhibits=[(f"{exhibit.key}: {exhibit.title}", markdown) for exhibit, _, markdown in made],
         pictures={key: store.get(f"exhibits/{key}.png") for key in drawn if store.has(f"exhibits/{key}.png")},
+        real=real,
         private=named,
     )
     tracking.log(store, book)

@@ -8,9 +8,20 @@ from pipelines import evaluation
 from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.paper import datasets, dry_run, exhibits, published, replication, reproduction, searched_plans, tuning
+from pipelines.paper import (
+    datasets,
+    dry_run,
+    exhibits,
+    looks,
+    published,
+    replication,
+    reproduction,
+    searched_plans,
+    tuning,
+)
 from pipelines.paper.datasets import Options
 from pipelines.paper.exhibit import Exhibit, before
+from pipelines.paper.looks import Looks
 from pipelines.report import document
 from pipelines.stages import latency, worker
 from postdiff import methods
@@ -22,14 +33,15 @@ from postdiff.terminal import doing
 @dataclass(frozen=True)
 class Job:
     """What a reproduction needs before anything is drawn. names: the paper's model -> the one that runs. tuned: the
-    folder of each fine-tuned one. options, protocols: of each data set of the paper. gpu: latencies and searches have
-    a GPU of the cluster to themselves. captions: of the searches."""
+    folder of each fine-tuned one. options, protocols: of each data set of the paper. looks: at its claims. gpu:
+    latencies and searches have a GPU of the cluster to themselves. captions: of the searches."""
 
     given: Options
     names: dict[str, str]
     tuned: dict[str, Path]
     options: dict[str, Options]
     protocols: dict[str, Protocol]
+    looks: dict[str, Looks]
     gpu: bool
     captions: list[str]
 
@@ -50,14 +62,20 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
     searched = any(exhibit.searches for exhibit in chosen)
     captions = searched_plans.calibration_prompts(given.prompts, given.calibration) if searched else []
     Store(given.out).check_writable()  # of the report: a data set of its own may be below
-    for dataset, own in settled.items():
-        evaluation.check_store(own.out, protocols[dataset])
+    asked = {exhibit.dataset for exhibit in chosen if exhibit.claims}
+    planned = {
+        dataset: looks.planned(own if dataset in asked else replace(own, up_to=None), protocols[dataset])
+        for dataset, own in settled.items()
+    }
+    for at in planned.values():
+        for folder, protocol in zip(at.folders, at.protocols, strict=True):
+            evaluation.check_store(folder, protocol)
     from pipelines.engine import workers  # with Ray, which a job that refuses does not need
 
     gpu = workers.cluster_has_gpus(given.gpus_per_worker)
     if gpu or any(resolve(name).revision for name in names.values()):  # else Ray starts after the latencies
         evaluation.connect(given, list(names.values()))
-    return Job(given, names, tuned, settled, protocols, gpu, captions)
+    return Job(given, names, tuned, settled, protocols, planned, gpu, captions)
 
 
 def run(given: Options) -> None:
@@ -84,7 +102,8 @@ def run(given: Options) -> None:
     facts: dict[str, str] = {}
     for dataset, store in stores.items():
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
-        make = partial(reproduction.make, job.options[dataset], group, names, store, job.protocols[dataset], times)
+        of_group = job.options[dataset], group, names, store, job.protocols[dataset], times, job.looks[dataset]
+        make = partial(reproduction.make, *of_group)
         made, told, answered = worker.mending(store, make)
         sections += made
         answers += answered
@@ -125,5 +144,6 @@ def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store)
 
 def print_dry_run(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> None:
     groups, read = dry_run.gather(given, chosen)
-    print(*read, sep="\n")
+    of_claims = [group.prompts for group in groups if any(exhibit.claims for exhibit in group.exhibits)]
+    print(*read, *filter(None, (looks.told(given, n) for n in of_claims)), sep="\n")
     print(dry_run.text(groups, names, not given.mini, given.price, latency.measured(Store(given.out))))

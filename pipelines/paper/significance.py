@@ -29,6 +29,8 @@ def is_clear(moved: Interval) -> bool:
 
 def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     since = "before fine-tuning" if any(model.endswith(TUNED) for model in exhibit.models) else "the model as it is"
+    if any(exhibit.reference(model).plan.switches for model in exhibit.models):
+        since = "each model's first row"
     known = exhibit_text.changes(exhibit, results, metric)
     if not known:
         return ""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.data.prompts import SHAPES
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
+from pipelines.paper.claims import Judged, Rows
 from pipelines.paper.datasets import DATASETS
 from pipelines.paper.exhibit import Exhibit
 from pipelines.report import document, latex, tables
+from pipelines.report.real_images import Real
 
 
 def write(
@@ -18,11 +22,12 @@ def write(
     names: dict[str, str],
     protocol: Protocol,
     configurations: figures.Configurations,
+    real: Real | None = None,
 ) -> tuple[str, str]:
-    """Write the files of one exhibit; returns it as HTML and as Markdown."""
+    """Write the files of one exhibit; returns it as HTML and as Markdown. real: scores of the prompts' real images."""
     from pipelines.report import plots  # with matplotlib, which a job that refuses does not need
 
-    table = exhibit_text.table(exhibit, results)
+    table = exhibit_text.table(exhibit, results, real)
     of = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]
     notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
@@ -42,7 +47,7 @@ def write(
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
     markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
     store.put(f"{base}.md", markdown.encode())
-    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of).encode())
+    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of, real).encode())
     named = f"{exhibit.key}.png" if drawn else ""
     store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
     caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"
@@ -56,7 +61,7 @@ def write(
 def title_of(exhibit: Exhibit) -> str:
     """Its heading, as `Table 2. ...`."""
     number = exhibit.key.replace("table", "Table ").replace("fig", "Figure ")
-    return exhibit.title if exhibit.claims or exhibit.numbers else f"{number}. {exhibit.title}"
+    return exhibit.title if number == exhibit.key else f"{number}. {exhibit.title}"
 
 
 def beside(exhibit: Exhibit) -> str:
@@ -86,17 +91,22 @@ def write_prose(
 
 
 def write_claims(
-    store: Store, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol, against: str | None
+    store: Store,
+    judged: list[Judged],
+    rows: Rows,
+    names: dict[str, str],
+    protocol: Protocol,
+    against: str | None,
+    looks: Sequence[int] = (),
 ) -> tuple[str, str]:
-    """As `write`, of the claims. against: the claims.csv of a first run, which these are held against."""
-    rows = {key: measured.row for key, measured in results.items()}
-    judged = claims.judge(rows)
+    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. against:
+    the claims.csv of a first run, which these are held against. looks: prompts at each, where there were several."""
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.LEGEND}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
+    note = f"{claims.legend(looks)}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
     table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
-    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of).encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of, looks).encode())
     title = "What the paper says, claim by claim"
     html = document.section(
         "claims",

@@ -16,10 +16,11 @@ from markupsafe import Markup
 from pipelines.engine.provenance import commit as commit
 from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import Metric
-from pipelines.report import chart, tables
+from pipelines.report import chart, real_images, tables
 from pipelines.report.answers import Answer
 from pipelines.report.pictures import Gallery
 from pipelines.report.pictures import examples as examples
+from pipelines.report.real_images import Real
 from pipelines.report.tables import Row
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def page(
     )  # fmt: skip
 
 
-def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
-    """What a sweep's page shows: fronts whose points can be chosen, the table of configurations, images."""
+def sweep_body(rows: Sequence[Row], shown: Gallery, real: Real | None = None) -> Markup:
+    """What a sweep's page shows: fronts whose points can be chosen, the table of configurations, images. real: scores
+    of real images, the table's last line."""
     metrics = tables.comparable(rows)
     fronts = {row.configuration for metric in metrics for row in tables.front(rows, metric)}
     lines = tables.cells(rows)
@@ -137,7 +139,9 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
         "interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
         f"(max-t). {tables.directions(tables.columns(rows))}",
         tables.words(lines),
+        real_images.MEANING if real else "",
     ]
+    beside = real_images.cells(rows, real)
     return Markup(
         _templates()
         .get_template("sweep.html")
@@ -153,10 +157,10 @@ def sweep_body(rows: Sequence[Row], shown: Gallery) -> Markup:
             ],
             gallery=shown,
             header=tables.header(rows),
-            lines=lines,
-            bold=[row.configuration in fronts for row in rows],
-            ids=[row.configuration for row in rows],
-            families=families,
+            lines=[*lines, *beside],
+            bold=[*(row.configuration in fronts for row in rows), *(False for _ in beside)],
+            ids=[*(row.configuration for row in rows), *("" for _ in beside)],
+            families=[*families, *(-1 for _ in beside)],
             legend=[line for line in legend if line],
             plans=_plans(rows, fronts),
         )

@@ -19,13 +19,14 @@ def settings(plan: Plan) -> dict[str, Setting]:
     steps: T. beta: the one scale of its low resolution. s: the share of its steps at it, as they run (round(s*T) / T);
     low_steps: their number. k: DeepCache's interval; branch. m: the step at which guidance ends and stored
     cross-attention is reused, where both begin at one step or there is one of them; mode: what the stored holds.
-    size_condition, of a plan that changes resolution; half, of one that drops guidance. Numbers and switches of other
-    mechanisms as `Mechanism_setting`, several as text ("2,1").
+    size_condition, of a plan that changes resolution, and switch, if it does so in another way than usual; half, of one
+    that drops guidance. Numbers and switches of other mechanisms as `Mechanism_setting`, several as text ("2,1").
     """
     values: dict[str, Setting] = {"steps": len(plan)}
     low = [step.scale for step in plan.steps if step.scale < 1]
     if low:
         values["size_condition"] = plan.size_condition
+        values |= {} if plan.switch == "fresh" else {"switch": plan.switch}
     if len(set(low)) == 1:
         values |= {"beta": low[0], "s": len(low) / len(plan), "low_steps": len(low)}
     gates = {gate for gate in (_guidance_ends(plan), _attention_reused(plan)) if gate is not None}

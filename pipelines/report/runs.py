@@ -14,7 +14,8 @@ from typing import Any
 from pipelines.engine.identity import digest
 from pipelines.engine.store import Store
 from pipelines.metrics.metric import METRICS
-from pipelines.report import plan_settings, tables
+from pipelines.report import plan_settings, real_images, tables
+from pipelines.report.real_images import Real
 from pipelines.report.tables import Row
 from pipelines.stages.generation import Configuration
 from postdiff.models.additions import pieces
@@ -22,7 +23,7 @@ from postdiff.models.checkpoints import resolve
 from postdiff.plan import strip
 from postdiff.terminal import one_line
 
-VERSION = 2  # of what a run holds: an older sweep is logged again, once
+VERSION = 3  # of what a run holds: an older sweep is logged again, once
 DENSE, FRONT, BEST = "dense", "front", "best"  # tags
 METHOD, VARIANT = "method", "variant"  # keys of the config that a colour is given by
 
@@ -56,6 +57,7 @@ class Logbook:
     protocols: {id: the facts of a row that was scored under others}, of a calibration's early losers.
     variants: {id: what differs between rows of one plan}: they are one comparison, with a colour a variant.
     measured: {id: further numbers}, as latencies.
+    real: scores of the prompts' real images, which are no run: a line of the tables of rows under `protocol`.
     about: machine and commit. answer: a sentence or more. exhibits: (title, Markdown) in their order.
     pictures: {name: PNG}. private: what models, prompts and encoders were named by: of those that are paths W&B is told
     the last part alone.
@@ -69,6 +71,7 @@ class Logbook:
     protocols: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    real: Real | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     answer: str = ""
     exhibits: Sequence[tuple[str, str]] = ()
@@ -191,6 +194,8 @@ class Logbook:
         lines = [{"configuration": run.name, "backbone": run.config["backbone"],
                   **{key: run.config.get(key) for key in plan_settings.ORDER}, **run.summary}
                  for run in self.runs()]  # fmt: skip
+        if self.real:
+            lines.append({"configuration": real_images.LABEL, **finite(real_images.numbers(self.real))})
         columns = list(dict.fromkeys(name for line in lines for name in line))
         columns = [name for name in columns if any(line.get(name) is not None for line in lines)]
         return columns, [[line.get(name) for name in columns] for line in lines]
@@ -217,6 +222,7 @@ class Logbook:
         runs = {run.id: run for run in map(self._run, sorted(rows, key=lambda row: row.flops))}
         dense = [row for row in rows if row.method == "dense" and (not self.variants or self.series(row) == first)]
         varied = {key: {run.config.get(key) for run in runs.values()} for key in plan_settings.ORDER}
+        own_protocol = any(row.configuration in self.protocols for row in rows)
         title = " and ".join(dict.fromkeys(map(self.series, rows))) if self.variants else self.public(of.backbone)
         return {
             "title": f"{title}, n = {rows[0].n}" if self.protocols else title,
@@ -230,7 +236,7 @@ class Logbook:
             "best": [run.id for run in runs.values() if BEST in run.tags],
             "metrics": [[metric.column, metric.title, metric.lower_is_better] for metric in tables.comparable(rows)],
             "settings": [key for key, values in varied.items() if len(values) > 1],
-            "markdown": self.public(tables.to_markdown(rows)),
+            "markdown": self.public(real_images.to_markdown(rows, None if own_protocol else self.real)),
         }
 
 

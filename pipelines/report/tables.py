@@ -70,14 +70,14 @@ def name(method: str, steps: int, settings: str) -> str:
     return f"{method.replace('_', ' ')} T={steps} {settings}".strip()
 
 
-def to_csv(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> str:
-    """One line a row. more: further columns, {name: a value a row}."""
+def csv_columns(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> dict[str, Sequence]:
+    """Of a csv with a line a row, {name: a cell a line}. more: further columns, likewise."""
     facts = ("configuration", "method", "settings", "steps", "macs_paper", "flops")
     found: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
     found["seconds"] = [f"{row.seconds:.4f}" for row in rows]
     for metric in columns(rows):
         found |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
-    return csv_of({**found, "n": [row.n for row in rows], **(more or {}), **further(rows)})
+    return {**found, "n": [row.n for row in rows], **(more or {}), **further(rows)}
 
 
 def csv_of(columns: Mapping[str, Sequence]) -> str:

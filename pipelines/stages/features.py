@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipelines.metrics.judge_models import JudgeEncoder
 
 BATCH = 50
-_SHAPES = re.compile(r"reference/\d+")
+_SHAPES = re.compile(rf"({'|'.join(shapes.SPLITS)})/\d+")
 _LOADING = Lock()  # an encoder: a run has room for one of each
 
 
@@ -47,14 +47,16 @@ _LOADING = Lock()  # an encoder: a run has room for one of each
 class Encoding:
     """Encode `source` with `encoder` and commit the result as `name`.
 
-    source: the name of a shard of images, or prompts, or reference images (as what `reference_images` takes).
+    source: the name of a shard of images, or prompts, or real images (as what `real_image` takes).
     against: a shard of other images of the same prompts, which those of `source` are compared with, without encoder.
+    shown: the prompts that real images are of, one each, in order; () where they are references, of none.
     """
 
     name: str
     encoder: str
     source: str | tuple[Prompt, ...] | tuple[str, ...]
     against: str = ""
+    shown: tuple[Prompt, ...] = ()
 
 
 def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
@@ -113,6 +115,16 @@ def reference_units(encoder: str, keys: Sequence[str], per_shard: int = 250) -> 
     return _numbered(encoder, folder(encoder, reference_name(keys)), shards)
 
 
+def real_units(encoder: str, name: str, shards: Sequence[tuple[Prompt, ...]], real: Mapping[str, str]) -> list[Unit]:
+    """Of the real images of prompts, kept as those of `name`. real: {a prompt's id: what `real_image` takes}."""
+    units = []
+    for i, shard in enumerate(shards):
+        file = shard_name(folder(encoder, name), i, len(shards))
+        task = Encoding(file, encoder, tuple(real[prompt.id] for prompt in shard), shown=shard)
+        units.append(Unit(file, encoder, 1, task))
+    return units
+
+
 def reference_files(folder: Path, chosen: Sequence[Path] | None = None) -> tuple[list[str], str]:
     """The absolute paths of all images of a folder, or of those `chosen` from it, and one line that says what is used.
 
@@ -146,7 +158,7 @@ def reference_name(keys: Sequence[str]) -> str:
         source = Path(shapes.__file__)
         stat = source.stat()
         facts = [json.dumps(list(keys)).encode(), digest_of(source, stat.st_size, stat.st_mtime_ns)]
-        facts.append(reference_image(keys[0]).tobytes())
+        facts.append(real_image(keys[0]).tobytes())
     else:
         found = images.examine([Path(key) for key in keys], "reference images")
         facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in found)]
@@ -158,10 +170,11 @@ def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
     return [Unit(name, encoder, 1, Encoding(name, encoder, shard)) for name, shard in named]
 
 
-def reference_image(key: str) -> np.ndarray:
-    """uint8 [H, W, 3] of `reference/INDEX` (Shapes) or of an image file."""
+def real_image(key: str) -> np.ndarray:
+    """uint8 [H, W, 3] of `SPLIT/INDEX` (Shapes), as `reference/7`, or of an image file."""
     if _SHAPES.fullmatch(key):
-        return shapes.render(shapes.scene("reference", int(key.rpartition("/")[2])))
+        split, _, index = key.partition("/")
+        return shapes.render(shapes.scene(split, int(index)))
     return np.asarray(images.open_file(Path(key)).rgb)
 
 
@@ -207,8 +220,9 @@ class Extractor:
         elif isinstance(task.source[0], Prompt):
             return self._prompts(task, task.source)
         else:
-            drawn = self.threads.map(reference_image, task.source)
-            pictures = Pictures(drawn, task.source, digest(task.source))
+            drawn = self.threads.map(real_image, task.source)
+            ids = [prompt.id for prompt in task.shown] or task.source
+            pictures = Pictures(drawn, ids, fingerprint_of(task.shown) if task.shown else digest(task.source))
         features = self.features(task.encoder, pictures)
         commit_riders = self.ride(riders, pictures)
 

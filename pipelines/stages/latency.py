@@ -21,6 +21,7 @@ from pipelines.engine import records
 from pipelines.engine.identity import digest
 from pipelines.engine.provenance import machine
 from pipelines.engine.store import Store
+from pipelines.metrics.pace import at_one_pace
 from pipelines.stages.generation import Configuration
 from postdiff.terminal import one_line
 
@@ -190,16 +191,10 @@ def _now() -> float:
 
 
 def summarise(stages: np.ndarray, encode: float, peaks: Sequence[float | None], where: str) -> list[Latency]:
-    """stages: seconds of denoising and decoding [rounds, plans, 2] -> one Latency a plan, all of one pace: of the first
-    plan's median second."""
-    seconds = stages.sum(2)
-    first, p90_of_first = (float(x) for x in np.percentile(seconds[:, 0], (50, 90)))
-    shares = seconds / seconds[:, :1]  # of the first plan's seconds in the same round
-    p50, p90 = first * np.median(shares, axis=0), first * np.percentile(shares, 90, axis=0)
-    p90[0] = p90_of_first
-    denoise = p50 * np.median(stages[:, :, 0] / seconds, axis=0)
+    """stages: as `at_one_pace` takes them -> one Latency a plan."""
+    p50, p90, denoise = at_one_pace(stages)
     return [
-        Latency(float(own), float(late), first / float(own), len(seconds), float(noise), float(own - noise), encode,
+        Latency(float(own), float(late), float(p50[0] / own), len(stages), float(noise), float(own - noise), encode,
                 peak, where)
         for own, late, noise, peak in zip(p50, p90, denoise, peaks, strict=True)
     ]  # fmt: skip

@@ -39,7 +39,8 @@ class Scoring:
     """Score `configuration` in `store`.
 
     prompts: ids of all prompts, in order. shards: of images, in order, and made_of: the fingerprint of the prompts of
-    each. inputs: one a metric. features: all shards of what they name, which are all that is read.
+    each; real images have no shards. inputs: one a metric. features: all shards of what they name, which are all that
+    is read.
     """
 
     store: Store
@@ -98,7 +99,7 @@ def score(task: Scoring) -> Scores:
         found[metric.key] = metric.score(images, held)
     timings = store.names(f"timings/{task.configuration}")  # one that is lost is worth no image
     names = [timings_name(name) for name in task.shards]
-    whole = timings.issuperset(names)
+    whole = bool(names) and timings.issuperset(names)  # real images have none
     result = Scores(float(np.median([s for n in names for s in store.record(n)["seconds"]])) if whole else nan, found)
     written = {key: asdict(interval) for key, interval in found.items()}
     store.commit(task.name, records.to_json({"seconds": result.seconds if whole else None, **written}, task.name))

@@ -230,6 +230,22 @@ def latency_told(rehearsal=False):
     }  # fmt: skip
 
 
+def test_seconds_do_not_contradict_speedups_though_the_pace_changes():
+    """The machine is twice as slow in every second round, and slowest in one: seconds are those of one pace."""
+    plans = speed.plans_of(speed.tables(False))["sd15"]
+    ids = {label: next(key for key, plan in plans.items() if plan is end) for label, end in speed.ends(plans).items()}
+    pace = np.array([1.0, 2.0, 1.0, 2.0, 9.0])
+    stages = {ids["PostDiff"]: np.outer(pace, [0.4, 0.1]), ids["dense"]: np.outer(pace, [0.9, 0.1])}
+    stages[ids["PostDiff"]][[0, 2]] *= 4  # rounds in which it alone was disturbed
+    rows = speed.summarise(plans, stages, dict.fromkeys(stages), {})
+    fast, dense = rows[ids["PostDiff"]], rows[ids["dense"]]
+    assert (dense["p50_s"], dense["speedup"]) == (2.0, 1.0)
+    assert (fast["p50_s"], fast["speedup"], fast["denoise_s"], fast["decode_s"]) == (1.0, 2.0, 0.8, 0.2)
+    assert fast["denoise_speedup"] == pytest.approx(dense["denoise_s"] / fast["denoise_s"])
+    alone = speed.summarise(plans, {ids["PostDiff"]: stages[ids["PostDiff"]]}, dict.fromkeys(stages), {})
+    assert "speedup" not in alone[ids["PostDiff"]]
+
+
 def test_the_papers_tables_have_its_latencies_beside_ours():
     text = tables.latency(latency_told())
     assert [line for line in text.splitlines() if line.startswith("## ")] == [

@@ -161,6 +161,7 @@ def test_from_two_models_to_a_report(tmp_path, capsys):
     assert lines[3].split(" | ")[4].startswith(("+", "-"))
     assert lines[3] in said
     fields = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    assert fields.pop()["method"] == "real images"
     assert [line["variant"] for line in fields] == ["mini-bk-sdm", "mini-sd"]
     for line in fields:
         (file,) = (tmp_path / "out" / "scores").glob(f"{line['configuration']}-*.json")

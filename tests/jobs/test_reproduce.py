@@ -85,6 +85,8 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
     figure = {"fig9.png", "fig9.svg", "fig9.points.csv"}
     assert made == {f"{key}.{kind}" for key in ("table4", "fig9") for kind in ("md", "csv", "tex")} | figure
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table4.csv").read_text())))
+    *rows, real = rows
+    assert (real["label"], real["fid_change"], real["p50"], float(real["attributes"])) == ("real images", "", "", 100)
     assert [row["label"] for row in rows] == ["Original", "TGATE", "DiTFastAttn", "DuCa", "Ours"]
     assert all(float(row["p90"]) >= float(row["p50"]) > 0 and int(row["n"]) == 4 for row in rows)
     assert float(rows[0]["speedup"]) == 1
@@ -111,6 +113,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
     args = ["table7", "--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--out", str(tmp_path)]
     reproduce.main(args)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "exhibits/table7.csv").read_text())))
+    assert rows.pop()["label"] == "real images"
     kinds = ["sd15-original", "sd15-original fine-tuned", "bk-sdm-tiny", "bk-sdm-tiny fine-tuned"]
     assert [row["label"] for row in rows] == [row["model"] for row in rows] == kinds
     assert [bool(row["fid_change"]) for row in rows] == [False, True, False, True]
@@ -129,7 +132,7 @@ def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypa
 def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypatch, capsys):
     made = []
 
-    def make(args, group, names, store, protocol, times):
+    def make(args, group, names, store, protocol, times, looks):
         made.append(([exhibit.key for exhibit in group], args.prompts, store.url, protocol.prompts[0]))
         return [(exhibit, f"<p>{exhibit.key}</p>", "") for exhibit in group], {"prompts": args.prompts}, []
 
@@ -181,6 +184,9 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
         (["table6", "--recaption", "x.txt"], "--recaption has no effect with --models mini"),
         (["fig4", "--calibration", "x.txt"], "--calibration has no effect on fig4: it is of table3 and table4"),
         (["fig4", "--against", "x.csv"], "--against has no effect on fig4: it is of claims"),
+        (["fig4", "--up-to", "1024"], "--up-to has no effect on fig4: it is of claims"),
+        (["claims", "--up-to", "500"], "--up-to must be at least twice the 256 prompts of the first look, got 500"),
+        (["claims", "--up-to", "200000"], "--up-to must be at most 100000 (more of Shapes would take hours"),
         (["claims", "--against", "nowhere.csv"], "'nowhere.csv' must be a file, got no such file"),
         (["fig5", "--whole"], "--whole has no effect on fig5: it is of fig4 and fig8"),
         (["fig4", "--models", "real", "--whole"], "--whole has no effect with --models real, which draw all"),

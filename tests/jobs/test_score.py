@@ -137,7 +137,7 @@ def test_a_folder_alone_is_held_against_real_images(swept, tmp_path, capsys):
     reference = tmp_path / "real"
     reference.mkdir()
     for i, key in enumerate(protocol.reference):
-        Image.fromarray(features.reference_image(key)).save(reference / f"{i}.png")
+        Image.fromarray(features.real_image(key)).save(reference / f"{i}.png")
     for i, prompt in enumerate(protocol.prompts):
         (tmp_path / "own").mkdir(exist_ok=True)
         shutil.copy(root / "a" / f"{prompt.id}.png", tmp_path / "own" / f"{i:05}.png")

@@ -51,7 +51,9 @@ def test_from_prompts_to_report_and_again_from_the_store(tmp_path):
     assert "From 8 to 20 steps" in page
     assert not re.search(r"(src|href)=.(https?:|//)", page)  # offline: nothing is fetched
     results = (out / "results.csv").read_text().splitlines()
-    assert len(results) == 1 + 7
+    assert len(results) == 1 + 7 + 1
+    assert results[-1].startswith(",real images,,,,,,")
+    assert page.count("real images") >= 2  # a line of the table, and what it means
     assert results[0].startswith("configuration,method,settings,steps,macs_paper,flops,seconds,fid,fid_low,fid_high")
     logged = wandb_files.runs(out / "wandb-offline")
     assert len(logged) == 7 + 1  # one a configuration, and the summary
@@ -127,16 +129,16 @@ def test_what_is_complete_is_reported_when_other_units_fail(tmp_path, monkeypatc
     name = f"images/{a}/00001-of-00002.parquet"
     why = f"needs {name}, which failed: ValueError: poison in images/{a}/00001"
     assert str(stopped.value) == (
-        f"error: 1 configurations are missing: 1 units failed, and 2 that need them; they are set aside in "
+        f"error: 1 configurations are missing: 1 units failed, and 5 that need them; they are set aside in "
         f"{store.shown}/failed; the first, {name}: ValueError: poison in images/{a}/00001; all others are committed: "
         "run again to retry"
     )
     printed = capsys.readouterr().out
     assert f"missing: 1 configurations: mini-sd dense T=2 ({why})" in printed
-    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 1 + 2
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 1 + 2 + 1  # and real images
     assert why in (tmp_path / "out" / "report.html").read_text()
-    assert len(store.names("failed")) == 3
-    assert len(store.names("images")) == 5
+    assert len(store.names("failed")) == 6
+    assert len(store.names("images")) == 5 + 2  # and PSNR's 60 steps
     again = evaluation.evaluate(store, entries, of, resources)  # as a resume: what was set aside is tried again
     assert [row.configuration for row in again.rows] == [a, b, c]
     assert again.missing == {}

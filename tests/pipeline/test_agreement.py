@@ -76,7 +76,7 @@ def scored(tmp_path_factory):
     task = scores.Scoring(store, ID, ids, tuple(names), made_of, inputs, there)
     with pytest.raises(ValueError, match=rf"of {N} images, expected those of {N + 1} prompts in their order"):
         scores.score(replace(task, prompts=(*ids, "another")))
-    for folder, pictures in (("images", images), ("reference", [features.reference_image(key) for key in reference])):
+    for folder, pictures in (("images", images), ("reference", [features.real_image(key) for key in reference])):
         (root / folder).mkdir()
         for i, picture in enumerate(pictures):
             Image.fromarray(picture).save(root / folder / f"{i:05}.png")

@@ -62,7 +62,7 @@ def test_the_papers_lines_are_as_printed():
 
 def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     chosen = exhibits.gather(["all"], {"table4.ditfastattn": methods.no_cfg(19), "table3.ca_tome": methods.no_cfg(18)})
-    assert [exhibit.key for exhibit in chosen] == list(exhibits.EXHIBITS)
+    assert [exhibit.key for exhibit in chosen] == [key for key in exhibits.EXHIBITS if key not in exhibits.ON_REQUEST]
     assert (sum(len(exhibit.cells) for exhibit in chosen), len(reproduction.distinct(chosen))) == (293, 151)
     for exhibit in chosen:
         own = {before(model) for model in exhibit.models}
@@ -70,6 +70,22 @@ def test_exhibits_are_in_the_papers_order_and_share_their_runs():
     assert [e.key for e in exhibits.gather(["table2", "fig4"], {})] == ["fig4", "table2"]
     with pytest.raises(ValueError, match=r"unknown exhibit 'fig99': expected all, or any of claims, prose, fig1"):
         exhibits.gather(["fig99"], {})
+
+
+def test_what_the_paper_has_not_is_drawn_on_request():
+    (exhibit,) = exhibits.gather(["ablations"], {})
+    assert [(cell.model, cell.plan.switch, len(cell.plan)) for cell in exhibit.cells] == [
+        (model, switch, 21 if switch == "literal" else 20)
+        for model in ("sd15", "sdxl", "pixart")
+        for switch in ("fresh", "literal", "same-noise", "kept")
+        if (model, switch) != ("sdxl", "kept")
+    ]
+    assert len({cell.key for cell in exhibit.cells}) == len(exhibit.cells)
+    for cell in exhibit.cells:  # each is held against its model's usual one, and changes at the same step
+        usual = exhibit.reference(cell.model).plan
+        assert (usual.switch, usual.switches) == ("fresh", cell.plan.switches)
+    assert not any(cell.values for cell in exhibit.cells)  # nothing is printed of them, and so nothing is lost
+    assert [e.key for e in exhibits.gather(["all", "ablations"], {})][-1] == "ablations"
 
 
 def measured(value, clip, flops=2e9, macs=30.42e12):

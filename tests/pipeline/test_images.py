@@ -153,7 +153,7 @@ def test_references_and_training_see_the_same_pixels(tmp_path):
     found = pairs.open_pairs(str(tmp_path))
     for i in range(2):
         picture, caption = found.read(i)
-        np.testing.assert_array_equal(np.asarray(picture), features.reference_image(str(tmp_path / f"{caption}.png")))
+        np.testing.assert_array_equal(np.asarray(picture), features.real_image(str(tmp_path / f"{caption}.png")))
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "link/x.png"])

@@ -12,7 +12,6 @@ from test_claims import rows
 from pipelines.engine.store import Store
 from pipelines.paper import claims, replication, writing
 from pipelines.paper.claim_list import CLAIMS
-from pipelines.paper.exhibit_text import Measured
 
 NAMES = {model: f"mini-{model}" for model in ("sd15", "lcm", "sdxl", "pixart")}
 
@@ -84,15 +83,16 @@ def test_what_was_not_measured_is_neither_kept_nor_lost(file):
 
 
 def test_files_beside_the_claims_hold_it(tmp_path, file):
-    results = {key: Measured(row, None) for key, row in rows(np.random.default_rng(2), effect=1.0).items()}
+    of_plans = rows(np.random.default_rng(2), effect=1.0)
+    judged = claims.judge(of_plans)
     protocol = SimpleNamespace(facts=lambda: {"protocol": "second-2"})
     store = Store(str(tmp_path / "again"))
-    html, markdown = writing.write_claims(store, results, NAMES, protocol, file)
+    html, markdown = writing.write_claims(store, judged, of_plans, NAMES, protocol, file)
     assert "verdicts of a first run (first-1)" in markdown
     assert "verdicts of a first run (first-1)" in html
     assert b"| kept | first | second |" in store.get("exhibits/claims-replication.md")
     assert store.has("exhibits/claims-replication.csv")
-    writing.write_claims(other := Store(str(tmp_path / "alone")), results, NAMES, protocol, None)
+    writing.write_claims(other := Store(str(tmp_path / "alone")), judged, of_plans, NAMES, protocol, None)
     assert other.has("exhibits/claims.csv")
     assert not other.has("exhibits/claims-replication.csv")
 

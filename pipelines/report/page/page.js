@@ -180,7 +180,8 @@
       if (!one(".point[tabindex='0']", svg)) (one(".point", svg) || svg).tabIndex = 0;
     }
     for (const row of all("#configurations tbody tr")) {
-      row.classList.toggle("chosen", one("[data-select]", row).dataset.select === id);
+      const button = one("[data-select]", row); // real images have none
+      row.classList.toggle("chosen", Boolean(button) && button.dataset.select === id);
     }
     put_beside();
   };

@@ -1,0 +1,97 @@
+"""The later looks of the claims' sequential rule: their prompts, a store each, and the plans of open claims in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+from pipelines import evaluation
+from pipelines.command_line import MOST_OF_SHAPES
+from pipelines.data import prompts
+from pipelines.engine.cluster import Resources
+from pipelines.engine.store import Store
+from pipelines.engine.urls import below
+from pipelines.evaluation import Entry, Protocol
+from pipelines.metrics.metric import METRICS, Metric
+from pipelines.paper import claims, sequential
+from pipelines.paper.claims import Judged, Rows
+from pipelines.paper.datasets import Options
+from pipelines.pooling import Pool
+from pipelines.stages import worker
+
+Key = tuple[str, str]  # the paper's model, plan id
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Of the claims. sizes: prompts at each look, the first of all others' exhibits. protocols: of the first look, and
+    of what each later one adds. folders: their stores."""
+
+    sizes: tuple[int, ...]
+    protocols: tuple[Protocol, ...]
+    folders: tuple[str, ...]
+
+
+def planned(options: Options, first: Protocol) -> Looks:
+    """One look at `first`, or with --up-to several. options: of the claims' data set.
+
+    Raises: ValueError if there are not so many prompts, or those of --limit are not the first of them.
+    """
+    if options.up_to is None:
+        return Looks((len(first.prompts),), (first,), (options.out,))
+    sizes = sequential.sizes(len(first.prompts), options.up_to)
+    most, why = MOST_OF_SHAPES
+    if options.prompts in prompts.SHAPES and options.up_to > most:
+        raise ValueError(f"--up-to must be at most {most} ({why}), got {options.up_to}")
+    listed = tuple(prompts.load_prompts(options.prompts, options.up_to, options.shuffled, options.draw))
+    if len(listed) < options.up_to:
+        raise ValueError(f"--up-to must be at most the {len(listed)} prompts of {options.prompts!r}")
+    if listed[: sizes[0]] != first.prompts:
+        raise ValueError(f"--up-to needs prompts that go on: draw {options.draw} of a file has others for each --limit")
+    parts = [replace(first, prompts=listed[a:b]) for a, b in pairwise(sizes)]
+    later = [below(options.out, f"look-{number}") for number in range(2, 2 + len(parts))]
+    return Looks(tuple(sizes), (first, *parts), (options.out, *later))
+
+
+def told(options: Options, first: int) -> str:
+    """What --up-to may add to a run of `first` prompts, in a line; "" without it."""
+    if options.up_to is None:
+        return ""
+    now, *later = sequential.sizes(first, options.up_to)
+    return (
+        f"claims that are not resolved by {now} prompts go on to {', then '.join(map(str, later))}: at the most "
+        f"{options.up_to / first:.3g} times the images of their plans"
+    )
+
+
+def judge(
+    looks: Looks, rows: Rows, entries: Mapping[Key, Entry], store: Store, resources: Resources
+) -> tuple[list[Judged], dict[str, str]]:
+    """All claims, and what could not be made, by look. rows: of the first, in `store`; entries: of all plans."""
+    stores, missing = [store], {}
+
+    def more(look: int, keys: set[Key]) -> Rows:
+        own = {key: entries[key] for key in entries if key in keys}
+        stores.append(evaluation.claim_store(looks.folders[look], looks.protocols[look]))
+        evaluate = partial(evaluation.evaluate, stores[-1], list(own.values()), looks.protocols[look], resources)
+        evaluated = worker.mending(stores[-1], evaluate)
+        missing.update({f"look {look + 1}, {key}": told for key, told in evaluated.facts.items()})
+        there = [key for key, row in zip(own, evaluated.rows, strict=True) if row and key in rows]
+        pool = Pool(stores, looks.protocols[0])
+        asked = measurable(looks.protocols[: look + 1])
+        pooled = {}
+        for key in there:
+            scores = {m.key: pool.score(own[key].configuration, m) for m in asked if m.key in rows[key].scores}
+            pooled[key] = replace(rows[key], scores=scores)
+        return pooled
+
+    return sequential.judge(rows, looks.sizes, more), missing
+
+
+def measurable(protocols: Sequence[Protocol]) -> list[Metric]:
+    """The metrics of claims, and those of each judge alone, that all of the protocols have what it takes for."""
+    used = [METRICS[key] for key in claims.MARGINS]
+    parts = [part for metric in used for part in (metric, *metric.judges)]
+    return [metric for metric in parts if not any(protocol.lacks(metric) for protocol in protocols)]

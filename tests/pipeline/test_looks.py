@@ -1,0 +1,149 @@
+"""The later looks of the claims: their prompts and stores, and that what is pooled is what one store would say."""
+
+import csv
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines import evaluation
+from pipelines.engine.cluster import Resources
+from pipelines.engine.store import Store
+from pipelines.evaluation import Entry, Protocol
+from pipelines.metrics.metric import METRICS
+from pipelines.paper import claims, looks
+from pipelines.paper.claim_list import Claim
+from pipelines.paper.datasets import Options
+from pipelines.pooling import Pool
+from pipelines.stages import generation
+from postdiff import methods
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import reproduce  # a job is a script, not a package
+
+FEW, MORE = methods.dense(2), methods.cross_attention_cache(3, 2)
+KEYS = {("lcm", plan.id): plan for plan in (FEW, MORE)}
+DECIDED = Claim("1", "two steps are no better than two", "lcm", FEW, FEW, "clip", "alike")
+CLAIMS = (
+    DECIDED,
+    *(Claim("1", "more steps are better", "lcm", MORE, FEW, key, "better") for key in ("fid", "clip", "content")),
+)
+
+
+def options(**more):
+    return Options(limit=8, shard=4, batch_size=2, **more)
+
+
+def protocol(given, n):
+    listed = tuple(evaluation.read_prompts(given if n is None else Options(limit=n)))
+    reference = tuple(f"reference/{i}" for i in range(32))
+    return Protocol("shapes", listed, 4, reference, "mini-clip", "mini-clip")
+
+
+def test_prompts_of_the_looks_follow_one_another():
+    given = options(up_to=40, out="s3://bucket/x?region=r")
+    plan = looks.planned(given, protocol(given, 8))
+    assert plan.sizes == (8, 16, 40)
+    assert [len(one.prompts) for one in plan.protocols] == [8, 8, 24]
+    assert [p for one in plan.protocols for p in one.prompts] == list(protocol(given, 40).prompts)
+    assert plan.folders[1:] == ("s3://bucket/x/look-2?region=r", "s3://bucket/x/look-3?region=r")
+    assert looks.planned(options(), protocol(given, 8)).sizes == (8,)
+    assert looks.told(given, 8).endswith(
+        "8 prompts go on to 16, then 40: at the most 5 times the images of their plans"
+    )
+    assert looks.told(options(), 8) == ""
+
+
+def test_prompts_of_a_file_must_suffice_and_begin_with_the_first(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("\n".join(f"caption {i}" for i in range(40)))
+    given = options(prompts=str(file), up_to=20)
+    of = SimpleNamespace
+    first = of(prompts=tuple(evaluation.read_prompts(options(prompts=str(file)))))
+    with pytest.raises(ValueError, match="--up-to must be at most the 40 prompts of"):
+        looks.planned(options(prompts=str(file), up_to=80), first)
+    second = of(prompts=tuple(evaluation.read_prompts(options(prompts=str(file), draw=1))))
+    with pytest.raises(
+        ValueError, match="--up-to needs prompts that go on: draw 1 of a file has others for each --lim"
+    ):
+        looks.planned(options(prompts=str(file), up_to=20, draw=1), second)
+    with pytest.raises(ValueError, match="--up-to needs prompts that go on"):
+        looks.planned(given, second)
+
+
+@pytest.mark.slow
+def test_what_is_pooled_over_looks_is_what_one_store_would_say(ray_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "CLAIMS", CLAIMS)
+    for metric in ("fid", "clip", "content"):
+        monkeypatch.setitem(claims.MARGINS, metric, 1e-9)  # so that no noise lies within it
+    given = options(up_to=16, out=str(tmp_path / "some"))
+    plan, alone = looks.planned(given, protocol(given, 8)), protocol(given, 16)
+    own = {
+        key: Entry("dense", "", generation.configure("mini-lcm", of_key, batch_size=2), 1, 1)
+        for key, of_key in KEYS.items()
+    }
+    entries, one_worker = list(own.values()), Resources(workers=1)
+    some, whole = (
+        evaluation.claim_store(str(tmp_path / name), of)
+        for name, of in zip(("some", "all"), (plan.protocols[0], alone), strict=True)
+    )
+    rows = dict(zip(own, evaluation.evaluate(some, entries, plan.protocols[0], one_worker).rows, strict=True))
+    judged, missing = looks.judge(plan, rows, own, some, one_worker)
+    assert missing == {}
+    expected = dict(zip(own, evaluation.evaluate(whole, entries, alone, one_worker).rows, strict=True))
+    differences = claims.differences(expected)
+    assert judged[0].measured.n == 8  # decided at the first look
+    for one in judged[1:]:
+        told = differences[one.claim, one.claim.metric]
+        assert (one.measured.n, one.verdict) == (16, "not resolved")
+        assert one.measured.value == pytest.approx(told.value, abs=1e-4)
+        assert one.measured.low < told.low
+        assert len(one.alone) == len(METRICS[one.claim.metric].judges)
+    pool = Pool([some, Store(plan.folders[1])], alone)
+    metrics = looks.measurable(plan.protocols)
+    assert {"fid", "clip", "psnr_dense", "content_transformer"} <= {metric.key for metric in metrics}
+    for key, entry in own.items():
+        for metric in metrics:
+            if metric.key in expected[key].scores:  # a distilled model has no solution
+                pooled, told = pool.score(entry.configuration, metric), expected[key].scores[metric.key]
+                assert pooled.n == told.n
+                assert [pooled.value, *pooled.left_out] == pytest.approx([told.value, *told.left_out], abs=1e-4)
+    again, _ = looks.judge(plan, rows, own, some, one_worker)  # all is there
+    assert again == judged
+
+
+@pytest.mark.slow
+def test_the_job_looks_again_at_what_is_open_and_says_so(ray_session, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "CLAIMS", CLAIMS)
+    for metric in ("fid", "clip", "content"):
+        monkeypatch.setitem(claims.MARGINS, metric, 1e-9)
+    few = [
+        "--limit",
+        "8",
+        "--n-reference",
+        "32",
+        "--shard",
+        "4",
+        "--batch-size",
+        "2",
+        "--workers",
+        "1",
+        "--rounds",
+        "0",
+    ]
+    asked = ["claims", *few, "--rounds", "0", "--up-to", "16", "--out", str(tmp_path)]
+    reproduce.main([*asked, "--dry-run"])
+    assert "claims that are not resolved by 8 prompts go on to 16: at the most 2 times" in capsys.readouterr().out
+    assert not (tmp_path / "look-2").exists()
+    reproduce.main(asked)
+    rows = list(csv.DictReader((tmp_path / "exhibits/claims.csv").read_text().splitlines()))
+    assert [row["n"] for row in rows] == ["8", "16", "16", "16"]
+    assert {row["looks"] for row in rows} == {"8 16"}
+    text = (tmp_path / "exhibits/claims.md").read_text()
+    assert "looked at with 8 and 16 prompts: a claim that one look does not resolve goes on" in text
+    assert "looked at with 8 and 16 prompts" in (tmp_path / "report.html").read_text()
+    shards = {file: file.stat().st_mtime_ns for file in tmp_path.glob("**/images/**/*.parquet")}
+    assert len(shards) >= 2 * (2 + 2)
+    reproduce.main(asked)  # all is there
+    assert shards == {file: file.stat().st_mtime_ns for file in tmp_path.glob("**/images/**/*.parquet")}
