@@ -235,7 +235,7 @@ def advance(
         on_x0(x0)
     if switches:
         grid = grid_at(backbone.spec, state.sampling, plan.steps[i + 1])
-        state.latents = switching.switched(state, x0, grid).to(output.dtype)
+        state.latents = switching.noisy(state, resolution.upsample(x0, grid)).to(output.dtype)
     state.index += 1
 
 

@@ -62,7 +62,8 @@ class Repeating:
 def make_solver(name: str, config: Mapping[str, Any], plan: Plan, model: str, details: Details) -> Any:
     """The solver `name` at the first step of `plan`, as `details.solver` makes it.
 
-    Raises: ValueError as that does; if `details` have no effect on the plan; if the plan keeps a history that the solver has not.
+    Raises: ValueError as that does; if `details` have no effect on the plan; if the plan keeps a history that the solver
+        has not.
     """
     details.check(plan)
     rule = plan.switch if plan.switches else "fresh"
@@ -84,11 +85,12 @@ def noise(state: State, i: int, grid: tuple[int, int]) -> torch.Tensor:
     return state.noise("initial" if state.plan.switch == "same-noise" else f"switch-{i}", grid)
 
 
-def switched(state: State, x0: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The latents that the next step begins with, at `grid` (h, w) and its noise level, in fp32; the solver is ready
-    for it. x0: the clean latents that this step predicts."""
+def noisy(state: State, x0: torch.Tensor) -> torch.Tensor:
+    """The latents that the next step begins with, at its noise level, in fp32; the solver is ready for it. x0: the
+    clean latents [B, C, h, w] that this step predicts, enlarged."""
     after, solver = state.index + 1, state.solver
-    noisy = resolution.renoise(resolution.upsample(x0, grid), noise(state, after, grid), *solver.level(after))
+    grid = (x0.shape[-2], x0.shape[-1])
+    latents = resolution.renoise(x0, noise(state, after, grid), *solver.level(after))
     if state.plan.switch == "kept":
         remembered = solver.scheduler.model_outputs
         solver.scheduler.model_outputs = [
@@ -96,4 +98,4 @@ def switched(state: State, x0: torch.Tensor, grid: tuple[int, int]) -> torch.Ten
         ]
     else:
         solver.restart(after)
-    return noisy
+    return latents
