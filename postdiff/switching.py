@@ -62,8 +62,8 @@ class Repeating:
 def make_solver(name: str, config: Mapping[str, Any], plan: Plan, model: str, details: Details) -> Any:
     """The solver `name` at the first step of `plan`, as `details.solver` makes it.
 
-    Raises: ValueError as that does; if `details` have no effect on the plan; if the plan keeps a history that the solver
-        has not.
+    Raises: ValueError as that does; if `details` have no effect on the plan; if the plan keeps a history that
+        the solver has not.
     """
     details.check(plan)
     rule = plan.switch if plan.switches else "fresh"
