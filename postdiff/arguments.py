@@ -10,8 +10,9 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from numbers import Real
+from os.path import commonprefix
 from typing import Any, TypeVar
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -38,8 +39,13 @@ def shown(value: object) -> str:
 
 def meant(word: object, names: Collection[str]) -> str:
     """What an error says of the known name that is nearest to `word`: "; did you mean sd15?", or nothing."""
-    like = get_close_matches(str(word), names, 1)
-    return f"; did you mean {like[0]}?" if like else ""
+    like = get_close_matches(str(word), names, 3)
+    nearest = max(like, key=lambda name: (_alike(name, word), len(commonprefix([name, str(word)]))), default="")
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def _alike(name: str, word: object) -> float:
+    return SequenceMatcher(None, name, str(word)).ratio()
 
 
 def put(target: Any, **values: object) -> None:
