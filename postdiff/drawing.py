@@ -93,7 +93,7 @@ def sample(
             image's own size, uncropped.
         use_resolution_binning: draw at that of PixArt's sizes that is nearest in shape, then resize and crop.
         output: uint8 arrays, PIL images, or latents, which are not decoded.
-        progress: show the pipeline's progress bar, a unit a step of a batch.
+        progress: show a progress bar with the pipeline's settings, a unit a step of a batch.
 
     Returns: uint8 [N, H, W, 3] RGB; a list of N PIL images; or N clean latents [N, C, h, w] beside the denoiser.
     Raises: ValueError, before any work is done, if an argument is out of range or this backbone or plan has no use for
@@ -186,10 +186,14 @@ class _Run:
         return min(self.batch_size, self.images - start)
 
     def bar(self) -> Any:
-        """The pipeline's progress bar, where one was asked for, as a context."""
+        """A progress bar as the pipeline's, where one was asked for, as a context."""
         if not self.asked.progress:
             return nullcontext()
-        return self.backbone.pipe.progress_bar(total=len(self.plan) * ceil(self.images / self.batch_size))
+        from diffusers.utils import logging
+
+        # `load` switches the pipeline's own off, and one that is asked for is shown.
+        options = {**getattr(self.backbone.pipe, "_progress_bar_config", {}), "disable": False}
+        return logging.tqdm(**options, total=len(self.plan) * ceil(self.images / self.batch_size))
 
     def watch(self, on_step: OnStep | None, bar: Any) -> OnStep | None:
         if bar is None:
@@ -210,6 +214,7 @@ class _Run:
         if asked.told.given:
             call = asked.told.as_called()
             rules = FAMILIES[backbone.spec.family]
+            text = sampling.beside(backbone, text)  # sizes are of its dtype and where it is
             conditions = rules.called_conditions(backbone.pipe, call, text, settled.size, size)
         first = None if asked.latents is None else asked.latents[part]
         if asked.generator is not None:
