@@ -161,8 +161,8 @@ def _encode(
                 batch_of(negative, start) if isinstance(negative, list) else [negative] * batch_size
             )
         # More layers than CLIP has, or those of a CLIP that diffusers does not know yet: no error of its own.
-        told = f"clip_skip={skipped['clip_skip']} cannot be honoured by {backbone.spec.name}" if skipped else ""
-        with as_value_error(told) if told else nullcontext():
+        failure = f"clip_skip={skipped['clip_skip']} cannot be honoured by {backbone.spec.name}" if skipped else ""
+        with as_value_error(failure) if failure else nullcontext():
             rows = rules.encode(backbone.pipe, batch_of(prompts, start), guided, tokens, asked)
         if guided:
             uncond.append({name: halves[: count if each else batch_size] for name, halves in rows.items()})

@@ -329,8 +329,8 @@ def test_noise_of_the_same_seed_needs_seeds(random_backbones):
     plan = replace(methods.mixed_resolution(4, 0.5, 0.5), switch="same-noise")
     low = torch.zeros(3, 8, 8, 8)
     postdiff.sample(backbone, PROMPTS, SEEDS, plan)
-    for asks, got in (({"generator": seeded(5)}, "a generator"), ({"latents": low}, "latents")):
-        with pytest.raises(ValueError, match=f"of the same seed: expected seeds alone, got {got}"):
+    for asks, got in (({"generator": seeded(5)}, "generator"), ({"latents": low}, "latents")):
+        with pytest.raises(ValueError, match=f"of the same seed: expected seeds, got {got}"):
             postdiff.sample(backbone, PROMPTS, None, plan, **asks)
 
 
