@@ -15,7 +15,7 @@ import torch
 
 from postdiff import arguments, sampling
 from postdiff.asked import Asked, Told, check, check_beside, check_noise
-from postdiff.decoding import Decoding
+from postdiff.decoding import Decoding, check_finite
 from postdiff.details import Details
 from postdiff.models.families import FAMILIES, guided_by
 from postdiff.models.family import Size
@@ -80,8 +80,8 @@ def sample(
         negative: the prompt that guidance leads away from, for all images, or a list of one a prompt.
         num_images_per_prompt: those of a prompt come one after the other.
         clip_skip: layers of CLIP that are left out at its end; of SD, LCM and SDXL.
-        generator: torch's, as diffusers' pipelines take it: one, or one an image. A dense plan gives the pipeline's
-            image for it; what else a plan draws depends on each image's initial noise alone.
+        generator: torch's, as diffusers' pipelines take it: one, which is drawn from batch by batch, or one an image. A
+            dense plan gives the pipeline's image for it; what else a plan draws depends on each image's initial noise.
         latents: standard normal [images, C, h, w] at the grid of the plan's first step, in the denoiser's dtype, in
             place of the initial noise.
         guidance_rescale: in [0, 1], at the steps that the plan guides (`guidance.combine`).
@@ -111,7 +111,9 @@ def sample(
         with run.bar() as bar:
             parts = [sampling.denoise(backbone, run.begin(start), run.watch(on_step, bar)) for start in run.starts]
         rest(backbone.pipe)
-        return torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
+        clean = torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
+        check_finite(backbone, int((~clean.isfinite().flatten(1).all(1)).sum()), run.images)
+        return clean
     drawn = batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, asked, **settings)
     arrays, _ = zip(*drawn, strict=True)
     pixels = np.concatenate(arrays)

@@ -324,6 +324,16 @@ def test_sizes_are_told_in_the_denoisers_dtype_whatever_the_embeddings_have(rand
     np.testing.assert_array_equal(told(), told(torch.float32))
 
 
+def test_latents_that_are_not_finite_are_an_error(random_backbones, monkeypatch):
+    latents = torch.zeros(2, 8, 16, 16)
+    latents[1, 0, 0, 0] = float("nan")  # the last one pads the batch
+    monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
+    options = {"batch_size": 2, "output": "latent"}
+    assert postdiff.sample(random_backbones("sd"), PROMPTS[:1], [1], DENSE, **options).shape == (1, 8, 16, 16)
+    with pytest.raises(ArithmeticError, match="1 of 2 images are not finite in torch.float32"):
+        postdiff.sample(random_backbones("sd"), PROMPTS[:2], [1, 2], DENSE, **options)
+
+
 def test_noise_of_the_same_seed_needs_seeds(random_backbones):
     backbone = random_backbones("sd")
     plan = replace(methods.mixed_resolution(4, 0.5, 0.5), switch="same-noise")
