@@ -330,7 +330,7 @@ def test_latents_that_are_not_finite_are_an_error(random_backbones, monkeypatch)
     monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
     options = {"batch_size": 2, "output": "latent"}
     assert postdiff.sample(random_backbones("sd"), PROMPTS[:1], [1], DENSE, **options).shape == (1, 8, 16, 16)
-    with pytest.raises(ArithmeticError, match="1 of 2 images are not finite in torch.float32"):
+    with pytest.raises(ArithmeticError, match="1 of 2 images are not finite"):
         postdiff.sample(random_backbones("sd"), PROMPTS[:2], [1, 2], DENSE, **options)
 
 
