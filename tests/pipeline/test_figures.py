@@ -41,8 +41,8 @@ def test_what_is_seen_rather_than_read_is_a_picture(ray_session, tmp_path, capsy
     ]
     assert sum(row["scale"] == "0.5" for row in rows) == 2 + 4 + 6 + 10
     # What the last step predicts is the image that is scored.
-    scored = {row["label"]: float(row["clip"]) for row in csv.DictReader(io.StringIO(
-        (tmp_path / "exhibits/fig3.csv").read_text()))}  # fmt: skip
+    shown = csv.DictReader(io.StringIO((tmp_path / "exhibits/fig3.csv").read_text()))
+    scored = {row["label"]: float(row["clip"]) for row in shown if row["label"] != "real images"}
     last = {row["plan"]: float(row["clip"]) for row in rows if row["step"] == "19"}
     assert last == pytest.approx(scored, abs=0.2)
     store = Store(str(tmp_path))
