@@ -128,6 +128,22 @@ def test_intervals_of_all_looks_hold_together_as_often_as_they_say(small):
     assert held + false == pytest.approx(1)
 
 
+def test_numbers_of_claims_that_stopped_early_are_biased_and_the_legend_says_so(small, monkeypatch):
+    monkeypatch.setitem(claims.MARGINS, "clip", 1e-9)
+    rng, effect = np.random.default_rng(7), 2.0
+    early = [
+        one.measured.value
+        for _ in range(40)
+        for one in Sweep(rng, [effect] * 12, noise=5.0).judge()
+        if one.measured.n == LOOKS[0] and one.verdict == "agrees"
+    ]
+    assert len(early) > 20
+    assert np.mean(early) > 1.2 * effect
+    assert "A number at which a claim stopped is biased, away from 0 where it is clear" in claims.legend(LOOKS)
+    assert "if --up-to was chosen before the first look was seen" in claims.legend(LOOKS)
+    assert claims.legend(LOOKS[:1]) == claims.LEGEND
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [1.0, 3.0, 6.0])
 def test_they_do_where_claims_stop_for_several_reasons(small, noise):
