@@ -10,7 +10,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -38,8 +38,14 @@ def shown(value: object) -> str:
 
 def meant(word: object, names: Collection[str]) -> str:
     """What an error says of the known name that is nearest to `word`: "; did you mean sd15?", or nothing."""
-    like = get_close_matches(str(word), names, 1)
-    return f"; did you mean {like[0]}?" if like else ""
+    nearest = max(get_close_matches(str(word), names, 3), key=lambda name: _alike(name, str(word)), default="")
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def _alike(name: str, word: str) -> tuple[float, int]:
+    """Share of letters in common; of names that are equal in it, how many they begin with."""
+    differs = (i for i, (a, b) in enumerate(zip(name, word, strict=False)) if a != b)
+    return SequenceMatcher(None, name, word).ratio(), next(differs, len(word))
 
 
 def put(target: Any, **values: object) -> None:

@@ -104,7 +104,7 @@ def test_lcm_ends_where_a_knowing_denoiser_leads_it_through_the_switch(backbones
     know.config, know.parameters = backbone.denoiser.config, lambda: iter(())
     know.modules = lambda: iter(())
     pipe = SimpleNamespace(
-        unet=know, device=torch.device("cpu"), dtype=torch.float32, scheduler=backbone.pipe.scheduler
+        unet=know, _execution_device=torch.device("cpu"), dtype=torch.float32, scheduler=backbone.pipe.scheduler
     )
     knowing = postdiff.Backbone(backbone.spec, pipe)
     text = postdiff.encode(backbone, PROMPTS[:2], 2).batch(0, 2, guided=False)
