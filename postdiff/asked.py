@@ -69,6 +69,9 @@ def asked_by(**given: Any) -> Asked:
 def check(spec: Spec, plan: Plan, asked: Asked, prompts: int) -> None:
     """Raise ValueError if `spec` under `plan` has no use for what is asked; weights are not needed. The rest of it is
     told by `Details.check`, with the solver."""
+    other = [name for name in ("generator", "latents") if getattr(asked, name) is not None]
+    if other and plan.switches and plan.switch == "same-noise":
+        raise ValueError(f"{plan.name} adds the noise of a dense plan of the same seed: expected seeds, got {other[0]}")
     negative, _ = check_encoding(spec, prompts, asked.negative, asked.clip_skip)
     if negative and not plan.needs_both_texts:
         raise ValueError(f"negative cannot be honoured: no step of {plan.name} is guided in this call")

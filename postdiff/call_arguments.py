@@ -72,7 +72,7 @@ ARGUMENTS = {
         "falling, as many as the plan has steps, by DPM-Solver++, Euler and LCM; the scheduler of others takes none"
     ),
     "sigmas": Argument("falling, one more than the plan has steps, by Euler; the scheduler of others takes none"),
-    "original_inference_steps": Argument("of which LCM's steps are chosen"),
+    "original_inference_steps": Argument("of which LCM's steps are chosen; with `timesteps`, which say them, refused"),
     "eta": Argument(
         "from 0 to 1 with DDIM, whose noise the generator draws, at the grid of its step; others would ignore it"
     ),

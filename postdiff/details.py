@@ -39,6 +39,8 @@ class Details:
         times, sigmas, original = self.timesteps, self.sigmas, self.original_inference_steps
         if times is not None and sigmas is not None:
             raise ValueError("expected timesteps or sigmas, got both")
+        if times is not None and original is not None:
+            raise ValueError("expected timesteps or original_inference_steps, of which they are chosen, got both")
         if times is not None:
             times = arguments.whole_numbers("timesteps", times, 0)
             _check_falling("timesteps", times)

@@ -15,7 +15,7 @@ import torch
 
 from postdiff import arguments, sampling
 from postdiff.asked import Asked, Told, check, check_beside, check_noise
-from postdiff.decoding import Decoding
+from postdiff.decoding import Decoding, check_finite
 from postdiff.details import Details
 from postdiff.models.families import FAMILIES, guided_by
 from postdiff.models.family import Size
@@ -80,8 +80,8 @@ def sample(
         negative: the prompt that guidance leads away from, for all images, or a list of one a prompt.
         num_images_per_prompt: those of a prompt come one after the other.
         clip_skip: layers of CLIP that are left out at its end; of SD, LCM and SDXL.
-        generator: torch's, as diffusers' pipelines take it: one, or one an image. A dense plan gives the pipeline's
-            image for it; what else a plan draws depends on each image's initial noise alone.
+        generator: torch's, as diffusers' pipelines take it: one, which is drawn from batch by batch, or one an image. A
+            dense plan gives the pipeline's image for it; what else a plan draws depends on each image's initial noise.
         latents: standard normal [images, C, h, w] at the grid of the plan's first step, in the denoiser's dtype, in
             place of the initial noise.
         guidance_rescale: in [0, 1], at the steps that the plan guides (`guidance.combine`).
@@ -93,7 +93,7 @@ def sample(
             image's own size, uncropped.
         use_resolution_binning: draw at that of PixArt's sizes that is nearest in shape, then resize and crop.
         output: uint8 arrays, PIL images, or latents, which are not decoded.
-        progress: show the pipeline's progress bar, a unit a step of a batch.
+        progress: show a progress bar with the pipeline's settings, a unit a step of a batch.
 
     Returns: uint8 [N, H, W, 3] RGB; a list of N PIL images; or N clean latents [N, C, h, w] beside the denoiser.
     Raises: ValueError, before any work is done, if an argument is out of range or this backbone or plan has no use for
@@ -111,7 +111,9 @@ def sample(
         with run.bar() as bar:
             parts = [sampling.denoise(backbone, run.begin(start), run.watch(on_step, bar)) for start in run.starts]
         rest(backbone.pipe)
-        return torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
+        clean = torch.cat(parts)[: run.images].clone()  # an ordinary tensor, and not one of inference mode
+        check_finite(backbone, int((~clean.isfinite().flatten(1).all(1)).sum()), run.images)
+        return clean
     drawn = batches(backbone, prompts, seeds, plan, batch_size, embeddings, on_step, asked, **settings)
     arrays, _ = zip(*drawn, strict=True)
     pixels = np.concatenate(arrays)
@@ -186,10 +188,14 @@ class _Run:
         return min(self.batch_size, self.images - start)
 
     def bar(self) -> Any:
-        """The pipeline's progress bar, where one was asked for, as a context."""
+        """A progress bar as the pipeline's, where one was asked for, as a context."""
         if not self.asked.progress:
             return nullcontext()
-        return self.backbone.pipe.progress_bar(total=len(self.plan) * ceil(self.images / self.batch_size))
+        from diffusers.utils import logging
+
+        # `load` switches the pipeline's own off, and one that is asked for is shown.
+        options = {**getattr(self.backbone.pipe, "_progress_bar_config", {}), "disable": False}
+        return logging.tqdm(**options, total=len(self.plan) * ceil(self.images / self.batch_size))
 
     def watch(self, on_step: OnStep | None, bar: Any) -> OnStep | None:
         if bar is None:
@@ -210,6 +216,7 @@ class _Run:
         if asked.told.given:
             call = asked.told.as_called()
             rules = FAMILIES[backbone.spec.family]
+            text = sampling.beside(backbone, text)  # sizes are of its dtype and where it is
             conditions = rules.called_conditions(backbone.pipe, call, text, settled.size, size)
         first = None if asked.latents is None else asked.latents[part]
         if asked.generator is not None:

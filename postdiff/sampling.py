@@ -96,21 +96,24 @@ def begin(
         noise: standard normal, [B, C, h, w] at the grid of the first step (`grid_at`), in place of what is drawn.
         conditions: rows as `text` has them, in place of the family's own.
     """
-    spec, dtype, details = backbone.spec, backbone.dtype, details or Details()
+    spec, details = backbone.spec, details or Details()
     solver = switching.make_solver(sampling.solver, backbone.pipe.scheduler.config, plan, spec.name, details)
-    text = {
-        name: send(rows, backbone.device, dtype if rows.is_floating_point() else None)
-        for name, rows in text.items()
-    }  # fmt: skip
+    text = beside(backbone, text)
     channels = FAMILIES[spec.family].latent_channels(backbone.denoiser.config)
     first = draw(seeds, "initial", channels, grid_at(spec, sampling, plan.steps[0])) if noise is None else noise
-    latents = send(first, backbone.device, dtype) * solver.prior_scale
+    latents = send(first, backbone.device, backbone.dtype) * solver.prior_scale
     timesteps = send(solver.timesteps, backbone.device)
     state = State(plan, sampling, latents, solver, timesteps, text, tuple(seeds), conditions=conditions)
     state.rescale = details.guidance_rescale
     if noise is not None:
         state.give("initial", send(noise, backbone.device, torch.float32))
     return state
+
+
+def beside(backbone: Backbone, text: Text) -> Text:
+    """`text`, maybe encoded elsewhere, on the denoiser's device and, where it is of real numbers, in its dtype."""
+    device, dtype = backbone.device, backbone.dtype
+    return {name: send(rows, device, dtype if rows.is_floating_point() else None) for name, rows in text.items()}
 
 
 def grid_at(spec: Spec, sampling: Sampling, step: Step) -> tuple[int, int]:

@@ -3,6 +3,7 @@ denoiser, nor run again for every configuration.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from postdiff import arguments
 from postdiff.models.families import FAMILIES
 from postdiff.models.family import Text
-from postdiff.models.loading import Backbone
+from postdiff.models.loading import Backbone, as_value_error
 from postdiff.models.spec import Spec
 from postdiff.ownership import owned
 
@@ -159,7 +160,10 @@ def _encode(
             asked["negative_prompt"] = (
                 batch_of(negative, start) if isinstance(negative, list) else [negative] * batch_size
             )
-        rows = rules.encode(backbone.pipe, batch_of(prompts, start), guided, tokens, asked)
+        # More layers than CLIP has, or those of a CLIP that diffusers does not know yet: no error of its own.
+        failure = f"clip_skip={skipped['clip_skip']} cannot be honoured by {backbone.spec.name}" if skipped else ""
+        with as_value_error(failure) if failure else nullcontext():
+            rows = rules.encode(backbone.pipe, batch_of(prompts, start), guided, tokens, asked)
         if guided:
             uncond.append({name: halves[: count if each else batch_size] for name, halves in rows.items()})
         parts.append({name: halves[-batch_size:][:count] for name, halves in rows.items()})

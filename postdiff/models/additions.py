@@ -11,6 +11,7 @@ torch nor diffusers is imported.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -94,13 +95,13 @@ def _lora(value: str) -> tuple[str, float]:
     if not 0 < abs(number) <= MOST_SCALE:
         must = f"a number from -{MOST_SCALE} to {MOST_SCALE} other than 0"
         raise ValueError(f"the scale of the LoRA {file!r} must be {must}, got {scale!r}")
-    return str(Path(file).expanduser()), number
+    return os.path.expanduser(file), number
 
 
 def _vae(value: str) -> tuple[str, str | None]:
     if repository := REPOSITORY.fullmatch(value):
         return repository[1], repository[2]
-    folder = Path(value).expanduser()
+    folder = Path(os.path.expanduser(value))  # of an unknown user it is left, and no folder
     if not folder.is_dir():
         raise ValueError(f"an autoencoder must be a folder or ORG/REPOSITORY@COMMIT (40 hex digits), got {value!r}")
     return str(folder), None
@@ -160,18 +161,21 @@ def header(file: str) -> dict[str, tuple[int, ...]]:
 
     Raises: ValueError if it is no such file.
     """
-    path = Path(file)
+    path, shown = Path(file), printable(file)
     if not path.is_file():
-        raise ValueError(f"{file} must be a regular file, got {'another kind' if path.exists() else 'none'}")
+        raise ValueError(f"{shown} must be a regular file, got {'another kind' if path.exists() else 'none'}")
     try:
         with open(path, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if length > _LARGEST_HEADER:
                 raise ValueError("its header is too long")
             values: Mapping[str, Any] = json.loads(opened.read(length))
-        return {key: tuple(value["shape"]) for key, value in values.items() if key != "__metadata__"}
+        shapes = {key: tuple(value["shape"]) for key, value in values.items() if key != "__metadata__"}
+        if not all(type(side) is int and side >= 0 for shape in shapes.values() for side in shape):
+            raise ValueError("a shape must be made of whole numbers")
+        return shapes
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} must be a safetensors file: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{shown} must be a safetensors file: {' '.join(str(error).split())}") from None
 
 
 def check_lora(file: str) -> None:

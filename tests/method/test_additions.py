@@ -263,6 +263,8 @@ def bad(folder):
     """{text: what its refusal says}, of files in `folder`."""
     (folder / "text.safetensors").write_text("not a tensor")
     (folder / "lora.bin").write_text("")
+    words = json.dumps({"model.diffusion_model.x.lora_A": {"shape": ["wide"]}}).encode()
+    (folder / "words.safetensors").write_bytes(len(words).to_bytes(8, "little") + words)
     save_file({"unet.conv_in.weight": torch.ones(1)}, folder / "weights.safetensors")
     save_file({"lora_unet_x.hada_w1_a": torch.ones(1)}, folder / "loha.safetensors")
     (folder / "vae").mkdir()
@@ -276,6 +278,11 @@ def bad(folder):
         "mini-sd+lora=": r"\+lora= of .* must be followed by a value",
         f"mini-sd+lora={folder}/lora.bin:1": r"a LoRA must be FILE.safetensors or FILE.safetensors:SCALE",
         f"mini-sd+lora={folder}/none.safetensors": "must be a regular file, got none",
+        "mini-sd+lora=two\nlines.safetensors": r"^two\\nlines.safetensors must be a regular file, got none",
+        "mini-sd+lora=~nobody.here/x.safetensors": "~nobody.here/x.safetensors must be a regular file, got none",
+        "mini-sd+vae=~nobody.here/x": "an autoencoder must be a folder or .* got '~nobody.here/x'",
+        f"mini-sd+lora={folder}/words.safetensors": "a safetensors file: a shape must be made of whole numbers",
+        f"{folder}/words.safetensors+config=mini-sd": "a safetensors file: a shape must be made of whole numbers",
         f"mini-sd+lora={folder}/text.safetensors": "must be a safetensors file",
         f"mini-sd+lora={folder}/weights.safetensors": "must hold a LoRA, got unet.conv_in.weight",
         f"mini-sd+lora={folder}/loha.safetensors": "another kind of adapter: lora_unet_x.hada_w1_a",

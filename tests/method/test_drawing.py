@@ -1,6 +1,7 @@
 """sample(): what people pass to a pipeline gives the pipeline's bytes here too, or raises before any work."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -298,6 +299,51 @@ def test_a_callback_sees_the_latents_and_a_bar_the_steps(random_backbones, capsy
     assert "8/8" not in capsys.readouterr().err
 
 
+def test_a_bar_that_is_asked_for_is_shown_where_load_has_switched_the_pipelines_off(random_backbones, capsys):
+    backbone = random_backbones("sd")
+    pipe = with_parts(backbone.pipe)
+    pipe.set_progress_bar_config(disable=True, desc="drawing")
+    postdiff.sample(postdiff.Backbone(backbone.spec, pipe), PROMPTS[:1], [1], DENSE, progress=True)
+    told = capsys.readouterr().err
+    assert "drawing" in told
+    assert "3/3" in told
+    assert pipe._progress_bar_config["disable"]
+
+
+def test_sizes_are_told_in_the_denoisers_dtype_whatever_the_embeddings_have(random_backbones):
+    backbone = random_backbones("sdxl")
+    made = postdiff.encode(backbone, PROMPTS, 3)
+
+    def told(*dtypes):
+        parts = [dict(part) for part in (made.cond, made.uncond)]
+        for dtype in (torch.bfloat16, *dtypes):
+            parts = [{name: rows.to(dtype) for name, rows in part.items()} for part in parts]
+        embeddings = postdiff.Embeddings(*parts)
+        return postdiff.sample(backbone, None, SEEDS, DENSE, embeddings=embeddings, original_size=(257, 1001))
+
+    np.testing.assert_array_equal(told(), told(torch.float32))
+
+
+def test_latents_that_are_not_finite_are_an_error(random_backbones, monkeypatch):
+    latents = torch.zeros(2, 8, 16, 16)
+    latents[1, 0, 0, 0] = float("nan")  # the last one pads the batch
+    monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
+    options = {"batch_size": 2, "output": "latent"}
+    assert postdiff.sample(random_backbones("sd"), PROMPTS[:1], [1], DENSE, **options).shape == (1, 8, 16, 16)
+    with pytest.raises(ArithmeticError, match="1 of 2 images are not finite"):
+        postdiff.sample(random_backbones("sd"), PROMPTS[:2], [1, 2], DENSE, **options)
+
+
+def test_noise_of_the_same_seed_needs_seeds(random_backbones):
+    backbone = random_backbones("sd")
+    plan = replace(methods.mixed_resolution(4, 0.5, 0.5), switch="same-noise")
+    low = torch.zeros(3, 8, 8, 8)
+    postdiff.sample(backbone, PROMPTS, SEEDS, plan)
+    for asks, got in (({"generator": seeded(5)}, "generator"), ({"latents": low}, "latents")):
+        with pytest.raises(ValueError, match=f"of the same seed: expected seeds, got {got}"):
+            postdiff.sample(backbone, PROMPTS, None, plan, **asks)
+
+
 def test_pixarts_bins_on_request(random_backbones):
     backbone, transformer = random_backbones("sigma"), random_backbones("sigma").pipe.transformer
     parts = {side: type(transformer).from_config(transformer.config, sample_size=side) for side in (16, 32)}
@@ -322,6 +368,9 @@ def test_clip_skip_is_the_pipelines_own(random_backbones):
     np.testing.assert_array_equal(images, own(backbone, generator=seeded(5), clip_skip=0))
     with pytest.raises(ValueError, match=r"clip_skip must be None, got 1: .* has no CLIP"):
         postdiff.sample(random_backbones("pixart"), PROMPTS, SEEDS, DENSE, clip_skip=1)
+    with pytest.raises(ValueError, match=r"^clip_skip=99 cannot be honoured by .*IndexError.*") as refusal:
+        postdiff.sample(backbone, PROMPTS, SEEDS, DENSE, clip_skip=99)
+    assert str(refusal.value).isprintable()
     calls = []
     pipe = with_parts(random_backbones("sd").pipe)
     encode = pipe.encode_prompt
@@ -362,6 +411,7 @@ BAD = [
     ({"sigmas": [3, 1, 2, 0], "solver": "euler"}, "sigmas must fall from each to the next"),
     ({"sigmas": [900, 800, 1, 0], "solver": "euler"}, "sigmas must be of falling timesteps of the model"),
     ({"original_inference_steps": 20}, "original_inference_steps must be None for dpm, got 20: it is LCM's"),
+    ({"timesteps": [900, 500, 1], "original_inference_steps": 20}, "expected timesteps or original_inference_steps"),
     ({"original_size": (8, 8, 8)}, "original_size must be None"),
     ({"output": "np"}, "output must be one of uint8, pil, latent, got 'np'"),
     ({"progress": 1}, "progress must be True or False, got 1"),

@@ -66,7 +66,7 @@ def test_constant_features_have_distance_0():
     watch = analysis._Watch(("mid_block",))
     for step in (1, 2):
         watch.now["mid_block"] = torch.ones(2, 3)
-        watch.end_step(step)
+        watch.end_step(step, torch.empty(0))
     assert watch.distances == {"mid_block": [0.0]}
 
 

@@ -77,7 +77,7 @@ def test_a_sweep_fixes_it_before_its_first_unit(monkeypatch, tmp_path):
     monkeypatch.setattr("pipelines.low_resolution.warnings", lambda *_: [])
     seen = []
 
-    def evaluate(store, entries, *_):
+    def evaluate(store, entries, *_, **__):
         seen.append((store.record("spec.json")["batch_size"], {e.configuration.batch_size for e in entries}))
         raise KeyboardInterrupt
 
