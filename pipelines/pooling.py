@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipelines.engine.cluster import DamagedError
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.metrics.intervals import Interval
@@ -24,12 +25,20 @@ class Pool:
         self._features = lru_cache(KEPT)(self._read)
 
     def _read(self, folder: str) -> list[tuple[list[str], np.ndarray]]:
-        return [scores.read_features(store, folder) for store in self.stores]
+        return [self._read_one(store, folder) for store in self.stores]
+
+    @staticmethod
+    def _read_one(store: Store, folder: str) -> tuple[list[str], np.ndarray]:
+        try:
+            return scores.read_features(store, folder)
+        except DamagedError as error:  # files of one name lie in all of the stores
+            raise DamagedError(error.name, error.why, store.url) from None
 
     def score(self, configuration: Configuration, metric: Metric) -> Interval:
         """`metric` of its images in all stores, in their order.
 
-        Raises: ValueError if a store has not all of their features; DamagedError if a file is not what its name says.
+        Raises: ValueError if a store has not all of their features; DamagedError, with its store, if a file is not what
+            its name says.
         """
         if metric.is_paired:
             baseline = fidelity.baseline(metric.needs, configuration)

@@ -21,14 +21,16 @@ class WorkersError(Stopped):
 
 
 class DamagedError(ValueError):
-    """The file `name` of the store is not what its name says: its bytes changed, or it is another one's."""
+    """The file `name` of the store is not what its name says: its bytes changed, or it is another one's. store:
+    its URL, where several are read at once."""
 
-    def __init__(self, name: str, why: str):
-        super().__init__(f"{name} {why} (jobs/verify.py STORE --repair sets it aside, to be made again)")
-        self.name, self.why = name, why
+    def __init__(self, name: str, why: str, store: str = ""):
+        where = f"{store}: " if store else ""
+        super().__init__(f"{where}{name} {why} (jobs/verify.py STORE --repair sets it aside, to be made again)")
+        self.name, self.why, self.store = name, why, store
 
     def __reduce__(self):
-        return DamagedError, (self.name, self.why)
+        return DamagedError, (self.name, self.why, self.store)
 
 
 @dataclass(frozen=True)

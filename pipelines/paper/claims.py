@@ -55,8 +55,10 @@ def legend(looks: Sequence[int] = ()) -> str:
     *first, last = map(str, looks)
     several = (
         f"looked at with {', '.join(first)} and {last} prompts: a claim that one look does not resolve goes on to the "
-        "next, all others keep the verdict and interval that they had (n says at which; PSNR has 64 more at each); "
-        f"{ONE_LOOK} over all looks too, each of which spends its share of the 5 %"
+        "next, all others keep the verdict and interval that they had (n says at which; PSNR has up to 64 more at "
+        "each). A number at which a claim stopped is biased, away from 0 where it is clear and towards 0 where it lies "
+        f"within the margin; its interval is not: {ONE_LOOK} over all looks too, each of which spends its share of the "
+        "5 %, if --up-to was chosen before the first look was seen. The protocol is of the first look"
     )
     return LEGEND.replace(ONE_LOOK, several)
 

@@ -37,8 +37,8 @@ class Options(options.Options):
     up_to: Annotated[
         int | None,
         flag(
-            "of claims: prompts at the most. Those that are not resolved at --limit go on to twice as many, and so on; "
-            "the intervals of all looks hold together",
+            "of claims: prompts at the most, chosen before anything is seen. Those that are not resolved at --limit go "
+            "on to twice as many, and so on; the intervals of all looks hold together",
             A_NUMBER,
         ),
     ] = None

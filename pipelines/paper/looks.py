@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 from pipelines import evaluation
 from pipelines.command_line import MOST_OF_SHAPES
 from pipelines.data import prompts
 from pipelines.engine.cluster import Resources
+from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below
 from pipelines.evaluation import Entry, Protocol
@@ -41,18 +41,25 @@ def planned(options: Options, first: Protocol) -> Looks:
     """
     if options.up_to is None:
         return Looks((len(first.prompts),), (first,), (options.out,))
-    sizes = sequential.sizes(len(first.prompts), options.up_to)
+    sizes, listed = drawn(options, first.prompts)
+    parts = [replace(first, prompts=listed[a:b]) for a, b in pairwise(sizes)]
+    later = [below(options.out, f"look-{number}") for number in range(2, 2 + len(parts))]
+    return Looks(tuple(sizes), (first, *parts), (options.out, *later))
+
+
+def drawn(options: Options, first: Sequence[Prompt]) -> tuple[list[int], tuple[Prompt, ...]]:
+    """Prompts at each look, and all of them. first: of the first look. Raises ValueError as `planned`."""
+    assert options.up_to is not None
+    sizes = sequential.sizes(len(first), options.up_to)
     most, why = MOST_OF_SHAPES
     if options.prompts in prompts.SHAPES and options.up_to > most:
         raise ValueError(f"--up-to must be at most {most} ({why}), got {options.up_to}")
     listed = tuple(prompts.load_prompts(options.prompts, options.up_to, options.shuffled, options.draw))
     if len(listed) < options.up_to:
         raise ValueError(f"--up-to must be at most the {len(listed)} prompts of {options.prompts!r}")
-    if listed[: sizes[0]] != first.prompts:
+    if listed[: sizes[0]] != tuple(first):
         raise ValueError(f"--up-to needs prompts that go on: draw {options.draw} of a file has others for each --limit")
-    parts = [replace(first, prompts=listed[a:b]) for a, b in pairwise(sizes)]
-    later = [below(options.out, f"look-{number}") for number in range(2, 2 + len(parts))]
-    return Looks(tuple(sizes), (first, *parts), (options.out, *later))
+    return sizes, listed
 
 
 def told(options: Options, first: int) -> str:
@@ -62,29 +69,37 @@ def told(options: Options, first: int) -> str:
     now, *later = sequential.sizes(first, options.up_to)
     return (
         f"claims that are not resolved by {now} prompts go on to {', then '.join(map(str, later))}: at the most "
-        f"{options.up_to / first:.3g} times the images of their plans"
+        f"{options.up_to / first:.3g} times the images of their plans, which what follows counts once"
     )
 
 
 def judge(
     looks: Looks, rows: Rows, entries: Mapping[Key, Entry], store: Store, resources: Resources
 ) -> tuple[list[Judged], dict[str, str]]:
-    """All claims, and what could not be made, by look. rows: of the first, in `store`; entries: of all plans."""
+    """All claims, and what could not be made, by look. rows: of the first, in `store`; entries: of all plans. A plan
+    that a look lost is of no later one: its prompts would have a gap."""
     stores, missing = [store], {}
+    whole = set(rows)
 
     def more(look: int, keys: set[Key]) -> Rows:
-        own = {key: entries[key] for key in entries if key in keys}
+        own = {key: entries[key] for key in entries if key in keys & whole}
+        if not own:
+            return {}
         stores.append(evaluation.claim_store(looks.folders[look], looks.protocols[look]))
-        evaluate = partial(evaluation.evaluate, stores[-1], list(own.values()), looks.protocols[look], resources)
-        evaluated = worker.mending(stores[-1], evaluate)
-        missing.update({f"look {look + 1}, {key}": told for key, told in evaluated.facts.items()})
-        there = [key for key, row in zip(own, evaluated.rows, strict=True) if row and key in rows]
-        pool = Pool(stores, looks.protocols[0])
         asked = measurable(looks.protocols[: look + 1])
-        pooled = {}
-        for key in there:
-            scores = {m.key: pool.score(own[key].configuration, m) for m in asked if m.key in rows[key].scores}
-            pooled[key] = replace(rows[key], scores=scores)
+
+        def measure() -> tuple[Rows, dict[str, str]]:
+            evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
+            there = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
+            pool, pooled = Pool(stores, looks.protocols[0]), {}
+            for key in there:
+                scores = {m.key: pool.score(own[key].configuration, m) for m in asked if m.key in rows[key].scores}
+                pooled[key] = replace(rows[key], scores=scores)
+            return pooled, evaluated.facts
+
+        pooled, facts = worker.mending(stores[-1], measure)
+        missing.update({f"look {look + 1}, {key}": told for key, told in facts.items()})
+        whole.difference_update(own.keys() - pooled.keys())
         return pooled
 
     return sequential.judge(rows, looks.sizes, more), missing

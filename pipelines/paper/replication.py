@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data import rows
+from pipelines.data.prompts import SHAPES
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims
 from pipelines.paper.claims import Judged
+from pipelines.paper.datasets import Options
 from pipelines.report import tables
 
 HEADER = (
@@ -18,7 +20,7 @@ HEADER = (
 TEXT_COLUMNS = 8
 KEY = HEADER[:5]
 BOUNDS = ("measured", "measured_low", "measured_high")
-COLUMNS = (*KEY, "verdict", *BOUNDS, "protocol")
+COLUMNS = (*KEY, "verdict", *BOUNDS, "n", "protocol")
 BY_MEAN = "by the judges' mean"  # what a version said of judged claims that had no column `judges`: not held against
 Key = tuple[str, ...]  # under KEY
 
@@ -39,8 +41,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Run:
+    """most: prompts behind a verdict, at the most (0 if none was measured)."""
+
     protocol: str
     verdicts: Mapping[Key, Verdict]
+    most: int = 0
 
 
 def read(file: str, names: Mapping[str, str]) -> Run:
@@ -66,13 +71,21 @@ def read(file: str, names: Mapping[str, str]) -> Run:
             f"--against {file!r} must hold the {len(expected)} claims of this version, of the same models, once each, "
             f"got {len(listed)} lines, {here} of them of these claims: make it again by this version"
         )
-    return Run(protocols.pop(), verdicts)
+    return Run(protocols.pop(), verdicts, max([0, *(int(row["n"]) for row in listed if row["n"].isdecimal())]))
 
 
-def check(first: Run, protocol: str) -> None:
-    """Raise ValueError if `first` is of the protocol, and so of the prompts and noise, of this run."""
+def check(first: Run, protocol: str, options: Options) -> None:
+    """Raise ValueError if `first` is of the protocol, and so of the prompts and noise, of this run, whose `options`
+    these are; or if it had so many prompts of a file (--up-to, or a larger --limit) that this draw's are among them."""
     if first.protocol == protocol:
         raise ValueError(f"--against must be a run of other prompts (--draw), got one of the same protocol, {protocol}")
+    begins = options.draw * (options.limit or 0)
+    if options.prompts not in SHAPES and options.draw and begins < first.most:
+        raise ValueError(
+            f"--against must be a run of other prompts, got one of {first.most}: draw {options.draw} of "
+            f"{options.prompts!r} begins at prompt {begins}; take a --draw of {-(-first.most // (options.limit or 1))} "
+            "or more"
+        )
 
 
 def _keys(names: Mapping[str, str]) -> list[Key]:

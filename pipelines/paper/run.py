@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines import evaluation
+from pipelines.data.prompts import load_prompts
 from pipelines.engine.cluster import Stopped
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
@@ -56,7 +57,8 @@ def prepare(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> Job
     protocols = {dataset: evaluation.protocol(own) for dataset, own in settled.items()}
     if given.against:
         first = replication.read(given.against, names)
-        replication.check(first, protocols[next(e.dataset for e in chosen if e.claims)].facts()["protocol"])
+        of_claims = next(e.dataset for e in chosen if e.claims)
+        replication.check(first, protocols[of_claims].facts()["protocol"], settled[of_claims])
     if published.GALLERY in protocols:  # a few images: to be seen
         protocols[published.GALLERY] = replace(protocols[published.GALLERY], reference=())
     searched = any(exhibit.searches for exhibit in chosen)
@@ -144,6 +146,10 @@ def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store)
 
 def print_dry_run(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> None:
     groups, read = dry_run.gather(given, chosen)
-    of_claims = [group.prompts for group in groups if any(exhibit.claims for exhibit in group.exhibits)]
-    print(*read, *filter(None, (looks.told(given, n) for n in of_claims)), sep="\n")
+    of_claims = [group for group in groups if any(exhibit.claims for exhibit in group.exhibits)]
+    for group in of_claims:
+        if given.up_to is not None and (given.mini or datasets.has_captions(given, group.dataset)):
+            own = datasets.of_dataset(given, group.dataset)
+            looks.drawn(own, load_prompts(own.prompts, own.limit, own.shuffled, own.draw))  # raises as the run would
+    print(*read, *filter(None, (looks.told(given, group.prompts) for group in of_claims)), sep="\n")
     print(dry_run.text(groups, names, not given.mini, given.price, latency.measured(Store(given.out))))

@@ -1,4 +1,4 @@
-"""The row of real images that stands in every table: what a model that draws as the world is would score.
+"""The row of real images below sweeps, comparisons and exhibits: what a model that draws as the world is would score.
 
 It is no plan. It has no cost, is on no front, no baseline of any gain and in no answer; it says how far the best row is
 from what can be reached, by these judges and with so many images.

@@ -103,11 +103,14 @@ def run_all(units: Sequence[Unit], store: Store, resources: Resources, what: str
 
 def mending(store: Store, work: Callable[[], T]) -> T:
     """What `work` returns, which makes what the store lacks and then reads it: a damaged file that it meets is set
-    aside, and `work` is done again. Raises DamagedError after MENDS of them: such a disk is nothing to work on."""
+    aside, and `work` is done again. Raises DamagedError after MENDS of them: such a disk is nothing to work on; and for
+    a file of another store, where one of that name may be whole in this one."""
     for _ in range(MENDS):
         try:
             return work()
         except DamagedError as error:
+            if error.store not in ("", store.url):
+                raise
             store.set_aside(error.name)
             tqdm.write(one_line(f"{error.name} was damaged: set aside as .bad, and made again"), file=sys.stderr)
     return work()

@@ -12,8 +12,9 @@ import pytest
 from conftest import refusal
 
 from pipelines import options
+from pipelines.engine import workers
 from pipelines.engine.store import Store
-from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, run, searched_plans, tuning
+from pipelines.paper import datasets, dry_run, exhibits, published, reproduction, searched_plans, tuning
 from pipelines.stages import generation, latency
 from pipelines.training.finetune_settings import Settings
 from postdiff import methods
@@ -137,7 +138,7 @@ def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypat
         return [(exhibit, f"<p>{exhibit.key}</p>", "") for exhibit in group], {"prompts": args.prompts}, []
 
     monkeypatch.setattr(reproduction, "make", make)
-    monkeypatch.setattr(run.workers, "machine", lambda: "none")
+    monkeypatch.setattr(workers, "machine", lambda: "none")
     reproduce.main(["table6", "fig9", "--rounds", "0", "--limit", "8", "--out", str(tmp_path)])
     (coco, shapes, here, first), (other, recaption, there, own) = made
     assert (coco, shapes, here) == (["fig9"], "shapes", str(tmp_path))
@@ -154,7 +155,7 @@ def test_another_data_set_has_prompts_and_a_store_of_its_own(tmp_path, monkeypat
 def test_what_is_of_all_data_sets_is_in_the_store_that_was_named(tmp_path, monkeypatch):
     """Also where every exhibit is of another data set, which has a folder below."""
     monkeypatch.setattr(reproduction, "make", lambda *_: ([], {}, []))
-    monkeypatch.setattr(run.workers, "machine", lambda: "none")
+    monkeypatch.setattr(workers, "machine", lambda: "none")
     reproduce.main(["fig6", "table6", "--rounds", "0", "--limit", "8", "--out", str(tmp_path)])
     assert (tmp_path / "report.html").exists()
 

@@ -1,22 +1,27 @@
 """The later looks of the claims: their prompts and stores, and that what is pooled is what one store would say."""
 
 import csv
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pipelines import evaluation
-from pipelines.engine.cluster import Resources
+from pipelines.engine import records
+from pipelines.engine.cluster import DamagedError, Resources
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
+from pipelines.metrics.intervals import mean_interval
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims, looks
 from pipelines.paper.claim_list import Claim
 from pipelines.paper.datasets import Options
 from pipelines.pooling import Pool
-from pipelines.stages import generation
+from pipelines.report.tables import Row
+from pipelines.stages import generation, worker
 from postdiff import methods
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
@@ -50,7 +55,7 @@ def test_prompts_of_the_looks_follow_one_another():
     assert plan.folders[1:] == ("s3://bucket/x/look-2?region=r", "s3://bucket/x/look-3?region=r")
     assert looks.planned(options(), protocol(given, 8)).sizes == (8,)
     assert looks.told(given, 8).endswith(
-        "8 prompts go on to 16, then 40: at the most 5 times the images of their plans"
+        "8 prompts go on to 16, then 40: at the most 5 times the images of their plans, which what follows counts once"
     )
     assert looks.told(options(), 8) == ""
 
@@ -70,6 +75,80 @@ def test_prompts_of_a_file_must_suffice_and_begin_with_the_first(tmp_path):
         looks.planned(options(prompts=str(file), up_to=20, draw=1), second)
     with pytest.raises(ValueError, match="--up-to needs prompts that go on"):
         looks.planned(given, second)
+    dry = ["claims", "--prompts", str(file), "--models", "real", "--limit", "8", "--dry-run", "--up-to"]
+    with pytest.raises(SystemExit, match="--up-to must be at most the 40 prompts of"):
+        reproduce.main([*dry, "80"])
+    with pytest.raises(SystemExit, match="--up-to needs prompts that go on: draw 1"):
+        reproduce.main([*dry, "20", "--draw", "1"])
+
+
+def made_up(key, n):
+    values = np.random.default_rng(int(key[1], 16)).normal(scale=50, size=64)[:n]
+    return Row(key[1], "dense", "", 2, 1, 1, 0.1, {"clip": mean_interval(values)})
+
+
+def test_a_plan_that_one_look_lost_is_not_asked_for_again(tmp_path, monkeypatch):
+    """Its prompts would have a gap: pooled over the looks, there is no number."""
+    plans = [methods.dense(steps) for steps in (2, 3, 4)]
+    open_claims = tuple(Claim("1", f"{len(p)} steps", "lcm", p, plans[0], "clip", "better") for p in plans[1:])
+    monkeypatch.setattr(claims, "CLAIMS", open_claims)
+    monkeypatch.setattr(claims, "MARGINS", {**claims.MARGINS, "clip": 1e-9})
+    own = {
+        ("lcm", plan.id): Entry("dense", "", generation.configure("mini-lcm", plan, batch_size=2), 1, 1)
+        for plan in plans
+    }
+    keys = {entry.configuration.id: key for key, entry in own.items()}
+    given = options(up_to=40, out=str(tmp_path))
+    plan = looks.planned(given, protocol(given, 8))
+    lost, asked = own["lcm", plans[2].id], []
+
+    def evaluate(store, entries, of, resources):
+        asked.append({keys[entry.configuration.id] for entry in entries})
+        rows = [
+            None if entry is lost and len(asked) == 1 else made_up(keys[entry.configuration.id], 8) for entry in entries
+        ]
+        return SimpleNamespace(rows=rows, facts={"missing": "1"} if None in rows else {})
+
+    class Made(Pool):
+        def score(self, configuration, metric):
+            assert configuration.id != lost.configuration.id
+            return made_up(keys[configuration.id], plan.sizes[len(self.stores) - 1]).scores["clip"]
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "claim_store", lambda folder, of: Store(folder))
+    monkeypatch.setattr(looks, "Pool", Made)
+    monkeypatch.setattr(looks, "measurable", lambda protocols: [METRICS["clip"]])
+    rows = {key: made_up(key, 8) for key in own}
+    judged, missing = looks.judge(plan, rows, own, Store(str(tmp_path)), Resources(workers=1))
+    assert asked == [set(own), set(own) - {("lcm", plans[2].id)}]
+    assert [one.measured.n for one in judged] == [40, 8]
+    assert {one.verdict for one in judged} == {"not resolved"}
+    assert missing == {"look 2, missing": "1"}
+
+
+def test_a_damaged_file_is_set_aside_in_its_own_store(tmp_path):
+    """Looks have files of one name: that of the first is whole."""
+    name = "features/e/c/00000-of-00001.parquet"
+    first, later = stores = [Store(str(tmp_path / look)) for look in ("first", "later")]
+    for store in stores:
+        store.put(name, records.feature_rows(["a", "b"], np.ones((2, 4)), name, "x"))
+    whole = first.get(name)
+    later.put(name, whole[:-1] + bytes([whole[-1] ^ 1]))
+    pool = Pool(stores, None)
+    with pytest.raises(DamagedError, match=f"^{later.url}: {name} must") as damaged:
+        worker.mending(first, lambda: pool._read("features/e/c"))
+    assert pickle.loads(pickle.dumps(damaged.value)).store == later.url
+    assert first.get(name) == whole
+    mended = []
+
+    def work():
+        if not later.has(name):
+            mended.append(name)
+            later.put(name, whole)
+        return pool._read("features/e/c")
+
+    assert len(worker.mending(later, work)) == 2
+    assert mended == [name]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from test_claims import rows
 from pipelines.engine.store import Store
 from pipelines.paper import claims, replication, writing
 from pipelines.paper.claim_list import CLAIMS
+from pipelines.paper.datasets import Options
 
 NAMES = {model: f"mini-{model}" for model in ("sd15", "lcm", "sdxl", "pixart")}
 
@@ -123,6 +125,20 @@ def test_numbers_that_are_none_are_refused(file):
 
 def test_a_run_of_the_same_prompts_is_no_second_run(file):
     first = replication.read(file, NAMES)
-    replication.check(first, "second-2")
+    replication.check(first, "second-2", Options())
     with pytest.raises(ValueError, match="must be a run of other prompts"):
-        replication.check(first, "first-1")
+        replication.check(first, "first-1", Options())
+
+
+def test_a_draw_of_a_file_among_what_the_first_run_looked_at_is_no_second_run(file):
+    first = replication.read(file, NAMES)
+    assert first.most == max(one.measured.n for one in run(1))
+    half = first.most // 2
+    again = Options(prompts="captions.tsv", limit=half, draw=1)
+    with pytest.raises(
+        ValueError, match=f"got one of {first.most}: draw 1 of 'captions.tsv' begins at prompt {half}; "
+    ):
+        replication.check(first, "second-2", again)
+    replication.check(first, "second-2", replace(again, draw=2))
+    replication.check(first, "second-2", replace(again, prompts="shapes"))  # whose draws are far from each other
+    replication.check(first, "second-2", replace(again, draw=0))  # of another file

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.metrics import fid
 from pipelines.metrics.intervals import critical, mean_interval, student_t, together
 from pipelines.paper import claims, sequential
 from pipelines.paper.claim_list import Claim
@@ -128,6 +129,22 @@ def test_intervals_of_all_looks_hold_together_as_often_as_they_say(small):
     assert held + false == pytest.approx(1)
 
 
+def test_numbers_of_claims_that_stopped_early_are_biased_and_the_legend_says_so(small, monkeypatch):
+    monkeypatch.setitem(claims.MARGINS, "clip", 1e-9)
+    rng, effect = np.random.default_rng(7), 2.0
+    early = [
+        one.measured.value
+        for _ in range(40)
+        for one in Sweep(rng, [effect] * 12, noise=5.0).judge()
+        if one.measured.n == LOOKS[0] and one.verdict == "agrees"
+    ]
+    assert len(early) > 20
+    assert np.mean(early) > 1.2 * effect
+    assert "A number at which a claim stopped is biased, away from 0 where it is clear" in claims.legend(LOOKS)
+    assert "if --up-to was chosen before the first look was seen" in claims.legend(LOOKS)
+    assert claims.legend(LOOKS[:1]) == claims.LEGEND
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [1.0, 3.0, 6.0])
 def test_they_do_where_claims_stop_for_several_reasons(small, noise):
@@ -135,3 +152,39 @@ def test_they_do_where_claims_stop_for_several_reasons(small, noise):
     held, false = simulate(effects, noise, sweeps=500, seed=6)
     assert held >= 0.93  # more than 97 % where most stop at the first look, which spends a quarter of the error
     assert false <= 0.05
+
+
+@pytest.mark.slow
+def test_they_do_where_metrics_are_of_several_kinds(monkeypatch):
+    """FID of 20 groups, CLIP scores of up to 128, skewed PSNR of few images, all in one table; nothing is anything."""
+    plans, metrics = PLANS[:5], ("fid", "clip", "psnr")
+    mixed = tuple(Claim("1", key, "sd15", plan, plans[-1], key, "better") for key in metrics for plan in plans[:-1])
+    monkeypatch.setattr(claims, "CLAIMS", mixed)
+    monkeypatch.setattr(claims, "MARGINS", {**claims.MARGINS, **dict.fromkeys(metrics, 1e-9)})
+    reference = fid.moments(np.random.default_rng(0).normal(size=(4000, 4)))
+
+    def sweep(rng):
+        features = rng.normal(size=(LOOKS[-1], 1, 4)) + 0.5 * rng.normal(size=(LOOKS[-1], len(plans), 4)) + 0.2
+        cosines = rng.normal(size=(LOOKS[-1], 1)) + rng.normal(size=(LOOKS[-1], len(plans)))
+        decibels = rng.gamma(4, 0.5, size=(48, 1)) + rng.gamma(4, 0.5, size=(48, len(plans)))
+
+        def rows(look, keys=None):
+            n, few = LOOKS[look], 16 * (look + 1)
+            return {
+                ("sd15", plan.id): Row(plan.id, plan.name, "", len(plan), 1, 1, 0.1, {
+                    "fid": fid.frechet_interval(features[:n, i], reference),
+                    "clip": mean_interval(cosines[:n, i]), "psnr": mean_interval(decibels[:few, i]),
+                })
+                for i, plan in enumerate(plans) if keys is None or ("sd15", plan.id) in keys
+            }  # fmt: skip
+
+        return rows
+
+    sweeps, wrong, last = 250, 0, set()
+    for number in range(sweeps):
+        rows = sweep(np.random.default_rng([number, 7]))
+        judged = sequential.judge(rows(0), LOOKS, rows)
+        wrong += any(one.verdict in ("agrees", "contradicts") for one in judged)
+        last |= {(one.claim.metric, one.measured.n) for one in judged}
+    assert {("fid", 256), ("clip", 256), ("psnr", 48)} <= last
+    assert 0 < wrong / sweeps <= 0.05
