@@ -106,6 +106,7 @@ def test_the_job_makes_tables_and_figures_and_goes_on_where_it_stopped(ray_sessi
     assert changed == []
 
 
+@pytest.mark.slow
 def test_table_7_is_before_and_after_fine_tuning(ray_session, tmp_path, monkeypatch, capsys):
     def settings(model):
         return Settings(steps=1, batch=2, micro_batch=2, lr=1e-3, warm_up=1, ema=0.0)

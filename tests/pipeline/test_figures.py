@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 import reproduce  # a job is a script, not a package
 
 
+@pytest.mark.slow
 def test_what_is_seen_rather_than_read_is_a_picture(ray_session, tmp_path, capsys):
     few = ["--limit", "4", "--n-reference", "16", "--rounds", "0", "--shard", "2", "--batch-size", "2"]
     args = ["fig3", "fig7", "fig11", "fig12", *few, "--out", str(tmp_path)]
