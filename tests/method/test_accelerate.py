@@ -105,7 +105,7 @@ def copied(module):
     return other.eval()
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "lcm", "pixart"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_lora_stays(kind, random_backbones):
     pytest.importorskip("peft")
     pipe = random_backbones(kind).pipe
@@ -149,6 +149,17 @@ def test_the_users_scheduler_runs_even_if_it_is_set_later(sd, name, changes):
     other.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(sd.scheduler.config)
     with pytest.raises(ValueError, match="KDPM2DiscreteScheduler, StableDiffusionPipeline's scheduler, is not offered"):
         fast(PROMPT)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lcm"])  # LCM's scheduler has none
+def test_karras_levels_are_bit_for_bit(kind, random_backbones):
+    pipe = random_backbones(kind).pipe
+    other = with_parts(pipe)
+    other.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    plain_levels = with_parts(pipe)
+    plain_levels.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    size = {"height": 64, "width": 64}
+    assert (same(other, **size) != same(plain_levels, **size)).any()
 
 
 def test_freeu_and_a_sliced_and_tiled_autoencoder_stay(sd):

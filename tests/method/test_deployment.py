@@ -243,6 +243,22 @@ def test_what_is_offloaded_is_fed_where_it_computes(small):
     assert (got == expected).all()
 
 
+def test_models_are_sent_back_where_they_rest_as_the_pipelines_call_does(small, monkeypatch):
+    backbone = changed(small, ROWS["model offload"].apply)
+    pipe, sent, drawn = backbone.pipe, [], (PROMPTS[:1], SEEDS[:1], methods.dense(STEPS))
+    pipe._all_hooks = [object()]  # as enable_model_cpu_offload leaves them, which asks for a GPU
+    monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: sent.append(self))
+    for run in (
+        lambda: pipe(PROMPTS[0], num_inference_steps=STEPS, height=64, width=64),
+        lambda: postdiff.sample(backbone, *drawn),
+        lambda: postdiff.sample(backbone, *drawn, output="latent"),
+        lambda: postdiff.accelerate(pipe, methods.dense(STEPS))(PROMPTS[0], height=64, width=64),
+    ):
+        run()
+        assert sent == [pipe]
+        sent.clear()
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if "offload" in row])
 def test_accelerate_goes_with_offloading(small, row):
     pipe, told = changed(small, ROWS[row].apply).pipe, {"height": 64, "width": 64, "output_type": "np"}
