@@ -66,10 +66,11 @@ def test_plans_of_one_resolution_need_no_probe():
 
 
 @pytest.mark.parametrize(("prompts", "asked"), [(63, False), (64, True)])
-def test_a_run_that_is_no_longer_than_the_question_is_not_asked_before(prompts, asked):
+def test_a_run_that_is_no_longer_than_the_question_is_not_asked_before(prompts, asked, capsys):
     plans = [methods.dense(8), methods.mixed_resolution(20, 0.5, 0.5)]
     entries = low_resolution.beginnings(options("mini-sd"), plans)
     protocol = SimpleNamespace(prompts=[None] * prompts)
     assert low_resolution.asked(entries, protocol) is asked
     if not asked:
         assert low_resolution.warnings(options("mini-sd"), plans, protocol, None) == []
+        assert "not tried beforehand: 63 prompts are fewer than 64" in capsys.readouterr().err
