@@ -42,8 +42,8 @@ def warnings(options: OfOneModel, plans: Sequence[Plan], protocol: Protocol, res
     entries = beginnings(options, plans)
     if not asked(entries, protocol):
         if len(entries) > 1:
-            few = f"{len(protocol.prompts)} prompts are fewer than {WORTHWHILE}"
-            print(f"low resolutions are not tried beforehand: {few}, and this run itself tells", file=sys.stderr)
+            reason = f"{len(protocol.prompts)} prompts are fewer than {WORTHWHILE}, and this run itself tells"
+            print(f"low resolutions are not tried beforehand: {reason}", file=sys.stderr)
         return []
     listed = protocol.prompts[:PROMPTS]
     few = replace(protocol, prompts=listed, prompts_per_shard=min(protocol.prompts_per_shard, len(listed)),
