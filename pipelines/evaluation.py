@@ -102,14 +102,11 @@ class Protocol:
             reference = f"{len(self.reference)} reference images ({self.reference_name})"
         return metric.definition.format(encoder=encoder, reference=reference)
 
-    @property
-    def judge(self) -> str:
-        """The judges of content, who read scenes of one procedural data set alone."""
-        return prompts.DRAWN[self.source][0].judges if self.source in prompts.DRAWN else ""
-
     def encoder(self, metric: Metric) -> str:
-        """What makes its features; empty for none."""
-        return metric.encoder if metric.is_paired else getattr(self, metric.encoder)
+        """What makes its features; empty for none. Content is judged in scenes of a procedural data set alone."""
+        judges = prompts.DRAWN[self.source][0].judges if self.source in prompts.DRAWN else ""
+        beside = {"judge": judges, "grid": judges and f"{judges}-grid", "pixels": metric.encoder}
+        return beside[metric.encoder] if metric.encoder in beside else getattr(self, metric.encoder)
 
     def lacks(self, metric: Metric) -> str:
         """What `metric` needs and there is not, in words; "" where it can be measured."""
@@ -127,7 +124,7 @@ class Protocol:
         if len(self.reference) < references:
             return f"fewer than {references} reference images"
         own = self.encoder(metric)
-        if own != self.fid and encoders.fingerprint(own) != encoders.fingerprint(self.fid):
+        if metric.encoder != "grid" and own != self.fid and encoders.fingerprint(own) != encoders.fingerprint(self.fid):
             return f"no features of the reference images by {own} (--fid)"
         return ""
 

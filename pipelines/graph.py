@@ -41,8 +41,8 @@ def shared_features(protocol: Protocol) -> list[Unit]:
     made = []
     for encoder in dict.fromkeys(protocol.encoder(metric) for metric in protocol.alone if metric.needs == "prompts"):
         made += features.prompt_units(encoder, protocol.shards)
-    if protocol.reference:
-        made += features.reference_units(protocol.fid, list(protocol.reference))
+    for encoder in dict.fromkeys(protocol.encoder(metric) for metric in protocol.alone if metric.needs == "reference"):
+        made += features.reference_units(encoder, list(protocol.reference))
     return made
 
 

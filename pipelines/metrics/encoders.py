@@ -5,6 +5,7 @@ ClipEncoder("mini-clip-reads")                 likewise: a later one, which tell
 ClipEncoder("mini-clip-scenes")                likewise, on Scenes
 JudgeEncoder("mini-judges")                    likewise: two networks that read a scene of Shapes (judge_models.py)
 JudgeEncoder("mini-judges-scenes")             likewise, of Scenes
+GridEncoder("mini-judges-grid")                what one of the judges sees before it answers
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
 """
@@ -30,6 +31,7 @@ INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrain
 
 # In the repository: what judges content, and what scores.
 JUDGES = tuple(data.judges for data in PROCEDURAL.values())
+GRIDS = {f"{name}-grid": name for name in JUDGES}  # what one of the judges sees, for a distance of its own
 CLIPS = (*(data.clip for data in PROCEDURAL.values()), "mini-clip-reads")
 
 
@@ -55,10 +57,12 @@ def fingerprint(encoder: str) -> str:
     """
     if encoder.endswith(".pt"):
         return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
-    folder = MINI / encoder if encoder in JUDGES else clip_folder(encoder)
+    judges = GRIDS.get(encoder, encoder)
+    folder = MINI / judges if judges in JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
-    return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
+    digest = _digest(sorted(file for file in folder.iterdir() if file.is_file()))
+    return f"{encoder if encoder in GRIDS else folder.name}-{digest}"
 
 
 def _digest(files: Sequence[Path]) -> str:

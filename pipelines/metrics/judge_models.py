@@ -59,9 +59,13 @@ class Convolutional(nn.Module):
             }
         )
 
+    def grid(self, images: Tensor) -> Tensor:
+        """float32 [N, 3, size, size] in [-1, 1] -> [N, 128, 8, 8], not negative."""
+        return self.body(_with_coordinates(images))
+
     def forward(self, images: Tensor) -> Tensor:
         """float32 [N, 3, size, size] in [-1, 1] -> logits [N, answers], those of a question side by side."""
-        grid = self.body(_with_coordinates(images)) + self.position
+        grid = self.grid(images) + self.position
         attention = torch.softmax(self.queries @ self.key(grid).flatten(2) / WIDTH**0.5, -1)  # [N, 3, 64]
         pooled = (attention @ grid.flatten(2).mT).flatten(1)
         return torch.cat([head(pooled) for head in self.heads.values()], 1)
@@ -111,7 +115,7 @@ class JudgeEncoder:
     def __init__(self, folder: Path, device: str = "cpu"):
         self.device = device
         self.data = PROCEDURAL[json.loads((folder / "judges.json").read_text())["data"]]
-        self.judges = []
+        self.judges: list = []
         for name, make in ARCHITECTURES.items():
             judge = make(self.data)
             weights = load_file(folder / f"{name}.safetensors")
@@ -141,3 +145,15 @@ class JudgeEncoder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         return np.tile(one_hot(texts, self.data), (1, len(self.judges)))
+
+
+class GridEncoder(JudgeEncoder):
+    """What the convolutional judge sees before it answers: its last grid, a mean over the cells, float32 [N, 128].
+
+    For a Frechet distance that is not of CLIP's features: these know textures, outlines and how much there is of each.
+    """
+
+    def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
+        batch = torch.stack(list(prepared)).to(self.device)
+        with torch.no_grad():
+            return self.judges[0].grid(batch).mean((2, 3)).cpu().numpy()

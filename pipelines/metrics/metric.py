@@ -23,7 +23,7 @@ class Metric:
         baseline's images of the same noise, pixel by pixel: `dense`, as many steps with nothing saved, or the
         model's 60-step `solution`.
     encoder: what of a protocol names the network whose features it is of: `fid` (Inception, for real models), `clip`,
-        or `judge`, which prompts of Shapes alone have; `pixels` for none.
+        or the `judge` and its `grid`, which prompts of Shapes and Scenes alone have; `pixels` for none.
     definition: a sentence's beginning for the report, with {encoder} and {reference}.
     score: features of N images [N, D] and of their prompts [N, D] or of M reference images [M, D] -> the number with
         its interval. Raises ValueError if they are too few or not finite.
@@ -42,7 +42,7 @@ class Metric:
     key: str
     title: str
     needs: Literal["prompts", "reference", "dense", "solution"]
-    encoder: Literal["clip", "fid", "judge", "pixels"]
+    encoder: Literal["clip", "fid", "judge", "grid", "pixels"]
     definition: str
     score: Callable[[np.ndarray, np.ndarray], Interval]
     lower_is_better: bool
@@ -63,7 +63,7 @@ class Metric:
     @property
     def only_where_measured(self) -> bool:
         """Tables have no column of it where it was not measured, instead of a word that says so."""
-        return self.is_paired or self.encoder == "judge"
+        return self.is_paired or self.encoder in ("judge", "grid")
 
     @property
     def column(self) -> str:
@@ -158,6 +158,11 @@ METRICS: dict[str, Metric] = {
             "coverage", "coverage", "reference", "fid",
             "share of {reference} with an image near by {encoder} features; " + _OVER_IMAGES,
             fidelity.coverage, lower_is_better=False, least=128, fewest=(4, 6),
+        ),
+        Metric(
+            "fid_content", "content FID", "reference", "grid",
+            "Frechet distance of {encoder} features to {reference}; " + _OVER_IMAGES,
+            fid.fid, lower_is_better=True, biased=True, digits=2, least=128,
         ),
         _paired("psnr", "PSNR", "solution", pixels.psnr, digits=2, shown=True),
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),

@@ -25,6 +25,7 @@ from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics import pixels
 from pipelines.metrics.encoders import (
+    GRIDS,
     INCEPTION_URL,
     JUDGES,
     ClipEncoder,
@@ -63,14 +64,14 @@ class Encoding:
 
 
 def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """One of `encoders.CLIPS` or `JUDGES`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception."""
+    """One of `encoders.CLIPS`, `JUDGES`, `GRIDS`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name in JUDGES:
-        from pipelines.metrics.judge_models import JudgeEncoder
+    if name in JUDGES or name in GRIDS:
+        from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder
 
-        return JudgeEncoder(MINI / name, device)
+        return GridEncoder(MINI / GRIDS[name], device) if name in GRIDS else JudgeEncoder(MINI / name, device)
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
 
 

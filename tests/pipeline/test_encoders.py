@@ -78,7 +78,10 @@ def test_an_encoder_is_named_by_its_weights(tmp_path):
 
 
 def test_unknown_encoders_are_told(tmp_path):
-    with pytest.raises(ValueError, match="expected mini-clip, mini-clip-reads, a folder, or open_clip's MODEL/WEIGHTS"):
+    with pytest.raises(
+        ValueError,
+        match="expected mini-clip, mini-clip-scenes, mini-clip-reads, a folder, or open_clip's MODEL/WEIGHTS",
+    ):
         ClipEncoder("maxi-clip")
     with pytest.raises(ValueError, match="no Inception weights at"):
         InceptionEncoder(tmp_path / "missing.pt")
