@@ -5,6 +5,7 @@ ClipEncoder("mini-clip-reads")                 likewise: a later one, which tell
 JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
+pickscore=FOLDER, hps=..., imagereward=...     human preference (preference.py, preference_models.py)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.engine.identity import digest
+from pipelines.metrics import preference
 from postdiff.models.checkpoints import MINI, digest_of
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def fingerprint(encoder: str) -> str:
 
     Raises: ValueError if there is no such encoder.
     """
+    if preference.is_named(encoder):
+        return preference.fingerprint(encoder)
     if encoder.endswith(".pt"):
         return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
     folder = MINI / encoder if encoder == JUDGES else clip_folder(encoder)
