@@ -63,7 +63,9 @@ def run(given: Options) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Options:
-    return options.parse(__doc__, Options, argv, fid="here: there is no FID")
+    given = options.parse(__doc__, Options, argv, fid="here: there is no FID")
+    command_line.refuse(given, "here: steps are scored by the CLIP score alone", "preference")
+    return given
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from pipelines import calibration, options
 from pipelines.candidates import Options
 from pipelines.command_line import Parser, job, number, read, refuse
 from pipelines.metrics.metric import METRICS
+from pipelines.metrics.preference import parse as parse_network
 
 
 def parse(argv: list[str] | None = None) -> Options:
@@ -33,6 +34,8 @@ def parse(argv: list[str] | None = None) -> Options:
                         help="the budget for one image, in TFLOP, T MACs or seconds")  # fmt: skip
     given = options.settled(read(parser, Options, argv))
     options.refuse_unused(given, fid="" if METRICS[given.by].needs == "reference" else f"with --by {given.by}")
+    if any(parse_network(name).kind != METRICS[given.by].encoder for name in given.preference):
+        refuse(given, f"with --by {given.by}, but for the network that it is of", "preference")
     if given.of != "seconds":
         refuse(given, f"on a budget of {given.of}: nothing is timed", "rounds")
     return given

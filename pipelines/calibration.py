@@ -21,6 +21,7 @@ from pipelines.engine.urls import below, local_path
 from pipelines.evaluation import Entry
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric
+from pipelines.options import check_batch
 from pipelines.pooling import Pool
 from pipelines.report import tables
 from pipelines.stages import fidelity, worker
@@ -59,7 +60,7 @@ def run(options: Options) -> None:
     affordable, budget, whole = candidates.price(options, Store(options.out), spec)
     affordable = judged(affordable, metric, evaluation.configure(options, options.backbone, affordable[0].plan))
     halving = rounds(whole_protocol.prompts, len(affordable), metric)
-    evaluation.check_batch(options, min(len(part.prompts) for part in halving))
+    check_batch(options, min(len(part.prompts) for part in halving))
     images = drawn(halving, len(affordable))
     print(
         f"{len(affordable)} plans within {budget:.4g} {UNITS[options.of]} ({budget / whole:.1%} of the model as it is)"

@@ -16,10 +16,10 @@ from pipelines.engine.cluster import Limits, Resources, Stopped, in_a_cluster
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import SHARD, Store
-from pipelines.metrics import encoders
+from pipelines.metrics import encoders, preference
 from pipelines.metrics.intervals import Interval
 from pipelines.metrics.metric import METRICS, Metric, shown
-from pipelines.options import Options, read_prompts
+from pipelines.options import Options, check_batch, read_prompts
 from pipelines.report import tables
 from pipelines.stages import features, fidelity, generation, scores, worker
 from pipelines.stages.generation import Configuration
@@ -42,9 +42,9 @@ class Entry:
 class Protocol:
     """What is measured on what: numbers of two protocols never share a table.
 
-    source: where the prompts are from. reference: keys of FID's reference images, none for no FID. clip, fid: encoders.
-    only: key of the one metric that is asked for; empty for all. pictures: {a prompt's id: the file that it is the
-    caption of}, where that is known.
+    source: where the prompts are from. reference: keys of FID's reference images, none for no FID. clip, fid,
+    preference: encoders. only: key of the one metric that is asked for; empty for all. pictures: {a prompt's id: the
+    file that it is the caption of}, where that is known.
     """
 
     source: str
@@ -56,6 +56,7 @@ class Protocol:
     name: str = ""
     only: str = ""
     pictures: Mapping[str, str] = field(default_factory=dict)
+    preference: tuple[str, ...] = ()
 
     @property
     def shards(self) -> list[tuple[Prompt, ...]]:
@@ -104,6 +105,8 @@ class Protocol:
 
     def encoder(self, metric: Metric) -> str:
         """What makes its features; empty for none. Content is judged in scenes of a procedural data set alone."""
+        if metric.is_of_preference:
+            return preference.name_of(metric.encoder, self.preference)
         judges = prompts.DRAWN[self.source][0].judges if self.source in prompts.DRAWN else ""
         beside = {"judge": judges, "grid": judges and f"{judges}-grid", "pixels": metric.encoder}
         return beside[metric.encoder] if metric.encoder in beside else getattr(self, metric.encoder)
@@ -114,7 +117,7 @@ class Protocol:
         if self.only and metric.key != self.only:
             return f"{METRICS[self.only].title} alone is asked for"
         if not self.encoder(metric):
-            return f"nothing judges images of {self.source}"
+            return "--preference names none" if metric.is_of_preference else f"nothing judges images of {self.source}"
         if sum(not metric.applies or metric.applies(prompt.text) for prompt in self.prompts) < images:
             return f"fewer than {images} images"
         if metric.needs != "reference":
@@ -129,7 +132,9 @@ class Protocol:
         return ""
 
     def against(self, metric: Metric) -> str:
-        """Where the features are that `metric` holds those of images against."""
+        """Where the features are that `metric` holds those of images against; "" where those say all."""
+        if metric.needs == "nothing":
+            return ""
         return features.folder(self.encoder(metric), "prompts" if metric.needs == "prompts" else self.reference_name)
 
     @cached_property
@@ -145,6 +150,7 @@ def protocol(options: Options) -> Protocol:
         raise ValueError(f"intervals need at least 4 prompts, got {len(listed)}")
     if options.gpus_per_worker and not in_a_cluster() and not _gpu_is_here():
         raise ValueError("--gpus-per-worker needs GPUs: this machine has none, and RAY_ADDRESS names no cluster")
+    preference.check(options.preference)
     if options.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
     features.check_encoder(options.clip)
@@ -153,8 +159,9 @@ def protocol(options: Options) -> Protocol:
     reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
     pictures = dict(zip((prompt.id for prompt in listed), reference, strict=False)) if options.matched else {}
-    own = options
-    return Protocol(own.prompts, tuple(listed), own.shard, tuple(reference), own.clip, own.fid, name, pictures=pictures)
+    own, references = options, tuple(reference)
+    whole = own.prompts, tuple(listed), own.shard, references, own.clip, own.fid, name, "", pictures, own.preference
+    return Protocol(*whole)
 
 
 def _gpu_is_here() -> bool:
@@ -182,12 +189,6 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     )
     print(f"reference: {told}", file=sys.stderr)
     return files
-
-
-def check_batch(options: Options, unit: int) -> None:
-    """Raise ValueError if a batch was asked for that the `unit` prompts of a unit cannot fill: it would be padded."""
-    if "batch_size" in options.given and options.batch_size > unit:
-        raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {options.batch_size}")
 
 
 def _spec(of: Protocol) -> dict:

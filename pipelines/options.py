@@ -24,6 +24,7 @@ from pipelines.command_line import (
 )
 from pipelines.data.prompts import DRAWN, load_prompts
 from pipelines.engine.records import Prompt
+from pipelines.metrics import preference as preferences
 from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
 from postdiff.models.checkpoints import is_of_hub
 
@@ -101,6 +102,16 @@ class Options:
             "(default: --clip's default for Shapes and Scenes, inception-2015-12-05.pt else)"
         ),
     ] = ""
+    preference: Annotated[
+        tuple[str, ...],
+        flag(
+            "score human preference too, by networks whose files each worker has in FOLDER: pickscore=FOLDER, "
+            "hps=FOLDER@sha256:HEX, imagereward=FOLDER@sha256:HEX (docs/preference.md)",
+            preferences.argument,
+            nargs="+",
+            metavar="KIND=FOLDER",
+        ),
+    ] = ()
     dtype: Annotated[str | None, flag("of weights and latents (default: float16 for hub models)", choices=DTYPES)] = (
         None
     )
@@ -126,7 +137,8 @@ class Options:
     @property
     def names(self) -> tuple[str | None, ...]:
         """What prompts, references and encoders are named by: some are paths."""
-        return self.prompts, self.reference, self.clip, self.fid
+        folders = (str(preferences.parse(name).folder) for name in self.preference)
+        return self.prompts, self.reference, self.clip, self.fid, *folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +191,13 @@ def settled(options: Own) -> Own:
 
 
 def parse(doc: str | None, kind: type[Own], argv: Sequence[str] | None, fid: str = "") -> Own:
-    """The options `kind` of a job, settled. fid: why it has no FID. Raises ValueError for those that have no effect."""
+    """The options `kind` of a job, settled. fid: why it has no FID.
+
+    Raises: ValueError for those that have no effect, and for networks of preference whose files lack.
+    """
     given = settled(read(Parser(doc), kind, argv))
     refuse_unused(given, fid)
+    preferences.check_files(given.preference)
     return given
 
 
@@ -193,6 +209,12 @@ def read_prompts(options: Options) -> list[Prompt]:
         where, got = options.prompts, options.limit
         raise ValueError(f"--limit must be at most the {len(listed)} prompts of {where!r}, got {got}")
     return listed
+
+
+def check_batch(options: Options, unit: int) -> None:
+    """Raise ValueError if a batch was asked for that the `unit` prompts of a unit cannot fill: it would be padded."""
+    if "batch_size" in options.given and options.batch_size > unit:
+        raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {options.batch_size}")
 
 
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:

@@ -47,6 +47,8 @@ class Pool:
             compared = self._features(fidelity.folder(baseline.id, configuration.id))
             return metric.score(np.concatenate([values for _, values in compared]), np.empty(0))
         images = self._features(features.folder(self.protocol.encoder(metric), configuration.id))
+        if not self.protocol.against(metric):
+            return metric.score(np.concatenate([values for _, values in images]), np.empty(0))
         held = [
             scores.held_against(metric, ids, *against)
             for (ids, _), against in zip(images, self._features(self.protocol.against(metric)), strict=True)

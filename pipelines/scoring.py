@@ -34,7 +34,7 @@ from postdiff.terminal import doing
 # What one folder's images are held against the other's by: a sweep's to the solution, with another baseline.
 FIDELITY = [metric for metric in METRICS.values() if metric.needs == "solution"]
 NOT_HERE = "not computed: this job has none of its weights"
-ABSENT = ("LPIPS", "HPS v2", "PickScore", "ImageReward")
+ABSENT = ("LPIPS",)
 LEGEND = (
     "Intervals are 95 %. Difference: the first folder less the second, paired prompt by prompt; FID's and CMMD's are "
     "freed of the bias that few images bring. The intervals of all differences hold together (max-t); where one leaves "
@@ -234,6 +234,7 @@ def facts(of: Sequence[NamedImages], labels: Sequence[str], protocol: Protocol) 
     compared = f"pixel by pixel, {labels[0]} to {labels[-1]}, {len(protocol.prompts)} images; Student's t over images"
     own = {metric.title: protocol.definition(metric) for metric in METRICS.values() if not metric.only_where_measured}
     judged = {m.title: protocol.definition(m) for m in protocol.alone if m.only_where_measured}
+    judged |= {m.title: protocol.definition(m) for m in METRICS.values() if m.is_of_preference}
     between = {metric.title: compared for metric in FIDELITY} if len(of) > 1 else {}
     shared = protocol.facts()
     return {

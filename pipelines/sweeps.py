@@ -169,7 +169,8 @@ def write_report(
     metrics = tables.comparable(rows)
     figures = []
     for metric in metrics:
-        by = protocol.encoder(metric) + (" features" if metric.needs == "reference" else "")
+        by = metric.encoder if metric.is_of_preference else protocol.encoder(metric)
+        by += " features" if metric.needs == "reference" else ""
         held = "to 60 steps from the same noise" if metric.is_paired else by
         title = f"{options.backbone}, n = {rows[0].interval(metric).n}, {held}"
         figures.append(plots.front_plot(rows, metric, title))

@@ -8,6 +8,7 @@ JudgeEncoder("mini-judges-scenes")             likewise, of Scenes
 GridEncoder("mini-judges-grid")                what one of the judges sees before it answers
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
+pickscore=FOLDER, hps=..., imagereward=...     human preference (preference.py, preference_models.py)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 
 from pipelines.data.procedural import PROCEDURAL
 from pipelines.engine.identity import digest
+from pipelines.metrics import preference
 from postdiff.models.checkpoints import MINI, digest_of
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def fingerprint(encoder: str) -> str:
 
     Raises: ValueError if there is no such encoder.
     """
+    if preference.is_named(encoder):
+        return preference.fingerprint(encoder)
     if encoder.endswith(".pt"):
         return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
     judges = GRIDS.get(encoder, encoder)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.metrics import clip, fid, fidelity, judge, kernel, pixels
+from pipelines.metrics import clip, fid, fidelity, judge, kernel, pixels, preference
 from pipelines.metrics.intervals import Interval, difference, extrapolated
 
 BASELINES = ("dense", "solution")
@@ -21,9 +21,10 @@ class Metric:
     title: its name in tables.
     needs: what images are held against: `prompts`, each image its own; `reference` images, set against set; or a
         baseline's images of the same noise, pixel by pixel: `dense`, as many steps with nothing saved, or the
-        model's 60-step `solution`.
+        model's 60-step `solution`; `nothing` more, where a network reads image and prompt together.
     encoder: what of a protocol names the network whose features it is of: `fid` (Inception, for real models), `clip`,
-        or the `judge` and its `grid`, which prompts of Shapes and Scenes alone have; `pixels` for none.
+        or the `judge` and its `grid`, which prompts of Shapes and Scenes alone have; a kind of `preference.KINDS`,
+        where one was named; `pixels` for none.
     definition: a sentence's beginning for the report, with {encoder} and {reference}.
     score: features of N images [N, D] and of their prompts [N, D] or of M reference images [M, D] -> the number with
         its interval. Raises ValueError if they are too few or not finite.
@@ -41,8 +42,8 @@ class Metric:
 
     key: str
     title: str
-    needs: Literal["prompts", "reference", "dense", "solution"]
-    encoder: Literal["clip", "fid", "judge", "grid", "pixels"]
+    needs: Literal["prompts", "reference", "dense", "solution", "nothing"]
+    encoder: Literal["clip", "fid", "judge", "grid", "pickscore", "hps", "imagereward", "pixels"]
     definition: str
     score: Callable[[np.ndarray, np.ndarray], Interval]
     lower_is_better: bool
@@ -63,12 +64,17 @@ class Metric:
     @property
     def only_where_measured(self) -> bool:
         """Tables have no column of it where it was not measured, instead of a word that says so."""
-        return self.is_paired or self.encoder in ("judge", "grid")
+        return self.is_paired or self.is_of_preference or self.encoder in ("judge", "grid")
+
+    @property
+    def is_of_preference(self) -> bool:
+        """It is of a network of human preference, which is measured where one is named (--preference)."""
+        return self.encoder in preference.KINDS
 
     @property
     def column(self) -> str:
         """Its name in results.csv and W&B."""
-        return self.title.lower().replace(" ", "_")
+        return self.title.lower().replace(" ", "_").replace(".", "_")
 
     @property
     def axis(self) -> str:
@@ -163,6 +169,20 @@ METRICS: dict[str, Metric] = {
             "fid_content", "content FID", "reference", "grid",
             "Frechet distance of {encoder} features to {reference}; " + _OVER_IMAGES,
             fid.fid, lower_is_better=True, biased=True, digits=2, least=128,
+        ),
+        Metric(
+            "pickscore", "PickScore", "prompts", "pickscore",
+            "PickScore v1 of {encoder}: logit scale x cosine; Student's t over prompts",
+            preference.agreement, lower_is_better=False, digits=3, shown=True, least=16,
+        ),
+        Metric(
+            "hps", "HPSv2.1", "prompts", "hps", "HPSv2.1 of {encoder}: cosine; Student's t over prompts",
+            preference.agreement, lower_is_better=False, digits=4, shown=True, least=16,
+        ),
+        Metric(
+            "imagereward", "ImageReward", "nothing", "imagereward",
+            "ImageReward v1.0 of {encoder}: standardized reward; Student's t over prompts",
+            preference.reward, lower_is_better=False, digits=3, shown=True, least=16,
         ),
         _paired("psnr", "PSNR", "solution", pixels.psnr, digits=2, shown=True),
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),

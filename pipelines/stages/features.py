@@ -23,7 +23,7 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.identity import digest
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
-from pipelines.metrics import pixels
+from pipelines.metrics import pixels, preference
 from pipelines.metrics.encoders import (
     GRIDS,
     INCEPTION_URL,
@@ -39,6 +39,9 @@ from postdiff.models.checkpoints import MINI, digest_of
 
 if TYPE_CHECKING:
     from pipelines.metrics.judge_models import JudgeEncoder
+    from pipelines.metrics.preference_models import HpsEncoder, ImageRewardEncoder, PickScoreEncoder
+
+    Encoder = ClipEncoder | InceptionEncoder | JudgeEncoder | PickScoreEncoder | HpsEncoder | ImageRewardEncoder
 
 BATCH = 50
 _SCENE = re.compile(rf"(?:({'|'.join(PROCEDURAL)})/)?({'|'.join(shapes.SPLITS)})/(\d+)")
@@ -63,8 +66,9 @@ class Encoding:
     shown: tuple[Prompt, ...] = ()
 
 
-def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """One of `encoders.CLIPS`, `JUDGES`, `GRIDS`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception."""
+def make_encoder(name: str) -> "Encoder":
+    """One of `encoders.CLIPS`, `JUDGES`, `GRIDS`, open_clip's `MODEL/WEIGHTS`, the path of clean-fid's Inception, or a
+    network of `preference`."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,6 +76,10 @@ def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
         from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder
 
         return GridEncoder(MINI / GRIDS[name], device) if name in GRIDS else JudgeEncoder(MINI / name, device)
+    if preference.is_named(name):
+        from pipelines.metrics import preference_models
+
+        return preference_models.make_encoder(name, device)
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
 
 
@@ -79,7 +87,10 @@ def check_encoder(name: str) -> None:
     """Raise ValueError, in one line, if `make_encoder` could make nothing of `name`. Reads no weights.
 
     A TorchScript file is a zip archive of code and data; of a CLIP folder open_clip needs its config and weights.
+    Networks of preference are checked by `preference.check`: here they are refused, as none of CLIP or FID.
     """
+    if preference.is_named(name):
+        raise ValueError(f"{name!r} is of human preference: expected a CLIP model or an Inception, it is --preference")
     fingerprint(name)  # raises if there is no such file, folder or pretrained model
     if not name.endswith(".pt"):
         where = clip_folder(name)
@@ -184,24 +195,26 @@ def real_image(key: str) -> np.ndarray:
 
 
 @cache
-def _loaded(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
+def _loaded(name: str) -> "Encoder":
     return make_encoder(name)
 
 
-def loaded_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """`make_encoder(name)`, once a process: a run has one to three, and all of a worker's tasks share them."""
+def loaded_encoder(name: str) -> "Encoder":
+    """`make_encoder(name)`, once a process: a run has one to six, and all of a worker's tasks share them."""
     with _LOADING:
         return _loaded(name)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images uint8 [H, W, 3], whose they are, and what they were made of. prepared: for encoders, by their names."""
+    """Images uint8 [H, W, 3], whose they are, and what they were made of. prepared: for encoders, by their names.
+    texts: their prompts, for encoders that read those too; () for references, which have none."""
 
     pixels: Sequence[np.ndarray]
     ids: Sequence[str]
     made_of: str
     prepared: Mapping[str, list[Future]] = field(default_factory=dict)
+    texts: Sequence[str] = ()
 
 
 class Extractor:
@@ -227,7 +240,8 @@ class Extractor:
         else:
             drawn = self.threads.map(real_image, task.source)
             ids = [prompt.id for prompt in task.shown] or task.source
-            pictures = Pictures(drawn, ids, fingerprint_of(task.shown) if task.shown else digest(task.source))
+            made_of = fingerprint_of(task.shown) if task.shown else digest(task.source)
+            pictures = Pictures(drawn, ids, made_of, texts=[prompt.text for prompt in task.shown])
         features = self.features(task.encoder, pictures)
         commit_riders = self.ride(riders, pictures)
 
@@ -245,13 +259,14 @@ class Extractor:
         return ()
 
     def _stored(self, name: str) -> Pictures:
-        table = self.store.table(name, ["prompt_id", "image"])
+        table = self.store.table(name, ["prompt_id", "prompt", "image"])
         decoded = self.threads.map(lambda row: decode(row["bytes"]), table["image"].to_pylist())
-        return Pictures(decoded, table["prompt_id"].to_pylist(), records.made_of(table))
+        ids, texts = (table[column].to_pylist() for column in ("prompt_id", "prompt"))
+        return Pictures(decoded, ids, records.made_of(table), texts=texts)
 
     def _prompts(self, task: Encoding, prompts: Sequence[Prompt]) -> tuple[str, ...]:
-        encoder = loaded_encoder(task.encoder)
-        if isinstance(encoder, InceptionEncoder):
+        encoder: Any = loaded_encoder(task.encoder)
+        if not hasattr(encoder, "texts"):
             raise ValueError(f"{task.encoder} encodes images only, not prompts")
         texts, ids = [prompt.text for prompt in prompts], [prompt.id for prompt in prompts]
         features = np.concatenate([encoder.texts(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
@@ -267,7 +282,11 @@ class Extractor:
 
     def features(self, encoder: str, pictures: Pictures) -> np.ndarray:
         """float32 [N, D]. Threads prepare the next batch while one is encoded."""
-        of, n = loaded_encoder(encoder), len(pictures.pixels)
+        of: Any = loaded_encoder(encoder)
+        n = len(pictures.pixels)
+        reads = getattr(of, "reads_prompts", False)
+        if reads and len(pictures.texts) != n:
+            raise ValueError(f"{encoder} needs the prompt of each of {n} images, got {len(pictures.texts)}")
         there = pictures.prepared.get(encoder, [])
 
         def start(i: int) -> list[Future]:
@@ -278,7 +297,7 @@ class Extractor:
         for i in range(0, n, BATCH):
             prepared: list[Any] = [one.result() for one in coming]
             coming = start(i + BATCH)
-            found.append(of.encode(prepared))
+            found.append(of.encode(prepared, pictures.texts[i : i + BATCH]) if reads else of.encode(prepared))
         return np.concatenate(found)
 
     def ride(self, riders: Sequence[Encoding], pictures: Pictures) -> Callable[[], tuple[str, ...]]:

@@ -191,8 +191,9 @@ class Generator:
                 coming += self.extractor.prepare(encoder, list(images))
 
         made = generate(backbone, of, task.prompts, text, self.threads, prepare)
-        ids, made_of = [prompt.id for prompt in task.prompts], prompting.fingerprint(task.prompts)
-        commit_riders = self.extractor.ride(riders, Pictures(made.pixels, ids, made_of, prepared))
+        ids, texts = [prompt.id for prompt in task.prompts], [prompt.text for prompt in task.prompts]
+        pictures = Pictures(made.pixels, ids, prompting.fingerprint(task.prompts), prepared, texts)
+        commit_riders = self.extractor.ride(riders, pictures)
 
         def commit() -> tuple[str, ...]:
             # In this order: images that are there have their seconds.

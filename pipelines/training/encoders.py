@@ -38,10 +38,8 @@ def train_autoencoder(work: Path, data: Procedural, steps: int = 10_000) -> None
         mse, l1 = F.mse_loss(out, batch), F.l1_loss(out, batch)
         edges = sum(F.l1_loss(out.diff(dim=axis), batch.diff(dim=axis)) for axis in (2, 3))
         kl = posterior.kl().mean() / batch[0].numel()
-        return 2 * mse + 0.5 * l1 + 0.5 * edges + 1e-6 * kl, {
-            "mse": float(mse.detach()),
-            "edges": float(edges.detach()),
-        }
+        numbers = {"mse": float(mse.detach()), "edges": float(edges.detach())}
+        return 2 * mse + 0.5 * l1 + 0.5 * edges + 1e-6 * kl, numbers
 
     @torch.no_grad()
     def validate(ema):

@@ -346,6 +346,8 @@ def test_a_batch_that_no_machine_holds_is_told_and_one_that_fits_is_not():
         "compare.py --backbones mini-sd --size-conditions --prompts nowhere.tsv",
         "reproduce.py table2 --models real --prompts nowhere.tsv",
         "analyse.py --prompts nowhere.tsv",
+        "coco_sweep.py --preference pickscore=nowhere",
+        "calibrate.py --share 0.5 --by hps --preference hps=nowhere",
         "finetune.py --data nowhere --out out/never",
     ],
 )

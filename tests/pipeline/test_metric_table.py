@@ -135,11 +135,8 @@ def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):
         "recall": "fewer than 6 images",
         "density": "fewer than 6 reference images",
         "coverage": "fewer than 6 reference images",
-        **{
-            metric.key: "nothing judges images of x"
-            for metric in METRICS.values()
-            if metric.only_where_measured and not metric.is_paired
-        },
+        **{m.key: "nothing judges images of x" for m in METRICS.values() if m.encoder in ("judge", "grid")},
+        **{metric.key: "--preference names none" for metric in METRICS.values() if metric.is_of_preference},
     }
     without = Protocol("x", listed, 4, (), "mini-clip", "mini-clip")
     assert [metric.key for metric in METRICS.values() if not without.lacks(metric)] == [
@@ -163,12 +160,21 @@ def test_every_metric_scores_the_fewest_images_that_it_says(toy):
         against = rng.normal(size=(references if metric.needs == "reference" else images, 3))
         if metric.encoder == "judge":
             against = np.tile(judge.one_hot([TWO] * images, SHAPES), (1, 2))
-        assert metric.score(rng.normal(size=(images, against.shape[1])), against).n == images
+        width = 1 if metric.needs == "nothing" else against.shape[1]
+        assert metric.score(rng.normal(size=(images, width)), against).n == images
         assert metric.least >= images
 
 
 # The paper's own files, the table, options that are called as a metric is, and models that are.
-NAMED = ("paper/", "training/", "metrics/metric.py", "options.py", "protocols.py", "train_mini.py")
+NAMED = (
+    "paper/",
+    "training/",
+    "metrics/metric.py",
+    "metrics/preference",
+    "options.py",
+    "protocols.py",
+    "train_mini.py",
+)
 
 
 def test_nothing_else_knows_a_metric_by_name():
