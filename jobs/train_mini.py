@@ -2,18 +2,18 @@
 
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
 pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped),
-judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a mini-CLIP that tells left
-from right; what is shipped was trained with --workers 1). Each trains on Shapes with two single-threaded processes
-that average their gradients (on two cores a third faster than one process with two threads; NOTES.md), checkpoints
-every few minutes, resumes from the checkpoint after a kill, and appends its losses to `<work>/<stage>.csv`. `export`
-writes the finished folders, fp16 safetensors, that the pipelines' own `from_pretrained` (open_clip's
-`create_model("local-dir:FOLDER")`) load:
+judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a CLIP that tells left from
+right; what is shipped was trained with --workers 1). Each trains on Shapes, or with `--data scenes` on Scenes, with two
+single-threaded processes that average their gradients (on two cores a third faster than one process with two threads;
+NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a kill, and appends its losses to
+`<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the pipelines' own `from_pretrained`
+(open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
-    mini-judges
+    mini-judges; of Scenes, what scores: mini-clip-scenes, mini-judges-scenes
 
-`accuracy` asks the judges about 1,000 real renders, and the mini-CLIPs whether a render's own caption suits it better
-than a changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
+`accuracy` asks the judges about 1,000 real renders, and the CLIPs whether a render's own caption suits it better than a
+changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
 
 `evaluate` measures them, and draws a grid of 64 samples of each. `restore` makes checkpoints of the shipped folders,
 for a stage that starts from them: of fp16 weights and without an optimizer, so the stages they stand for cannot go on.
@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.stage not in ("export", "evaluate", "accuracy", "all"):
         command_line.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
     if args.stage == "accuracy":
-        command_line.refuse(args, "on accuracy", "models", "work")
+        command_line.refuse(args, "on accuracy, which is of all data sets", "models", "work", "data")
     if args.stage not in (*models.STAGES, "all"):
         command_line.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "accuracy":
-        accuracy.write(judges.accuracy(args.out / PROCEDURAL[args.data].judges), RESULTS / "accuracy-judge.csv")
+        read = chain.from_iterable(judges.accuracy(args.out / data.judges) for data in PROCEDURAL.values())
+        accuracy.write(read, RESULTS / "accuracy-judge.csv")
         accuracy.write(reading.accuracy(args.out), RESULTS / "accuracy-clip.csv")
     if args.stage == "restore":
         models.restore(args.work, args.out)

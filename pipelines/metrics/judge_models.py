@@ -44,7 +44,7 @@ class Convolutional(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(5, 24, 3, 2, 1),
             nn.ReLU(),
-            _Residual(24, 32, data.size // 64),
+            _Residual(24, 32, 1),
             _Residual(32, 64, 2),
             _Residual(64, 96, 2),
             _Residual(96, WIDTH, 1),
@@ -69,6 +69,52 @@ class Convolutional(nn.Module):
         attention = torch.softmax(self.queries @ self.key(grid).flatten(2) / WIDTH**0.5, -1)  # [N, 3, 64]
         pooled = (attention @ grid.flatten(2).mT).flatten(1)
         return torch.cat([head(pooled) for head in self.heads.values()], 1)
+
+
+class Asking(nn.Module):
+    """A ResNet on pixels and their coordinates, whose 8x8 grid each question attends to twice.
+
+    Where the second object of three stands is not where the second of four does: so a question looks first at the mean
+    of the grid, and then at what it has found.
+    """
+
+    def __init__(self, data: Procedural):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(5, 24, 3, 2, 1),
+            nn.ReLU(),
+            _Residual(24, 32, 2),
+            _Residual(32, 64, 2),
+            _Residual(64, WIDTH, 2),
+            _Residual(WIDTH, WIDTH, 1),
+        )
+        self.position = nn.Parameter(torch.randn(WIDTH, 8, 8) * 0.02)
+        self.queries = nn.Parameter(torch.randn(len(data.questions), WIDTH) * 0.1)
+        self.looks = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH)) for _ in range(2)
+        )
+        self.keys = nn.ModuleList(nn.Conv2d(WIDTH, 2 * WIDTH, 1) for _ in range(2))
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, n))
+                for name, n in data.questions.items()
+            }
+        )
+
+    def grid(self, images: Tensor) -> Tensor:
+        """As `Convolutional.grid`."""
+        return self.body(_with_coordinates(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `Convolutional.forward`."""
+        grid = self.grid(images) + self.position
+        queries = self.queries.expand(len(images), -1, -1)
+        seen = grid.mean((2, 3))[:, None].expand_as(queries)
+        for look, key in zip(self.looks, self.keys, strict=True):
+            heads = key(grid).unflatten(1, (2, 4, -1)).flatten(4).mT  # [N, key or value, head, cell, width of a head]
+            wanted = look(torch.cat([queries, seen], 2)).unflatten(2, (4, -1)).transpose(1, 2)
+            seen = F.scaled_dot_product_attention(wanted, heads[:, 0], heads[:, 1]).transpose(1, 2).flatten(2)
+        return torch.cat([head(seen[:, i]) for i, head in enumerate(self.heads.values())], 1)
 
 
 class Transformer(nn.Module):
@@ -105,8 +151,12 @@ def _with_coordinates(images: Tensor) -> Tensor:
     return torch.cat([images, grid.expand(len(images), -1, -1, -1)], 1)
 
 
+def convolutional(data: Procedural) -> nn.Module:
+    return Convolutional(data) if data is SHAPES else Asking(data)
+
+
 Architecture = Callable[[Procedural], nn.Module]
-ARCHITECTURES: dict[str, Architecture] = dict(zip(NAMES, (Convolutional, Transformer), strict=True))
+ARCHITECTURES: dict[str, Architecture] = dict(zip(NAMES, (convolutional, Transformer), strict=True))
 
 
 class JudgeEncoder:

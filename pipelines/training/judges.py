@@ -96,4 +96,4 @@ def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
             for kind in dict.fromkeys(kinds):
                 columns = [i for i, own in enumerate(kinds) if own == kind]
                 asked_for = right[:, columns] >= 0
-                yield row(f"{who}: {kind}{how}", correct[:, columns][asked_for])
+                yield row(f"{folder.name} {who}: {kind}{how}", correct[:, columns][asked_for])

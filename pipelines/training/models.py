@@ -99,6 +99,7 @@ def pipeline(name: str, work: Path, data: Procedural):
 
 def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     """Write the trained EMA weights as folders in the ordinary formats."""
+    claim(work, data)
     words = mini.tokenizer(data)
     for name in names:
         mini.save(pipeline(name, work, data), out / name)
@@ -178,9 +179,18 @@ def _worker(rank: int, world: int, port: int, stage: str, work: Path, data: str)
     dist.destroy_process_group()
 
 
+def claim(work: Path, data: Procedural) -> None:
+    """Say in the work folder which data set its checkpoints are of. Raises ValueError if they are of another one."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "data"
+    if file.exists() and file.read_text() != data.name:
+        raise ValueError(f"--work {work} is of {file.read_text()}: expected a folder of its own for {data.name}")
+    file.write_text(data.name)
+
+
 def train(stage: str, work: Path, data: Procedural, workers: int) -> None:
     """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
-    work.mkdir(parents=True, exist_ok=True)
+    claim(work, data)
     if stage == "clip":
         drawn(data, "train", N_TRAIN, work), drawn(data, "val", N_VAL, work)
     if stage in DENOISERS:  # once, not in every process

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from pipelines.data import changes, shapes
 from pipelines.data.changes import CHANGES
-from pipelines.data.procedural import SHAPES, Procedural
+from pipelines.data.procedural import SCENES, SHAPES, Procedural
 from pipelines.data.shapes import Scene
-from pipelines.metrics.encoders import CLIPS, ClipEncoder
+from pipelines.metrics.encoders import ClipEncoder
 from pipelines.training import mini
 from pipelines.training.accuracy import Row, row
 from pipelines.training.encoders import contrastive_loss
@@ -30,6 +30,7 @@ from pipelines.training.texts import Reader
 STAGE = "clip-reads"
 BATCH = 64  # scenes a process and step, drawn anew: none is seen twice
 STEPS, TAUGHT = 1500, 700  # of both together; of them, those before the contrast
+TRAINED_ON = {"mini-clip": SHAPES, "mini-clip-reads": SHAPES, "mini-clip-scenes": SCENES}
 FIRST = 13_000_000  # scenes of `train`: the judges share none
 WATCHED, MEASURED = 50_000, 100_000  # first scenes of `val` that are watched in training, and measured after it
 
@@ -131,11 +132,11 @@ def compared(
 def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
     """How often each mini-CLIP of `folder` scores a real render's own caption above a changed one, by kind of change:
     on `n` renders each of held-out captions, with Wilson's 95 % intervals."""
-    scenes = held_out(SHAPES, MEASURED, 4 * n)  # of which a quarter are of objects side by side
-    for name in CLIPS:
+    for name, data in TRAINED_ON.items():
+        scenes = held_out(data, MEASURED, 6 * n)  # of which a fifth or more are of two objects side by side
         clip = ClipEncoder(str(folder / name))
-        images = np.concatenate([clip.images(SHAPES.drawn(scenes[i : i + 100])) for i in range(0, len(scenes), 100)])
-        for kind, right in compared(SHAPES, scenes, images, clip.texts).items():
+        images = np.concatenate([clip.images(data.drawn(scenes[i : i + 100])) for i in range(0, len(scenes), 100)])
+        for kind, right in compared(data, scenes, images, clip.texts).items():
             yield row(f"{name}: {kind}", right[:n])
 
 

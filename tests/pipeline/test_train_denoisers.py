@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import postdiff
-from pipelines.data.procedural import SHAPES
+from pipelines.data.procedural import SCENES, SHAPES
 from pipelines.training import denoisers, mini, models
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
 from pipelines.training.loop import Trainer, block_matrices, load_ema
@@ -110,3 +110,10 @@ def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_pa
         Trainer("pixart", parts, 10, 1e-3, tmp_path)
     with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt"):
         models.restore(tmp_path, MINI)
+
+
+def test_a_work_folder_is_of_one_data_set(tmp_path):
+    models.claim(tmp_path / "work", SHAPES)
+    models.claim(tmp_path / "work", SHAPES)
+    with pytest.raises(ValueError, match=r"--work .*work is of shapes: expected a folder of its own for scenes"):
+        models.claim(tmp_path / "work", SCENES)
