@@ -22,7 +22,7 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, Interval, together
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
@@ -36,7 +36,7 @@ FIDELITY = [metric for metric in METRICS.values() if metric.needs == "solution"]
 NOT_HERE = "not computed: this job has none of its weights"
 ABSENT = ("LPIPS", "HPS v2", "PickScore", "ImageReward")
 LEGEND = (
-    "Intervals are 95 %. Difference: the first folder less the second, paired prompt by prompt; FID's and CMMD's are "
+    f"{LEVEL} Difference: the first folder less the second, paired prompt by prompt; FID's and CMMD's are "
     "freed of the bias that few images bring. The intervals of all differences hold together (max-t); where one leaves "
     "out 0 the better folder is named."
 )
@@ -287,7 +287,7 @@ def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], p
     shown = cells(lines, labels)
     markdown = tables.markdown(header(labels), shown)
     lacking = "".join(f"\n{name}: {fact}" for name, fact in notes.items() if fact.startswith("not computed"))
-    legend = LEGEND if len(of) > 1 else "Intervals are 95 %."
+    legend = LEGEND if len(of) > 1 else LEVEL
     told, n = answer(lines, labels), max(value.n for line in lines for value in line.values)
     body = document.section("scores", "Metric by metric", document.table(header(labels), shown), legend)
     body += document.section("images", "The images", document.gallery(document.examples(store, rows, labels)))

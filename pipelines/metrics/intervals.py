@@ -10,6 +10,11 @@ from postdiff.arguments import whole_number
 ERROR = 0.05  # the probability that a 95 % interval misses
 GROUPS = 20  # of the jackknife of what is costly to compute anew without a group
 GROUPS_OF_MEANS = 200  # of what is not
+LEVEL = "Intervals are 95 %."  # what legends say of them
+PAIRED = (  # and of a column of paired differences, `Gain: from ..., ` before it
+    "paired image by image; its interval decides: what an image does to both cancels, and it is wide enough that all "
+    "of a column hold at once (max-t)"
+)
 FLIPS = 2_000, 20_000  # of signs, for intervals that hold together: the fewest and the most
 FEWEST_GROUPS = 10  # of which signs are flipped: of fewer there are too few ways
 

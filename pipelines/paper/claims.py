@@ -34,9 +34,10 @@ Rows = Mapping[tuple[str, str], Row]  # {(the paper's model, plan id): its row}
 Differences = dict[tuple[Claim, str], Interval]  # {(claim, key of a metric): the first plan less the second}
 LEGEND = (
     "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
-    "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; a true "
-    "difference as large is told from none half of the time. Agrees, contradicts: the interval leaves out"
-    " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
+    "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; where "
+    "it alone decides between better and worse, a true difference as large is told from none half of the time (of what "
+    "judges say less often: each one's own interval must leave out 0). Agrees, contradicts: the interval leaves out "
+    "0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
     "outside of it. Equivalent: a difference was claimed, and the whole interval lies within the margin. What judges "
     "say is shown as their mean, and is a verdict only where the intervals of both give it: else it is not resolved, "
     "and the last column says that they differ. Margins: "
@@ -183,8 +184,8 @@ def _judges(one: Judged) -> str:
     return f"{told}: the judges differ ({' and '.join(one.verdicts)})" if one.differ else told or "–"
 
 
-def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, looks: Sequence[int] = ()) -> str:
-    """looks: prompts at each, where there were several."""
+def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, draw: int, looks: Sequence[int] = ()) -> str:
+    """draw: of the prompts, whose ids seed the noise (--draw). looks: prompts at each, where there were several."""
     told = lines(judged, names)
     columns: dict[str, list[str]] = {
         key: [line[i] for line in told] for i, key in enumerate(HEADER) if key not in ("measured", "each judge")
@@ -194,6 +195,7 @@ def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, looks:
         columns |= tables.interval_columns(key, [one.alone[i] if one.alone else None for one in judged], 5)
     columns["judges"] = ["" if not one.alone else "differ" if one.differ else "as one" for one in judged]
     columns["looks"] = [" ".join(map(str, looks))] * len(judged)
+    columns["draw"] = [str(draw)] * len(judged)
     return tables.csv_of({**columns, "protocol": [protocol] * len(judged)})
 
 

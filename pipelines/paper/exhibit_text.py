@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, PAIRED, Interval, together
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import real_images, tables
@@ -26,10 +26,10 @@ SAME, OTHER = 1e-4, 1e-3
 SLOWER = 1.75  # a printed speed-up by which FLOPs allow more, or less, is told
 
 LEGEND = (
-    "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
+    f"{LEVEL} T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
     "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
-    "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
-    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (max-t)."
+    "says nothing of the bias that this brings. Change: from the model as it is, "
+    f"{PAIRED}. FID's is without that bias, so it is not the difference of two cells."
 )
 MINI_LEGEND = (
     " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "

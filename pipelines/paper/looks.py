@@ -9,7 +9,7 @@ from itertools import pairwise
 from pipelines import evaluation
 from pipelines.command_line import MOST_OF_SHAPES
 from pipelines.data import prompts
-from pipelines.engine.cluster import Resources
+from pipelines.engine.cluster import Resources, Stopped
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below
@@ -77,7 +77,8 @@ def judge(
     looks: Looks, rows: Rows, entries: Mapping[Key, Entry], store: Store, resources: Resources
 ) -> tuple[list[Judged], dict[str, str]]:
     """All claims, and what could not be made, by look. rows: of the first, in `store`; entries: of all plans. A plan
-    that a look lost is of no later one: its prompts would have a gap."""
+    that a look lost is of no later one: its prompts would have a gap. A look that stops, or makes none of its plans,
+    leaves the claims as the looks before it did."""
     stores, missing = [store], {}
     whole = set(rows)
 
@@ -89,7 +90,10 @@ def judge(
         asked = measurable(looks.protocols[: look + 1])
 
         def measure() -> tuple[Rows, dict[str, str]]:
-            evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
+            try:
+                evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
+            except Stopped as error:
+                return {}, {"missing": f"all {len(own)} plans of open claims: {error}"}
             there = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
             pool, pooled = Pool(stores, looks.protocols[0]), {}
             for key in there:

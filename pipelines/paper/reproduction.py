@@ -118,9 +118,9 @@ def make(
     for exhibit in whole:
         if exhibit.claims:
             own = dict(zip(cells, entries, strict=True))
-            judged, told = looks.judge(planned, there, own, store, resources)
-            missing |= told
-            files = writing.write_claims(store, judged, there, names, protocol, options.against, planned.sizes)
+            judged, lost = looks.judge(planned, there, own, store, resources)
+            missing |= lost
+            files = writing.write_claims(store, judged, there, names, protocol, options, planned.sizes, lost)
         elif exhibit.numbers:
             files = writing.write_prose(store, exhibit, results, names, protocol)
         else:

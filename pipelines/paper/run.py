@@ -124,11 +124,15 @@ def run(given: Options) -> None:
         dataset: len(protocol.prompts) for dataset, protocol in job.protocols.items() if dataset != published.GALLERY
     }
     reproduction.publish(main, given, sections, answers, facts, reproduction.warn_of_few(few))
-    if lacking := [told for key, told in facts.items() if key.endswith("missing")]:
-        left_out = ", ".join(
-            exhibit.key for exhibit in chosen if exhibit.key not in {made.key for made, *_ in sections}
-        )
-        raise Stopped(f"not made for want of configurations: {left_out}; missing: {'; '.join(lacking)}")
+    whole = {exhibit.key for exhibit, *_ in sections}
+    check_whole(facts, [exhibit.key for exhibit in chosen if exhibit.key not in whole])
+
+
+def check_whole(facts: dict[str, str], left_out: list[str]) -> None:
+    """Raise Stopped if something is missing, as the report's `facts` tell. left_out: exhibits that were not made."""
+    if lacking := [why for key, why in facts.items() if key.endswith("missing")]:
+        exhibits_lost = f"not made for want of configurations: {', '.join(left_out)}; " if left_out else ""
+        raise Stopped(f"{exhibits_lost}missing: {'; '.join(lacking)}")
 
 
 def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:

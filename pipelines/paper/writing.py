@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.data.prompts import SHAPES
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
 from pipelines.paper.claims import Judged, Rows
-from pipelines.paper.datasets import DATASETS
+from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Exhibit
 from pipelines.report import document, latex, tables
 from pipelines.report.real_images import Real
@@ -96,17 +96,21 @@ def write_claims(
     rows: Rows,
     names: dict[str, str],
     protocol: Protocol,
-    against: str | None,
+    options: Options,
     looks: Sequence[int] = (),
+    missing: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
-    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. against:
-    the claims.csv of a first run, which these are held against. looks: prompts at each, where there were several."""
+    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. options:
+    of the run: its draw, and the claims.csv of a first run, which these are held against. looks: prompts at each, where
+    there were several. missing: what later looks could not make."""
     lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.legend(looks)}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
+    again = f"python jobs/reproduce.py claims{f' --draw {options.draw}' if options.draw else ''}"
+    lost = "".join(f" {look}: {why}." for look, why in (missing or {}).items())
+    note = f"{claims.legend(looks)}{claims.agreement(rows)}{lost} Draw {options.draw}, protocol {of}; again: {again}."
     table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
-    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of, looks).encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of, options.draw, looks).encode())
     title = "What the paper says, claim by claim"
     html = document.section(
         "claims",
@@ -115,14 +119,14 @@ def write_claims(
         document.folded("How to read the table", note),
         document.files(["exhibits/claims.csv", "exhibits/claims.md"]),
     )
-    if against:
-        first = replication.read(against, names)
-        again = replication.lines(first, judged, names)
-        told = replication.markdown(again, first, of)
+    if options.against:
+        first = replication.read(options.against, names)
+        compared = replication.lines(first, judged, names)
+        told = replication.markdown(compared, first, of)
         store.put("exhibits/claims-replication.md", told.encode())
-        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
+        store.put("exhibits/claims-replication.csv", replication.to_csv(compared, first, of).encode())
         title = "The claims, in a second run"
-        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS, caption=title)
-        html += document.section("replication", title, replication.answer(again, first, of), table)
+        table = document.table(replication.HEADER, compared, text_columns=replication.TEXT_COLUMNS, caption=title)
+        html += document.section("replication", title, replication.answer(compared, first, of), table)
         markdown += f"\n{told}"
     return html, markdown
