@@ -9,6 +9,7 @@ InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and Torch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
+LONGEST = 200  # bytes of a file's or folder's own name in an encoder's
 JUDGES = "mini-judges"
 CLIPS = ("mini-clip", "mini-clip-reads")  # trained on Shapes, in the repository
 
@@ -32,7 +34,7 @@ CLIPS = ("mini-clip", "mini-clip-reads")  # trained on Shapes, in the repository
 def clip_folder(name: str) -> Path | None:
     """The folder of a CLIP model, None for open_clip's `MODEL/WEIGHTS`. Raises ValueError if it is neither."""
     folder = MINI / name if name in CLIPS else Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
     import open_clip  # with timm and torchvision: seconds
 
@@ -50,11 +52,16 @@ def fingerprint(encoder: str) -> str:
     Raises: ValueError if there is no such encoder.
     """
     if encoder.endswith(".pt"):
-        return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
+        return f"{_short(Path(encoder).stem)}-{_digest([inception_file(encoder)])}"
     folder = MINI / encoder if encoder == JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
-    return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
+    return f"{_short(folder.name)}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
+
+
+def _short(name: str) -> str:
+    """As much of `name` as leaves room for a digest, which says what it is of, in the 255 bytes of a file's name."""
+    return name.encode()[:LONGEST].decode(errors="ignore")
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -102,7 +109,7 @@ class ClipEncoder:
 
 
 def inception_file(path: str | Path) -> Path:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"no Inception weights at {path}: expected the file of {INCEPTION_URL}")
     return Path(path)
 

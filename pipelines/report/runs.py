@@ -3,6 +3,7 @@
 Nothing here imports W&B (`tracking.py` does), and nothing names the machine's folders, its user or a command line.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from postdiff.models.checkpoints import resolve
 from postdiff.plan import strip
 from postdiff.terminal import one_line
 
+LONGEST = 80  # characters of what is evaluated in a group's name, which a digest ends: W&B takes 128 of a run's id
 VERSION = 3  # of what a run holds: an older sweep is logged again, once
 DENSE, FRONT, BEST = "dense", "front", "best"  # tags
 METHOD, VARIANT = "method", "variant"  # keys of the config that a colour is given by
@@ -80,7 +82,7 @@ class Logbook:
 
     @cached_property
     def group(self) -> str:
-        sweep = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.public(self.sweep))
+        sweep = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.public(self.sweep))[:LONGEST]
         return f"{sweep}-{digest([self.sweep, dict(self.protocol)], 8)}"
 
     @cached_property
@@ -242,7 +244,7 @@ class Logbook:
 
 def is_path(name: str) -> bool:
     """Is it a path of this machine or of a worker's, and no short name, hub id or name of an encoder?"""
-    return "/" in name and (name.startswith(("/", "~", ".")) or Path(name).exists())
+    return "/" in name and (name.startswith(("/", "~", ".")) or os.path.exists(name))
 
 
 def plain(text: str) -> str:

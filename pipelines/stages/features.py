@@ -1,6 +1,7 @@
 """Features of stored images, of prompts, and of reference images: units of work downstream of the images."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -132,7 +133,7 @@ def reference_files(folder: Path, chosen: Sequence[Path] | None = None) -> tuple
 
     Raises: ValueError if there are fewer than 2, or naming the first that cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"--reference must be a folder of at least 2 images, got {str(folder)!r}, which is no folder")
     found, left_out = images.find(folder)
     files = [file.absolute() for file in (found if chosen is None else chosen)]
