@@ -171,7 +171,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     """Mean of independent values [N >= 4] with its 95 % interval (Student's t)."""
     expect_finite(values)
     n, groups = len(values), group_count(len(values), GROUPS_OF_MEANS)
-    sums, sizes = (np.array([of[g::groups].sum() for g in range(groups)]) for of in (values, np.ones(n)))
+    sums, sizes = (np.array([terms[g::groups].sum() for g in range(groups)]) for terms in (values, np.ones(n)))
     left_out = tuple(float(x) for x in (values.sum() - sums) / (n - sizes))
     mean, half = float(np.mean(values)), student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n, left_out)

@@ -62,7 +62,7 @@ def drawn(options: Options, first: Sequence[Prompt]) -> tuple[list[int], tuple[P
     return sizes, listed
 
 
-def told(options: Options, first: int) -> str:
+def announcement(options: Options, first: int) -> str:
     """What --up-to may add to a run of `first` prompts, in a line; "" without it."""
     if options.up_to is None:
         return ""
@@ -94,15 +94,15 @@ def judge(
                 evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
             except Stopped as error:
                 return {}, {"missing": f"all {len(own)} plans of open claims: {error}"}
-            there = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
+            whole_keys = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
             pool, pooled = Pool(stores, looks.protocols[0]), {}
-            for key in there:
+            for key in whole_keys:
                 scores = {m.key: pool.score(own[key].configuration, m) for m in asked if m.key in rows[key].scores}
                 pooled[key] = replace(rows[key], scores=scores)
             return pooled, evaluated.facts
 
         pooled, facts = worker.mending(stores[-1], measure)
-        missing.update({f"look {look + 1}, {key}": told for key, told in facts.items()})
+        missing.update({f"look {look + 1}, {key}": fact for key, fact in facts.items()})
         whole.difference_update(own.keys() - pooled.keys())
         return pooled
 

@@ -125,19 +125,19 @@ def _bounds(line: Mapping[str, str]) -> tuple[str, str, str]:
 
 def lines(first: Run, judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
     """Under HEADER. A claim that either run could not measure, or judged by another rule, is not kept, and not lost."""
-    told = []
+    table = []
     for one, key in zip(judged, _keys(names), strict=True):
         before, digits = first.verdicts[key], one.metric.digits
         measured = not {"not measured", BY_MEAN} & {before.verdict, one.verdict}
-        kept = ("yes" if before.verdict == one.verdict else "no") if measured else "–"
+        again = ("yes" if before.verdict == one.verdict else "no") if measured else "–"
         second = one.metric.text(one.measured, "+") if one.measured else "–"
-        told.append([*key, before.verdict, one.verdict, kept, before.text(digits), second])
-    return told
+        table.append([*key, before.verdict, one.verdict, again, before.text(digits), second])
+    return table
 
 
-def answer(told: list[list[str]], first: Run, protocol: str) -> str:
+def answer(table: list[list[str]], first: Run, protocol: str) -> str:
     """A sentence: how many verdicts come again, and which do not."""
-    compared = [dict(zip(HEADER, line, strict=True)) for line in told if line[HEADER.index("kept")] != "–"]
+    compared = [dict(zip(HEADER, line, strict=True)) for line in table if line[HEADER.index("kept")] != "–"]
     lost = [line for line in compared if line["kept"] == "no"]
     turned = [line for line in lost if {line["first verdict"], line["second verdict"]} == {"agrees", "contradicts"}]
     listed = "; ".join(
@@ -150,11 +150,11 @@ def answer(told: list[list[str]], first: Run, protocol: str) -> str:
     )
 
 
-def markdown(told: list[list[str]], first: Run, protocol: str) -> str:
-    return f"{answer(told, first, protocol)}\n\n{tables.markdown(HEADER, told, TEXT_COLUMNS)}"
+def markdown(table: list[list[str]], first: Run, protocol: str) -> str:
+    return f"{answer(table, first, protocol)}\n\n{tables.markdown(HEADER, table, TEXT_COLUMNS)}"
 
 
-def to_csv(told: list[list[str]], first: Run, protocol: str) -> str:
-    columns = {name: [line[i] for line in told] for i, name in enumerate(HEADER)}
-    pair = {"first protocol": [first.protocol] * len(told), "second protocol": [protocol] * len(told)}
+def to_csv(table: list[list[str]], first: Run, protocol: str) -> str:
+    columns = {name: [line[i] for line in table] for i, name in enumerate(HEADER)}
+    pair = {"first protocol": [first.protocol] * len(table), "second protocol": [protocol] * len(table)}
     return tables.csv_of({**columns, **pair})

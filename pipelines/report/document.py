@@ -172,7 +172,7 @@ def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
     metrics = tables.comparable(rows)
     gains = {metric: tables.gains(rows, metric) for metric in metrics}
     changes = {metric: _changes(rows, whole, metric) for metric in metrics}
-    told = {}
+    plans = {}
     for row in rows:
         share = f"{row.flops / whole.flops:.0%} of {whole.label}"
         cost = f"{row.flops / 1e9:.4g} GFLOPs, {share}; {row.seconds:.3f} s an image"
@@ -190,10 +190,10 @@ def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
         if rival and rival is not whole:
             near = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
             beside.append([rival.configuration, f"{rival.label} ({near})"])
-        told[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
+        plans[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
     first = [row for row in rows if row.configuration in fronts and row.method != "dense"]
     rivalled = [row for row in first if any(row.configuration in own for own in gains.values())]
-    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": told}
+    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": plans}
 
 
 def _whole(rows: Sequence[Row]) -> Row:

@@ -54,10 +54,10 @@ def test_prompts_of_the_looks_follow_one_another():
     assert [p for one in plan.protocols for p in one.prompts] == list(protocol(given, 40).prompts)
     assert plan.folders[1:] == ("s3://bucket/x/look-2?region=r", "s3://bucket/x/look-3?region=r")
     assert looks.planned(options(), protocol(given, 8)).sizes == (8,)
-    assert looks.told(given, 8).endswith(
+    assert looks.announcement(given, 8).endswith(
         "8 prompts go on to 16, then 40: at the most 5 times the images of their plans, which what follows counts once"
     )
-    assert looks.told(options(), 8) == ""
+    assert looks.announcement(options(), 8) == ""
 
 
 def test_prompts_of_a_file_must_suffice_and_begin_with_the_first(tmp_path):
