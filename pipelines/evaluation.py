@@ -104,8 +104,8 @@ class Protocol:
 
     @property
     def judge(self) -> str:
-        """The judges of content, who read Shapes alone."""
-        return encoders.JUDGES if self.source in prompts.SHAPES else ""
+        """The judges of content, who read scenes of one procedural data set alone."""
+        return prompts.DRAWN[self.source][0].judges if self.source in prompts.DRAWN else ""
 
     def encoder(self, metric: Metric) -> str:
         """What makes its features; empty for none."""
@@ -151,7 +151,7 @@ def protocol(options: Options) -> Protocol:
     if options.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
     features.check_encoder(options.clip)
-    if options.reference or options.prompts in prompts.SHAPES:
+    if options.reference or options.prompts in prompts.DRAWN:
         features.check_encoder(options.fid)
     reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
@@ -178,7 +178,7 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     if options.n_reference < 2:
         raise ValueError(f"--n-reference must be 2 or more, got {options.n_reference}")
     if not options.reference:
-        return [f"reference/{i}" for i in range(options.n_reference)] if options.prompts in prompts.SHAPES else []
+        return prompts.references(options.prompts, options.n_reference)
     folder = Path(options.reference)
     files, line = features.reference_files(
         folder, coco.images(Path(options.prompts), folder, listed) if options.matched else None

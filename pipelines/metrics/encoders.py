@@ -2,7 +2,9 @@
 
 ClipEncoder("mini-clip")                       trained on Shapes, in the repository
 ClipEncoder("mini-clip-reads")                 likewise: a later one, which tells left from right
-JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
+ClipEncoder("mini-clip-scenes")                likewise, on Scenes
+JudgeEncoder("mini-judges")                    likewise: two networks that read a scene of Shapes (judge_models.py)
+JudgeEncoder("mini-judges-scenes")             likewise, of Scenes
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
 """
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from pipelines.data.procedural import PROCEDURAL
 from pipelines.engine.identity import digest
 from postdiff.models.checkpoints import MINI, digest_of
 
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
 LONGEST = 200  # bytes of a file's or folder's own name in an encoder's
-JUDGES = "mini-judges"
-CLIPS = ("mini-clip", "mini-clip-reads")  # trained on Shapes, in the repository
+# In the repository: what judges content, and what scores.
+JUDGES = tuple(data.judges for data in PROCEDURAL.values())
+CLIPS = (*(data.clip for data in PROCEDURAL.values()), "mini-clip-reads")
 
 
 def clip_folder(name: str) -> Path | None:
@@ -53,7 +57,7 @@ def fingerprint(encoder: str) -> str:
     """
     if encoder.endswith(".pt"):
         return f"{_short(Path(encoder).stem)}-{_digest([inception_file(encoder)])}"
-    folder = MINI / encoder if encoder == JUDGES else clip_folder(encoder)
+    folder = MINI / encoder if encoder in JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
     return f"{_short(folder.name)}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"

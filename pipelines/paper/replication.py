@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data import rows
-from pipelines.data.prompts import SHAPES
+from pipelines.data.prompts import DRAWN
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims
 from pipelines.paper.claims import Judged
@@ -86,9 +86,9 @@ def check(first: Run, protocol: str, options: Options) -> None:
     (--up-to, or another --limit) that this draw has too."""
     if first.protocol == protocol:
         raise ValueError(f"--against must be a run of other prompts (--draw), got one of the same protocol, {protocol}")
-    if options.prompts in SHAPES and options.draw == first.draw:
+    if options.prompts in DRAWN and options.draw == first.draw:
         raise ValueError(f"--against must be a run of other prompts, got one of the same --draw, {first.draw}")
-    if options.prompts in SHAPES or not (options.draw or first.draw):  # else of another file, if of one
+    if options.prompts in DRAWN or not (options.draw or first.draw):  # else of another file, if of one
         return
     limit = options.limit or 1
     own = range(options.draw * limit, options.draw * limit + max(limit, options.up_to or 0))

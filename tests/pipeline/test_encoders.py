@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.data import shapes
+from pipelines.data.procedural import SHAPES
 from pipelines.metrics import encoders
 from pipelines.metrics.encoders import ClipEncoder, InceptionEncoder
 from pipelines.metrics.metric import METRICS
@@ -51,7 +52,7 @@ def test_inception_features_equal_clean_fids(tmp_path):
 
 def test_mini_clip_chooses_the_caption_of_a_scene():
     clip = ClipEncoder("mini-clip")
-    scenes = shapes.distinct_scenes("val", 100)
+    scenes = SHAPES.distinct("val", 100)
     image = clip.images(np.stack([shapes.render(scene) for scene in scenes]))
     text = clip.texts([scene.caption for scene in scenes])
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
