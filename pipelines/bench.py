@@ -91,8 +91,9 @@ def compression(pairs: int, units: int = 4, images: int = 48, batch: int = 8, pa
     scenes: list[np.ndarray] = [shapes.render(shapes.scene("val", i), 512).astype(np.int16) for i in range(batch)]
     drawn = np.stack([scene + rng.integers(-3, 4, scene.shape) for scene in scenes]).clip(0, 255).astype(np.uint8)
     shards = prompts.shard(prompts.load_prompts("shapes", units * images), images)
-    of = generation.configure("mini-sd", methods.dense(20), batch_size=batch)
-    planned = [unit.task for unit in generation.units([of], shards, [1.0]) if isinstance(unit.task, Generation)]
+    configuration = generation.configure("mini-sd", methods.dense(20), batch_size=batch)
+    made = generation.units([configuration], shards, [1.0])
+    planned = [unit.task for unit in made if isinstance(unit.task, Generation)]
 
     def batches(backbone, texts, *_, **__):
         for start in range(0, len(texts), batch):
@@ -265,14 +266,15 @@ def measure_latency(name: str, listed: list[str], rounds: int) -> dict:
             continue
         settings = methods.settings_for(one, spec.settings)  # raises for an unknown method
         plans.append(methods.METHODS[one](**settings))
-    of = [generation.configure(name, plan, batch_size=1) for plan in plans]
-    times = latency.measure(of, rounds, workers.cluster_has_gpus())
+    configurations = [generation.configure(name, plan, batch_size=1) for plan in plans]
+    times = latency.measure(configurations, rounds, workers.cluster_has_gpus())
     header = ("plan", "p50 (s)", "p90", "denoise", "decode", "encode", "peak GiB", "speed-up")
     lines = [
         [one, *(f"{x:.3f}" for x in (t.p50, t.p90, t.denoise, t.decode, t.encode)),
          "–" if t.memory is None else f"{t.memory:.2f}", f"{t.speedup:.2f}"]
         for one, t in zip(listed, times, strict=True)
     ]  # fmt: skip
-    print(f"{name}, {of[0].size} px, {of[0].dtype}, one image, {rounds} rounds on {times[0].machine}\n")
+    first = configurations[0]
+    print(f"{name}, {first.size} px, {first.dtype}, one image, {rounds} rounds on {times[0].machine}\n")
     print(tables.markdown(header, lines))
     return {one: asdict(t) for one, t in zip(listed, times, strict=True)}

@@ -167,16 +167,16 @@ def _beside_authors(name: str, backbone: postdiff.Backbone, steps: int, gate: in
             seconds[key].append(time.perf_counter() - began)
         print(f"{name}, pair {pair}/{pairs}: {sum(s[-1] for s in seconds.values()):.1f} s", flush=True)
     prices = dict(zip(plans, postdiff.costs(list(plans.values()), spec), strict=True))
-    found = {}
+    measured = {}
     for key, price in prices.items():
         mine, theirs, dense = (seconds[side][1:] for side in (f"ours {key}", f"theirs {key}", "ours dense"))
         ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
         speedups = [a / b for a, b in zip(dense, mine, strict=True)]
-        found[key] = {
+        measured[key] = {
             "ours_over_theirs": round(median(ratios), 4),
             "ratios": [round(r, 3) for r in ratios],
             "speedup": round(median(speedups), 3),
             "flops_allow": round(prices["dense"].flops / price.flops, 3),
             "ours_s": round(median(mine), 3),
         }
-    return found
+    return measured

@@ -157,7 +157,7 @@ def price(options: Options, store: Store, spec: Spec) -> tuple[list[Candidate], 
         longest = list({plan.id: plan for plan in (as_it_is, *(group[-1] for group in plans.values()))}.values())
         configurations = [evaluation.configure(options, options.backbone, plan) for plan in longest]
         with doing("measuring latencies"):
-            times = latency.kept(
+            times = latency.measured_once(
                 store, configurations, options.rounds, workers.cluster_has_gpus(options.gpus_per_worker)
             )
         timed = dict(zip((plan.id for plan in longest), times, strict=True))

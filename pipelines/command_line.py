@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
-        told = re.sub(r"^argument ([^:]+): (must|is given) ", r"\1 \2 ", one_line(message))
-        self.exit(2, f"error: {told} (--help lists the options)\n")
+        line = re.sub(r"^argument ([^:]+): (must|is given) ", r"\1 \2 ", one_line(message))
+        self.exit(2, f"error: {line} (--help lists the options)\n")
 
 
 class _Once(argparse._StoreAction):
@@ -79,14 +79,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
     inherited = {field.name for base in kind.__mro__[1:] if is_dataclass(base) for field in fields(base)}
     for field in sorted(fields(kind), key=lambda field: field.name in inherited):
         for more in getattr(hints[field.name], "__metadata__", ()):
-            of = {key: value for key, value in more.items() if value is not None}
+            settings = {key: value for key, value in more.items() if value is not None}
             if field.default is False:
-                of["action"] = "store_true"
+                settings["action"] = "store_true"
             elif field.default is MISSING:
-                of["required"] = True
+                settings["required"] = True
             else:
-                of["default"] = field.default
-            parser.add_argument(f"--{field.name.replace('_', '-')}", **of)
+                settings["default"] = field.default
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
 
 
 def read(parser: Parser, kind: type[T], argv: Sequence[str] | None) -> T:
@@ -191,10 +191,10 @@ def job(run: Callable, parse: Callable, argv: Sequence[str] | None) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise SystemExit(f"error: {told(error)}") from None
+        raise SystemExit(f"error: {in_words(error)}") from None
 
 
-def told(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """An error in one line: its message where we wrote it, else also its type, what was being done, and where."""
     if isinstance(error, OSError | FloatingPointError | Stopped | DamagedError) or type(error) is ValueError:
         return one_line(error)

@@ -10,7 +10,7 @@ from pipelines import command_line
 from pipelines.command_line import flag
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Evaluated, Protocol
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, PAIRED, Interval, together
 from pipelines.metrics.metric import Metric, shown
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
@@ -25,11 +25,7 @@ from postdiff.models.checkpoints import resolve
 from postdiff.models.families import adapt
 from postdiff.plan import SIZE_CONDITIONS, Plan
 
-LEGEND = (
-    "Intervals are 95 %. Change: from the first variant under the same plan, paired image by image; its interval "
-    "decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-    "(max-t). “the first”: changes are from it."
-)
+LEGEND = f"{LEVEL} Change: from the first variant under the same plan, {PAIRED}. “the first”: changes are from it."
 
 
 @dataclass(frozen=True, kw_only=True)

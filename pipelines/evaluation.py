@@ -184,38 +184,38 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     if not options.reference:
         return prompts.references(options.prompts, options.n_reference)
     folder = Path(options.reference)
-    files, told = features.reference_files(
+    files, line = features.reference_files(
         folder, coco.images(Path(options.prompts), folder, listed) if options.matched else None
     )
-    print(f"reference: {told}", file=sys.stderr)
+    print(f"reference: {line}", file=sys.stderr)
     return files
 
 
-def _spec(of: Protocol) -> dict:
-    return {"prompts": prompts.fingerprint(of.prompts), "prompts_per_shard": of.prompts_per_shard}
+def _spec(protocol: Protocol) -> dict:
+    return {"prompts": prompts.fingerprint(protocol.prompts), "prompts_per_shard": protocol.prompts_per_shard}
 
 
-def check_store(url: str, of: Protocol) -> Store:
+def check_store(url: str, protocol: Protocol) -> Store:
     """The store, if it can be written to and is empty or of these prompts; else ValueError. Leaves nothing behind."""
     store = Store(url)
     store.check_writable()
-    store.check(_spec(of))
+    store.check(_spec(protocol))
     return store
 
 
-def claim_store(url: str, of: Protocol, batch_size: int | None = None) -> Store:
+def claim_store(url: str, protocol: Protocol, batch_size: int | None = None) -> Store:
     """As `check_store`, and from now on it is the store of these prompts: the first step that a run leaves behind.
     batch_size: that was found, and that the store keeps."""
-    store = check_store(url, of)
+    store = check_store(url, protocol)
     if not store.has("spec.json"):
-        _check_shards(store, of)
-    store.claim(_spec(of) | ({} if batch_size is None else {"batch_size": batch_size}))
+        _check_shards(store, protocol)
+    store.claim(_spec(protocol) | ({} if batch_size is None else {"batch_size": batch_size}))
     return store
 
 
-def _check_shards(store: Store, of: Protocol) -> None:
+def _check_shards(store: Store, protocol: Protocol) -> None:
     """Raise ValueError if there are shards of other prompts: a store whose spec was damaged is still theirs."""
-    made_of = [prompts.fingerprint(shard) for shard in of.shards]
+    made_of = [prompts.fingerprint(shard) for shard in protocol.shards]
     for shard in filter(None, map(SHARD.fullmatch, store.names("text"))):
         if int(shard[3]) != len(made_of) or records.made_of(store.table(shard[0])) != made_of[int(shard[2])]:
             raise ValueError(
@@ -225,8 +225,8 @@ def _check_shards(store: Store, of: Protocol) -> None:
 
 def configure(options: Options, backbone: str, plan: Plan) -> Configuration:
     """`plan` on `backbone` under the options of a job. A batch size that is to be found is 1 until it is."""
-    of, ways = options, (options.dtype, options.channels_last, options.compile)
-    return generation.configure(backbone, plan, of.guidance, of.solver, of.batch_size or 1, *ways)
+    given, ways = options, (options.dtype, options.channels_last, options.compile)
+    return generation.configure(backbone, plan, given.guidance, given.solver, given.batch_size or 1, *ways)
 
 
 def connect(options: Options, backbones: Sequence[str]) -> Resources:
@@ -262,8 +262,8 @@ class Evaluated:
     @property
     def facts(self) -> dict[str, str]:
         """What a report says of that."""
-        told = "; ".join(f"{name} ({why})" for name, why in self.missing.items())
-        return {"missing": f"{len(self.missing)} configurations: {told}"} if self.missing else {}
+        listed = "; ".join(f"{name} ({why})" for name, why in self.missing.items())
+        return {"missing": f"{len(self.missing)} configurations: {listed}"} if self.missing else {}
 
     def check(self) -> None:
         """Raises Stopped if a unit was set aside: a job ends with it, whatever it could report."""
@@ -273,17 +273,17 @@ class Evaluated:
 
 
 def evaluate(
-    store: Store, entries: Sequence[Entry], of: Protocol, resources: Resources, real: bool = False
+    store: Store, entries: Sequence[Entry], protocol: Protocol, resources: Resources, real: bool = False
 ) -> Evaluated:
     """Make what the store lacks: text, images, features and scores, each when what it needs is there, with no barrier.
 
     A row an entry; two of one configuration share its images. real: score the prompts' real images too, where there are
     some. Raises Stopped if no configuration is complete.
     """
-    units, tasks = graph.units(store, entries, of)
-    more, scored = graph.real_images(store, of) if real else ([], None)
+    units, tasks = graph.units(store, entries, protocol)
+    more, scored = graph.real_images(store, protocol) if real else ([], None)
     units += more
-    results.announce(store, entries, of, {id: task.name for id, task in tasks.items()})
+    results.announce(store, entries, protocol, {id: task.name for id, task in tasks.items()})
     failed = worker.run(units, store, resources, "units")
     rows: list[tables.Row | None] = []
     missing = {}
@@ -296,10 +296,10 @@ def evaluate(
     if scored and scored.name in failed:
         missing["real images"] = failed[scored.name]
     pictured = scores.read(store, scored.name).intervals if scored and scored.name not in failed else None
-    found = Evaluated(rows, missing, worker.told(failed, store) if failed else "", pictured)
-    if not found.complete:
-        found.check()
-    return found
+    evaluated = Evaluated(rows, missing, worker.summary(failed, store) if failed else "", pictured)
+    if not evaluated.complete:
+        evaluated.check()
+    return evaluated
 
 
 def to_row(entry: Entry, scored: scores.Scores) -> tables.Row:

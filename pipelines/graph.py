@@ -22,18 +22,18 @@ def units(store: Store, entries: Sequence[Entry], protocol: Protocol) -> tuple[l
     shards = protocol.shards
     different = {entry.configuration.id: entry for entry in entries}
     costs = [entry.flops / 1e9 for entry in different.values()]
-    found = generation.units([entry.configuration for entry in different.values()], shards, costs)
+    all_units = generation.units([entry.configuration for entry in different.values()], shards, costs)
     metrics = [metric for metric in METRICS.values() if not protocol.lacks(metric)]
     comparisons = _Comparisons([metric for metric in metrics if metric.is_paired], different, protocol)
     shared = shared_features(protocol)
-    found += [*shared, *comparisons.baseline_units()]
+    all_units += [*shared, *comparisons.baseline_units()]
     tasks = {}
     for id in different:
         compared, of_compared = comparisons.units(id)
         own = [*own_features(id, protocol), *compared]
         tasks[id] = scoring(store, id, protocol, (*own, *shared), of_compared)
-        found += [*own, tasks[id].unit]
-    return list({unit.name: unit for unit in found}.values()), tasks  # baselines share the entries' text
+        all_units += [*own, tasks[id].unit]
+    return list({unit.name: unit for unit in all_units}.values()), tasks  # baselines share the entries' text
 
 
 def shared_features(protocol: Protocol) -> list[Unit]:
@@ -99,7 +99,7 @@ class _Comparisons:
         self.first = fidelity.first(self.shards, bool(protocol.only))
         kinds = dict.fromkeys(metric.needs for metric in metrics)
         self.baselines = {
-            id: {kind: of for kind in kinds if (of := fidelity.baseline(kind, entry.configuration))}
+            id: {kind: baseline for kind in kinds if (baseline := fidelity.baseline(kind, entry.configuration))}
             for id, entry in entries.items()
         }
 
@@ -109,22 +109,23 @@ class _Comparisons:
         extra: dict[str, tuple[Configuration, float]] = {}
         for id, entry in self.entries.items():
             a_step = entry.flops / 1e9 / len(entry.configuration.plan)  # about: it is for the order of work
-            for of in self.baselines[id].values():
-                if of.id not in self.entries:
-                    extra[of.id] = of, max(a_step * len(of.plan), extra[of.id][1] if of.id in extra else 0)
+            for baseline in self.baselines[id].values():
+                if baseline.id not in self.entries:
+                    _, so_far = extra.get(baseline.id, (baseline, 0.0))
+                    extra[baseline.id] = baseline, max(a_step * len(baseline.plan), so_far)
         costs = [cost for _, cost in extra.values()]
-        return generation.units([of for of, _ in extra.values()], self.shards, costs, len(self.first))
+        return generation.units([baseline for baseline, _ in extra.values()], self.shards, costs, len(self.first))
 
     def units(self, id: str) -> tuple[list[Unit], list[scores.Input]]:
         """The comparisons of a configuration's images, and what the paired metrics are of."""
         made: list[Unit] = []
         inputs: list[scores.Input] = []
         n = sum(map(len, self.first))
-        for kind, of in self.baselines[id].items():
-            hidden = 0 if of.id in self.entries else len(self.first)
+        for kind, baseline in self.baselines[id].items():
+            hidden = 0 if baseline.id in self.entries else len(self.first)
             own = generation.shard_names(id, len(self.shards))[: len(self.first)]
-            others = generation.shard_names(of.id, len(self.shards), hidden)[: len(self.first)]
-            where = fidelity.folder(of.id, id)
+            others = generation.shard_names(baseline.id, len(self.shards), hidden)[: len(self.first)]
+            where = fidelity.folder(baseline.id, id)
             if where not in (one.images for one in inputs):  # one baseline can be both kinds
                 made += fidelity.units(own, others, where)
             inputs += [scores.Input(m.key, where, "", n) for m in self.metrics if m.needs == kind]

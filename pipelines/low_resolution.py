@@ -74,10 +74,12 @@ def beginnings(options: OfOneModel, plans: Sequence[Plan]) -> list[Entry]:
     latents = spec.latents(configured[0].sampling.size)
     pixels = configured[0].sampling.size[0] // latents[0]  # of a latent's side
     entries = {}
-    for scale, of, price in zip((1.0, *scales), configured, postdiff.costs(probed, spec), strict=True):
+    for scale, configuration, price in zip((1.0, *scales), configured, postdiff.costs(probed, spec), strict=True):
         height, width = (pixels * side for side in latent_size(latents, scale, spec.patch))
-        of = replace(of, batch_size=min(of.batch_size, PROMPTS))
-        entries[of.id] = Entry(of.plan.name, f"{height}x{width} px", of, price.macs_paper, price.flops)
+        configuration = replace(configuration, batch_size=min(configuration.batch_size, PROMPTS))
+        entries[configuration.id] = Entry(
+            configuration.plan.name, f"{height}x{width} px", configuration, price.macs_paper, price.flops
+        )
     return list(entries.values())
 
 

@@ -76,11 +76,11 @@ def apply(options: Own) -> Own:
     if options.draw:
         raise ValueError(f"--protocol {options.protocol} fixes the prompts: --draw is not for it")
     listed = prompts.load_prompts(options.prompts)
-    found = prompts.fingerprint(listed[: len(coco.first())])
-    if (len(listed), found) != (coco.VAL2014, coco.FIRST_FINGERPRINT):
+    checksum = prompts.fingerprint(listed[: len(coco.first())])
+    if (len(listed), checksum) != (coco.VAL2014, coco.FIRST_FINGERPRINT):
         raise ValueError(
             f"{options.prompts!r} is not COCO 2014's validation captions: expected {coco.VAL2014} images, the first "
-            f"5,000 captions with checksum {coco.FIRST_FINGERPRINT}, got {len(listed)} and {found}; they are in "
+            f"5,000 captions with checksum {coco.FIRST_FINGERPRINT}, got {len(listed)} and {checksum}; they are in "
             f"{coco.SOURCE}"
         )
     return replace(options, **fixed)

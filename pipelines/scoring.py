@@ -22,7 +22,7 @@ from pipelines.engine.cluster import Unit
 from pipelines.engine.lease import lease
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, Interval, together
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.options import Options as Evaluation
 from pipelines.options import Out
@@ -36,7 +36,7 @@ FIDELITY = [metric for metric in METRICS.values() if metric.needs == "solution"]
 NOT_HERE = "not computed: this job has none of its weights"
 ABSENT = ("LPIPS",)
 LEGEND = (
-    "Intervals are 95 %. Difference: the first folder less the second, paired prompt by prompt; FID's and CMMD's are "
+    f"{LEVEL} Difference: the first folder less the second, paired prompt by prompt; FID's and CMMD's are "
     "freed of the bias that few images bring. The intervals of all differences hold together (max-t); where one leaves "
     "out 0 the better folder is named."
 )
@@ -100,22 +100,22 @@ def folders(given: Options) -> list[NamedImages]:
     return result
 
 
-def names(of: Sequence[NamedImages]) -> list[str]:
+def names(folders: Sequence[NamedImages]) -> list[str]:
     """What the tables call the folders: by their last part, where that tells them apart."""
-    short = [one.folder.resolve().name for one in of]
-    return short if len(set(short)) == len(short) else [str(one.folder) for one in of]
+    short = [one.folder.resolve().name for one in folders]
+    return short if len(set(short)) == len(short) else [str(one.folder) for one in folders]
 
 
-def evaluate(store: Store, of: Sequence[NamedImages], protocol: Protocol) -> list[tables.Row]:
+def evaluate(store: Store, folders: Sequence[NamedImages], protocol: Protocol) -> list[tables.Row]:
     """A row a folder, of all that `protocol` can measure; the first one's has the fidelity to the second too.
 
     What the store has is read. Raises Stopped if another driver runs it.
     """
     shared, paired = graph.shared_features(protocol), []
-    own = [graph.own_features(one.id, protocol) for one in of]
-    if len(of) > 1:
-        where = fidelity.folder(of[1].id, of[0].id)
-        images, others = (generation.shard_names(one.id, len(protocol.shards)) for one in of)
+    own = [graph.own_features(one.id, protocol) for one in folders]
+    if len(folders) > 1:
+        where = fidelity.folder(folders[1].id, folders[0].id)
+        images, others = (generation.shard_names(one.id, len(protocol.shards)) for one in folders)
         own[0] = [*own[0], *fidelity.units(images, others, where)]
         paired = [scores.Input(metric.key, where, "") for metric in FIDELITY]
     with lease(store), doing("scoring images"):
@@ -124,34 +124,34 @@ def evaluate(store: Store, of: Sequence[NamedImages], protocol: Protocol) -> lis
         for encoder in set(protocol.encoders).intersection(unit.group for unit in lacking):
             with doing(f"loading {encoder}"):  # before the images are read
                 features.loaded_encoder(encoder)
-        for one in of:
+        for one in folders:
             keep(store, one, protocol)
         make(store, lacking)
         rows = []
-        for one, units, more in zip(of, own, (paired, []), strict=False):
+        for one, units, more in zip(folders, own, (paired, []), strict=False):
             task = graph.scoring(store, one.id, protocol, (*units, *shared), more)
             scored = scores.read(store, task.name) if store.has(task.name) else scores.score(task)
             rows.append(tables.Row(one.id, str(one.folder), "", 0, 0, 0, scored.seconds, scored.intervals))
     return rows
 
 
-def keep(store: Store, of: NamedImages, protocol: Protocol) -> None:
+def keep(store: Store, folder: NamedImages, protocol: Protocol) -> None:
     """Commit the images of a folder as the shards of a configuration."""
-    committed = store.names(f"images/{of.id}")
+    committed = store.names(f"images/{folder.id}")
     threads = _threads()
 
     def compressed(i: int) -> dict:
-        return {"bytes": records.encode_image(of.pixels(i)), "path": of.files[i].name}
+        return {"bytes": records.encode_image(folder.pixels(i)), "path": folder.files[i].name}
 
-    with tqdm(total=len(of.files), desc=f"reading {of.folder}", unit="image", delay=2) as bar:
+    with tqdm(total=len(folder.files), desc=f"reading {folder.folder}", unit="image", delay=2) as bar:
         begins = 0
-        for name, shard in zip(generation.shard_names(of.id, len(protocol.shards)), protocol.shards, strict=True):
+        for name, shard in zip(generation.shard_names(folder.id, len(protocol.shards)), protocol.shards, strict=True):
             if name not in committed:
                 columns: dict[str, Sequence] = {
                     "prompt_id": [prompt.id for prompt in shard],
                     "prompt": [prompt.text for prompt in shard],
                     "seed": [None] * len(shard),  # not known, as what made them is not
-                    "configuration": [of.id] * len(shard),
+                    "configuration": [folder.id] * len(shard),
                     "plan": [None] * len(shard),
                     "image": threads.map(compressed, range(begins, begins + len(shard))),
                 }
@@ -229,16 +229,16 @@ def answer(lines: Sequence[Line], labels: Sequence[str]) -> str:
     return f"{'; '.join(parts)} (paired 95 % intervals that hold together, n = {n})."
 
 
-def facts(of: Sequence[NamedImages], labels: Sequence[str], protocol: Protocol) -> dict[str, str]:
+def facts(folders: Sequence[NamedImages], labels: Sequence[str], protocol: Protocol) -> dict[str, str]:
     """What was measured on what, metric by metric, and where."""
     compared = f"pixel by pixel, {labels[0]} to {labels[-1]}, {len(protocol.prompts)} images; Student's t over images"
     own = {metric.title: protocol.definition(metric) for metric in METRICS.values() if not metric.only_where_measured}
     judged = {m.title: protocol.definition(m) for m in protocol.alone if m.only_where_measured}
     judged |= {m.title: protocol.definition(m) for m in METRICS.values() if m.is_of_preference}
-    between = {metric.title: compared for metric in FIDELITY} if len(of) > 1 else {}
+    between = {metric.title: compared for metric in FIDELITY} if len(folders) > 1 else {}
     shared = protocol.facts()
     return {
-        **{label: f"{one} (id {one.id})" for label, one in zip(labels, of, strict=True)},
+        **{label: f"{one} (id {one.id})" for label, one in zip(labels, folders, strict=True)},
         "protocol": shared["protocol"],
         "prompts": shared["prompts"],
         **own,
@@ -279,22 +279,22 @@ def to_json(lines: Sequence[Line], labels: Sequence[str], notes: dict[str, str])
     return json.dumps({"facts": notes, "scores": numbers}, indent=2) + "\n"
 
 
-def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], protocol: Protocol) -> str:
+def write(store: Store, folders: Sequence[NamedImages], rows: Sequence[tables.Row], protocol: Protocol) -> str:
     """Write scores.csv, .md, .json and .html; returns what is to be printed."""
     from pipelines.report import answers, document
 
-    labels = names(of)
-    lines, notes = table(rows, labels), facts(of, labels, protocol)
+    labels = names(folders)
+    lines, notes = table(rows, labels), facts(folders, labels, protocol)
     shown = cells(lines, labels)
     markdown = tables.markdown(header(labels), shown)
     lacking = "".join(f"\n{name}: {fact}" for name, fact in notes.items() if fact.startswith("not computed"))
-    legend = LEGEND if len(of) > 1 else "Intervals are 95 %."
-    told, n = answer(lines, labels), max(value.n for line in lines for value in line.values)
+    legend = LEGEND if len(folders) > 1 else LEVEL
+    sentence, n = answer(lines, labels), max(value.n for line in lines for value in line.values)
     body = document.section("scores", "Metric by metric", document.table(header(labels), shown), legend)
     body += document.section("images", "The images", document.gallery(document.examples(store, rows, labels)))
     files = ("scores.csv", "scores.md", "scores.json")
-    page = document.page(f"postdiff: {' and '.join(labels)}", answers.of_changes(told, n), body, notes, links=files)
-    whole = f"{markdown}\n{told} {legend}\n\n"
+    page = document.page(f"postdiff: {' and '.join(labels)}", answers.of_changes(sentence, n), body, notes, links=files)
+    whole = f"{markdown}\n{sentence} {legend}\n\n"
     whole += "".join(f"- {tables.escape_markdown(f'{name}: {fact}')}\n" for name, fact in notes.items())
     for name, text in (
         ("scores.csv", to_csv(lines, labels, notes["protocol"])),
@@ -303,4 +303,4 @@ def write(store: Store, of: Sequence[NamedImages], rows: Sequence[tables.Row], p
         ("scores.html", page),
     ):
         store.put(name, text.encode())
-    return f"{markdown}\n{told}\n{lacking}\n\nreport: {store.shown}/scores.html"
+    return f"{markdown}\n{sentence}\n{lacking}\n\nreport: {store.shown}/scores.html"

@@ -42,7 +42,7 @@ class Verification:
 
 def verify(store: Store) -> Verification:
     """Read every file that a job would read. Raises ValueError if there is no store, with nothing in it."""
-    found = Verification()
+    verification = Verification()
     listed = sorted(name for name, _ in store.listing())
     if not listed:
         raise ValueError(f"no store at {store.shown!r}: nothing is there")
@@ -50,24 +50,24 @@ def verify(store: Store) -> Verification:
     for name in tqdm(listed, desc="reading", unit="file", delay=1):
         kind = name.partition("/")[0]
         if name.rpartition("/")[2].startswith(".tmp-") or name.endswith(".bad"):
-            found.left.append(name)
+            verification.left.append(name)
         elif name == "spec.json" or (kind in KINDS and name.endswith((".json", ".parquet"))):
             try:
-                of = _read(store, name)
+                owner = _read(store, name)
             except DamagedError as error:
-                found.damaged[name] = error.why
+                verification.damaged[name] = error.why
                 continue
             except FileNotFoundError:  # a lease that was given back since
                 continue
-            found.there[kind] += 1
-            if (shard := SHARD.fullmatch(name)) and of and "/reference-" not in name:
-                made_of[shard[2], shard[3]][name] = of
+            verification.there[kind] += 1
+            if (shard := SHARD.fullmatch(name)) and owner and "/reference-" not in name:
+                made_of[shard[2], shard[3]][name] = owner
         elif kind in KINDS:
-            found.foreign.append(name)
+            verification.foreign.append(name)
     for files in made_of.values():
-        found.damaged |= _of_others(files)
-    found.missing = sorted(_missing(name for name in listed if name not in found.left))
-    return found
+        verification.damaged |= _of_others(files)
+    verification.missing = sorted(_missing(name for name in listed if name not in verification.left))
+    return verification
 
 
 def _read(store: Store, name: str) -> str:
@@ -81,28 +81,28 @@ def _read(store: Store, name: str) -> str:
 def _of_others(files: dict[str, str]) -> dict[str, str]:
     """Of files of one shard, which are all of the same prompts: those that are of other prompts than most."""
     usual = Counter(files.values()).most_common(1)[0][0]
-    return {name: f"is made of {of}, its shard's others of {usual}" for name, of in files.items() if of != usual}
+    return {file: f"is made of {own}, its shard's others of {usual}" for file, own in files.items() if own != usual}
 
 
 def _missing(names: Iterable[str]) -> set[str]:
     """What the names in a store say must be there too: the other shards of each folder, and the spec."""
-    there = set(names)
+    present = set(names)
     expected = {"spec.json"}
-    for name in there:
+    for name in present:
         shard = SHARD.fullmatch(name)
         if not shard or name.partition("/")[0] not in KINDS:
             continue
         folder, _, count, suffix = shard.groups()
         every = [shard_name(folder, i, int(count)) for i in range(int(count))]
         expected |= set(every) if suffix == "parquet" else {one.replace(".parquet", ".json") for one in every}
-    return expected - there
+    return expected - present
 
 
-def repair(store: Store, found: Verification) -> None:
+def repair(store: Store, verification: Verification) -> None:
     """Set aside what is damaged: the next run of the same job makes it again, and what is missing. What was left
     half-written is removed."""
-    for name in found.damaged:
+    for name in verification.damaged:
         store.set_aside(name)
-    for name in found.left:
+    for name in verification.left:
         if not name.endswith(".bad"):
             store.delete(name)

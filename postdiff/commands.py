@@ -7,6 +7,7 @@ Of this package only what needs neither torch nor diffusers is imported here: `-
 import argparse
 import inspect
 import json
+import os
 import sys
 import textwrap
 from hashlib import sha256
@@ -234,7 +235,7 @@ def _settings_given(args: argparse.Namespace) -> dict[str, Any]:
 def _plan(file: Path | None, method: str, backbone: str, chosen: dict[str, Any]) -> Plan:
     """The plan of a file (`method` may name one too), or the method with what was given, else the paper's settings
     for this backbone, else its own."""
-    if file is None and method not in METHODS and (method.endswith(".json") or Path(method).is_file()):
+    if file is None and method not in METHODS and (method.endswith(".json") or os.path.isfile(method)):
         file = Path(method)
     if file is None:
         check_taken(method, chosen, settings_of(method))
@@ -243,7 +244,7 @@ def _plan(file: Path | None, method: str, backbone: str, chosen: dict[str, Any])
         settings = settings_for(method, resolve(backbone).settings)
         return METHODS[method](**{**settings, **chosen})
     check_taken(str(file), chosen, ())
-    if file.exists() and not file.is_file():  # a pipe or a device may never end
+    if os.path.exists(file) and not file.is_file():  # a pipe or a device may never end
         raise ValueError(f"a plan must be a file, got {str(file)!r}, which is none")
     return load_plan(file)
 

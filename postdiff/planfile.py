@@ -1,6 +1,7 @@
 """Plans as JSON files: what a search found can be saved, sent and replayed."""
 
 import json
+import os
 import stat
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
@@ -110,7 +111,7 @@ def save_plan(plan: Plan, file: str | Path, **notes) -> None:
     """
     text, file = to_json(plan, **notes), Path(file)
     from_json(text)
-    if file.exists() and not file.is_file():
+    if os.path.exists(file) and not file.is_file():
         raise ValueError(f"expected a file to write the plan to, got {printable(str(file))}, which is none")
     with whole(file) as part:
         part.write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipelines.data import coco, images, prompts, rows
+from pipelines.engine.urls import checked_length
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 METADATA = "metadata.jsonl"
@@ -141,9 +142,10 @@ def draw(source: Source, out: Path) -> tuple[int, Counter[str]]:
 
 
 def check_folder(out: Path) -> None:
-    """Raises ValueError if something else than a folder is at `out`."""
-    if out.exists() and not out.is_dir():
+    """Raises ValueError if something else than a folder is at `out`, or its name is too long for one."""
+    if os.path.exists(out) and not out.is_dir():
         raise ValueError(f"--out must be a folder, got {str(out)!r}, which is none")
+    checked_length(out)
 
 
 def _shown(text: str) -> str:

@@ -4,6 +4,7 @@ Neither order nor what a file says of itself (a PNG can hold a prompt) pairs any
 together if the file's name, without folder and suffix, is the prompt's id.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def read(folder: Path, listed: Sequence[Prompt], others: Sequence[Prompt] = ()) 
         or an image no prompt, or an image cannot be read or is not plain RGB: grey, palettes, transparency, and what a
         viewer would turn are what programs write by mistake, and no two readers make the same pixels of them.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"expected a folder of images, got {str(folder)!r}, which is no folder")
     files, left_out = images.find(folder)
     file_of: dict[str, Path] = {}

@@ -1,5 +1,6 @@
 """Pairs of image and caption to train on: Shapes, a local folder, or a parquet of URLs such as LAION-Art's."""
 
+import os
 import sys
 import time
 import urllib.request
@@ -87,9 +88,9 @@ def open_pairs(where: str, n: int | None = None) -> Pairs:
     if where in PROCEDURAL:
         return Pairs(where, partial(_drawn, PROCEDURAL[where]), n or 40_000)
     path = Path(where)
-    if path.suffix.lower() == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and os.path.isfile(path):
         return _table(path, n)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path, n)
     named = ", ".join(map(repr, PROCEDURAL))
     raise ValueError(f"training pairs must be {named}, a folder of images, or a parquet of URLs, got {where!r}")

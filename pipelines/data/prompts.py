@@ -1,6 +1,7 @@
 """Prompts of procedural data sets or files, and their shards. Prompts are data: never part of a path or a command."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from hashlib import sha256
@@ -67,7 +68,7 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, 
         raise ValueError(
             f"prompts must be {', '.join(map(repr, DRAWN))} or a file ({', '.join(readers)}), got {source!r}"
         )
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(
             f"no prompt file at {source!r} (jobs/fetch.py gets the paper's; COCO's captions are in {coco.SOURCE})"
         )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,10 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _regular(path: Path) -> None:
-    if not path.is_file():
-        kind_of_path = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+    if not os.path.isfile(path):
+        kind_of_path = (
+            "a folder" if os.path.isdir(path) else "a special file" if os.path.exists(path) else "no such file"
+        )
         raise ValueError(f"{str(path)!r} must be a file, got {kind_of_path}")
 
 

@@ -24,19 +24,19 @@ REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
 def conditional(filesystem: fs.FileSystem, name: str) -> ObjectStore:
     """The bucket `name` of S3 or GCS as pyarrow opened it, for `create`. Raises PermissionError without credentials."""
-    _, (of,) = filesystem.__reduce__()  # what it was opened with, from the URL and the environment
-    scheme, _, host = (of["endpoint_override"] or "").rpartition("://")
-    endpoint = f"{scheme or of['scheme']}://{host}" if host else None
+    _, (opened,) = filesystem.__reduce__()  # what it was opened with, from the URL and the environment
+    scheme, _, host = (opened["endpoint_override"] or "").rpartition("://")
+    endpoint = f"{scheme or opened['scheme']}://{host}" if host else None
     options: dict[str, Any] = {"allow_http": True, "timeout": LONGEST}  # http is used where the endpoint says so
     settings: dict[str, Any] = {"client_options": options, "retry_config": {"max_retries": 0}}  # `retry` has its own
     if filesystem.type_name == "gcs":
         return GCSStore(name, **settings | ({"base_url": endpoint} if endpoint else {}))
-    if of["tls_ca_file_path"]:
-        options["root_certificate"] = Path(of["tls_ca_file_path"]).read_bytes()
+    if opened["tls_ca_file_path"]:
+        options["root_certificate"] = Path(opened["tls_ca_file_path"]).read_bytes()
     session = boto3.Session()
     if session.get_credentials() is None:
         raise PermissionError("no AWS credentials: expected environment variables, a profile, or the machine's role")
-    hosted = of["force_virtual_addressing"]
+    hosted = opened["force_virtual_addressing"]
     if endpoint:
         settings["aws_endpoint_url_s3"] = endpoint.replace("://", f"://{name}.") if hosted else endpoint
     return S3Store(
@@ -58,12 +58,12 @@ def create(bucket: ObjectStore, key: str, data: bytes) -> bool:
     except exceptions.AlreadyExistsError:
         return False
     except REFUSED as error:
-        raise PermissionError(_told(error)) from None
+        raise PermissionError(_in_words(error)) from None
     except exceptions.BaseError as error:
-        raise OSError(_told(error)) from None
+        raise OSError(_in_words(error)) from None
     return True
 
 
-def _told(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     """What it says, without the dump of its inside."""
     return clean(str(error).partition("\n\nDebug source")[0])

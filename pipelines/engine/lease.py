@@ -62,35 +62,35 @@ def _take(store: Store, own: dict) -> str:
         store.delete(name)
         raise
     for other in gone:
-        if there := gone[other]:
-            print(f"taking over from process {there['process']} on {there['host']}, which is gone", file=sys.stderr)
+        if lease := gone[other]:
+            print(f"taking over from process {lease['process']} on {lease['host']}, which is gone", file=sys.stderr)
         store.delete(other)
     return name
 
 
 def _refuse_beside_others(store: Store, own: str = "") -> dict[str, dict]:
     """{name: lease} of drivers that are gone. Raises Stopped if there is one that is not, but for `own`."""
-    there = {name: _read(store, name) for name in store.names(FOLDER) if NAME.fullmatch(name) and name != own}
-    for lease in there.values():
+    leases = {name: _read(store, name) for name in store.names(FOLDER) if NAME.fullmatch(name) and name != own}
+    for lease in leases.values():
         if lease and (reason := _alive(lease)):
             since, who = datetime.fromtimestamp(lease["since"], UTC), f"process {lease['process']} on {lease['host']}"
             raise Stopped(
                 f"store {store.shown!r} is run by {who} since {since:%F %R} UTC, {reason}: wait for it, or stop it; "
                 "two drivers would do everything twice"
             )
-    return there
+    return leases
 
 
-def _alive(there: dict) -> str:
+def _alive(lease: dict) -> str:
     """Why the holder of a lease is taken to be alive; "" if it is not."""
-    if there["host"] == platform.node():
+    if lease["host"] == platform.node():
         try:
-            os.kill(there["process"], 0)
+            os.kill(lease["process"], 0)
         except ProcessLookupError:
             return ""
         except PermissionError:
             pass
-    age = time.time() - there["renewed"]
+    age = time.time() - lease["renewed"]
     return f"renewed {max(0, age):.0f} s ago" if age < STALE else ""
 
 

@@ -105,7 +105,7 @@ class Loop:
         self.actors: set[Actor] = set()
         self.idle: list[Actor] = []
         self.addresses: dict[str, str] = {}  # of the nodes that are up
-        self.told: set[str] = set()  # nodes that are left out
+        self.announced: set[str] = set()  # nodes that are left out
         self.elsewhere = True  # other nodes have had room, as far as is known
         self.made = 0
         self.in_vain = 0  # workers that were lost before they had a node, since one had or nodes came or went
@@ -132,8 +132,8 @@ class Loop:
         ready = self.crew.wait(self.waiting.keys(), PAUSE)
         late = [ref for ref, call in self.waiting.items() if self._overdue(call)]
         done = [name for ref in dict.fromkeys([*ready, *late]) for name in self._take_in(ref)]
-        for node in self.queue.nodes.out.keys() - self.told:
-            self.told.add(node)
+        for node in self.queue.nodes.out.keys() - self.announced:
+            self.announced.add(node)
             where = f"node {self.addresses.get(node, '?')} ({node[:8]})"
             tqdm.write(one_line(f"{where} is left out: {self.queue.nodes.out[node]}"), file=sys.stderr)
         return done
@@ -158,12 +158,12 @@ class Loop:
     def _look(self) -> None:
         """Which nodes are there?"""
         self.looked = time.monotonic()
-        found = self.crew.nodes()
-        if found.keys() != self.addresses.keys():  # who was to run on a node that is gone says nothing of the others
+        nodes = self.crew.nodes()
+        if nodes.keys() != self.addresses.keys():  # who was to run on a node that is gone says nothing of the others
             self.in_vain = 0
-        self.queue.gone(self.addresses.keys() - found.keys())
-        self.addresses = {node: address for node, (address, _) in found.items()}
-        self.queue.nodes.up = {node for node, (_, fits) in found.items() if fits}
+        self.queue.gone(self.addresses.keys() - nodes.keys())
+        self.addresses = {node: address for node, (address, _) in nodes.items()}
+        self.queue.nodes.up = {node for node, (_, fits) in nodes.items() if fits}
 
     def _call(
         self, actor: Actor, method: str, *args: Any, unit: Unit | None = None, since: float | None = None

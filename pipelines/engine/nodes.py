@@ -39,14 +39,14 @@ class Nodes:
         record = self.records[node]
         record.errors = record.deaths = 0
 
-    def failure(self, node: str, told: str, first: bool, died: bool) -> bool:
+    def failure(self, node: str, reason: str, first: bool, died: bool) -> bool:
         """A unit failed there, for the `first` time of all: a second says more about the unit than about the node."""
         record = self.records[node]
         if first:
             record.errors, record.deaths = record.errors + (not died), record.deaths + died
         if record.errors < ERRORS_IN_A_ROW and record.deaths < DEATHS_IN_A_ROW:
             return False
-        return self._leave_out(node, f"{record.errors + record.deaths} units failed in a row; the last, {told}")
+        return self._leave_out(node, f"{record.errors + record.deaths} units failed in a row; the last, {reason}")
 
     def started(self, node: str) -> None:
         self.records[node].in_vain = 0
@@ -62,8 +62,8 @@ class Nodes:
         self.out[node] = reason
         known = self.up | self.out.keys()
         if 2 * len(self.out) > len(known):
-            told = reason if len(known) == 1 else f"{len(self.out)} of {len(known)} nodes failed; the last: {reason}"
-            raise WorkersError(told, self.failed)
+            message = reason if len(known) == 1 else f"{len(self.out)} of {len(known)} nodes failed; the last: {reason}"
+            raise WorkersError(message, self.failed)
         return True
 
     def gone(self, node: str) -> None:

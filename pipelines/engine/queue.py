@@ -136,37 +136,37 @@ class Queue:
 
     def shunned(self) -> set[str]:
         """Nodes on which all that is ready has failed."""
-        found: set[str] | None = None
+        nodes: set[str] | None = None
         for name in self.ready:
             on = set(self.attempts.get(name, ()))
-            found = on if found is None else found & on
-            if not found:
+            nodes = on if nodes is None else nodes & on
+            if not nodes:
                 break
-        return found or set()
+        return nodes or set()
 
     def _fails_on(self, name: str, node: str | None) -> bool:
         return node is not None and node in self.attempts.get(name, ())
 
     def _pop(self, group: str, shunned: str | None) -> str | None:
         tops = []
-        for of, heap in self.heaps.items():
+        for key, heap in self.heaps.items():
             while heap and heap[0][-1] not in self.ready:
                 heappop(heap)
             if heap:
-                tops.append((of != "", heap[0][1], of != group, of))
-        for *_, of in sorted(tops):
-            heap, passed, found = self.heaps[of], [], None
-            while heap and found is None:
+                tops.append((key != "", heap[0][1], key != group, key))
+        for *_, key in sorted(tops):
+            heap, passed, name = self.heaps[key], [], None
+            while heap and name is None:
                 entry = heappop(heap)
                 if entry[-1] in self.ready:
                     if self._fails_on(entry[-1], shunned):
                         passed.append(entry)
                     else:
-                        found = entry[-1]
+                        name = entry[-1]
             for entry in passed:
                 heappush(heap, entry)
-            if found:
-                return found
+            if name:
+                return name
         return None
 
     def _steal(self, shunned: str | None) -> str | None:
@@ -185,9 +185,9 @@ class Queue:
 
     def overdue(self, name: str, seconds: float) -> bool:
         """Does `name` take so much longer than any before that it must hang?"""
-        of, unit = self.limits, self.units[name]
+        limits, unit = self.limits, self.units[name]
         pace = self.slowest.get(unit.group)
-        return seconds > (max(of.shortest, of.overdue * pace * unit.cost) if pace else of.longest)
+        return seconds > (max(limits.shortest, limits.overdue * pace * unit.cost) if pace else limits.longest)
 
     def finished(self, names: Sequence[str], node: str = "", seconds: float = 0.0) -> None:
         """The first of `names` is done, by a worker on `node` in so many `seconds`, and with it its riders."""

@@ -82,8 +82,8 @@ def to_parquet(schema: pa.Schema, columns: Mapping[str, Sequence], name: str, ma
     # Images are compressed already; a dictionary of them would only cost time. Page checksums are for other readers.
     writer = pq.ParquetWriter(sink, schema, compression="none", use_dictionary=False, write_page_checksum=True)
     writer.write_table(table, row_group_size=50)
-    told = json.dumps({"name": name, "made_of": made_of})
-    writer.add_key_value_metadata({"postdiff": told, "seal": (MARK + ZEROS).decode()})
+    metadata = json.dumps({"name": name, "made_of": made_of})
+    writer.add_key_value_metadata({"postdiff": metadata, "seal": (MARK + ZEROS).decode()})
     writer.close()
     return _seal(sink.getvalue().to_pybytes())
 
@@ -97,9 +97,9 @@ def from_parquet(data: bytes, name: str, made_of: str | None = None, columns: Se
     except pa.ArrowInvalid:
         raise DamagedError(name, "must be Parquet, got a sealed file of another format") from None
     with file:
-        told = json.loads((file.metadata.metadata or {}).get(b"postdiff", b"{}"))
-        _check_owner(told, name, made_of)
-        return file.read(columns).replace_schema_metadata({b"made_of": told["made_of"].encode()})
+        metadata = json.loads((file.metadata.metadata or {}).get(b"postdiff", b"{}"))
+        _check_owner(metadata, name, made_of)
+        return file.read(columns).replace_schema_metadata({b"made_of": metadata["made_of"].encode()})
 
 
 def made_of(table: pa.Table) -> str:
@@ -116,11 +116,11 @@ def from_json(data: bytes, name: str) -> dict[str, Any]:
     """The object that was written as `name`. Raises DamagedError if the bytes are others, or of another name."""
     _check_seal(data, name)
     try:
-        told = json.loads(data)
+        record = json.loads(data)
     except ValueError:
         raise DamagedError(name, "must be JSON, got a sealed file of another format") from None
-    _check_owner(told, name, None)
-    return {key: value for key, value in told.items() if key not in ("name", "seal")}
+    _check_owner(record, name, None)
+    return {key: value for key, value in record.items() if key not in ("name", "seal")}
 
 
 def _seal(data: bytes) -> bytes:
@@ -140,11 +140,11 @@ def _check_seal(data: bytes, name: str) -> None:
         raise DamagedError(name, f"must hold what was written, got {len(data)} bytes that are not of its SHA-256")
 
 
-def _check_owner(told: Mapping[str, Any], name: str, made_of: str | None) -> None:
-    if told.get("name") != name:
-        raise DamagedError(name, f"must hold what was made under that name, got {told.get('name')}")
-    if made_of is not None and told.get("made_of") != made_of:
-        raise DamagedError(name, f"must be made of {made_of}, got one of {told.get('made_of')}")
+def _check_owner(record: Mapping[str, Any], name: str, made_of: str | None) -> None:
+    if record.get("name") != name:
+        raise DamagedError(name, f"must hold what was made under that name, got {record.get('name')}")
+    if made_of is not None and record.get("made_of") != made_of:
+        raise DamagedError(name, f"must be made of {made_of}, got one of {record.get('made_of')}")
 
 
 def feature_rows(ids: Sequence[str], features: np.ndarray, name: str, made_of: str) -> bytes:

@@ -189,10 +189,10 @@ class Store:
         """Names of the complete files below `folder`."""
         if self.is_local:
             base = f"{self.root}/{folder}".rstrip("/")
-            found = self._persist(lambda: [path[len(self.root) + 1 :] for path in below(base)])
+            names = self._persist(lambda: [path[len(self.root) + 1 :] for path in below(base)])
         else:
-            found = [name for name, _ in self.listing(folder)]
-        return {name for name in found if not name.rpartition("/")[2].startswith(".tmp-")}
+            names = [name for name, _ in self.listing(folder)]
+        return {name for name in names if not name.rpartition("/")[2].startswith(".tmp-")}
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, fs.FileInfo]]:
         """Names of all files below `folder`, those that are being written or were left half-written too, and what the
@@ -222,13 +222,13 @@ class Store:
 
     def shards(self, folder: str) -> list[str]:
         """Names of the shards of a folder, in order; no other file that lies there. Raises ValueError if one lacks."""
-        found = (match for match in map(SHARD.fullmatch, self.names(folder)) if match)
-        there = {match[0]: int(match[3]) for match in found if match[4] == "parquet"}
-        for count in set(there.values()):
+        matches = (match for match in map(SHARD.fullmatch, self.names(folder)) if match)
+        counts = {match[0]: int(match[3]) for match in matches if match[4] == "parquet"}
+        for count in set(counts.values()):
             expected = [shard_name(folder, i, count) for i in range(count)]
-            if lacking := [name for name in expected if name not in there]:
+            if lacking := [name for name in expected if name not in counts]:
                 raise ValueError(f"{self.shown}/{folder} has not all of its {count} shards: {lacking[0]} is missing")
-        return sorted(there)
+        return sorted(counts)
 
     def delete(self, name: str) -> None:
         """Remove `name` if it is there."""

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from postdiff.arguments import shown
 from postdiff.terminal import one_line
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of all file systems that Linux usually has
 OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "az", "abfs", "abfss", "adl", "r2", "oss", "memory"}
 SECRETS = re.compile(
     r"[?&](access_key|secret_key|session_token|sas_token|token|password|secret|sig|account_key|api_key|x-amz-signature|"
@@ -20,7 +22,8 @@ def local_path(where: str | Path) -> str | None:
 
     A leading ~ is the home folder. A path is taken as it stands: ? and # are parts of a name.
 
-    Raises: ValueError if it is empty, or looks like a URL and is none (s3:/x, file:x, file://host/x, file:///x?y).
+    Raises: ValueError if it is empty, too long, or looks like a URL and is none (s3:/x, file:x, file://host/x,
+        file:///x?y).
     """
     text = str(where)
     if not text:
@@ -29,13 +32,24 @@ def local_path(where: str | Path) -> str | None:
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
             raise ValueError(f"a file URL must be file:///ABSOLUTE/PATH (with %3F for ?, %23 for #), got {text!r}")
-        return str(Path(unquote(parts.path)).absolute())
+        return checked_length(Path(unquote(parts.path)).absolute())
     if "://" in text:
         return None
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
     if scheme and (scheme[1].lower() == "file" or scheme[1].lower() in schemes()):
         raise ValueError(f"a URL must be {scheme[1]}://..., got {text!r} (a folder of that name is ./{text})")
-    return str(Path(os.path.expanduser(text)).absolute())  # a worker's own folder is another
+    return checked_length(Path(os.path.expanduser(text)).absolute())  # a worker's own folder is another
+
+
+def checked_length(path: Path) -> str:
+    """`path` as text. Raises ValueError if it, or a name in it, is longer than a file system takes."""
+    longest = max(len(os.fsencode(name)) for name in path.parts)
+    if longest > LONGEST_NAME or len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(
+            f"a folder's or file's name must be of {LONGEST_NAME} bytes at most, and a path of {LONGEST_PATH}, got "
+            f"{longest} of {len(os.fsencode(path))}: {shown(str(path))}"
+        )
+    return str(path)
 
 
 def schemes() -> set[str]:

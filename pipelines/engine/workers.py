@@ -161,13 +161,13 @@ class _Crew:
         ray.kill(worker)
 
     def nodes(self) -> dict[str, tuple[str, bool]]:
-        of, up = self.resources, [node for node in ray.nodes() if node["Alive"]]
+        needed, up = self.resources, [node for node in ray.nodes() if node["Alive"]]
         if ray.get_runtime_context().get_node_id() not in {node["NodeID"] for node in up}:  # nothing is answered now
             raise WorkersError("the node of this job's driver is lost to its cluster: run the job again")
         return {
             node["NodeID"]: (
                 node["NodeManagerAddress"],
-                node["Resources"].get("GPU", 0) >= of.gpus and node["Resources"].get("CPU", 0) >= of.threads,
+                node["Resources"].get("GPU", 0) >= needed.gpus and node["Resources"].get("CPU", 0) >= needed.threads,
             )
             for node in up
         }

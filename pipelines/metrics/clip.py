@@ -24,7 +24,7 @@ def clip_scores(image: np.ndarray, text: np.ndarray) -> np.ndarray:
 def lengths(embeddings: np.ndarray) -> np.ndarray:
     """Lengths [N, 1] of embeddings [N, D]. Raises ValueError if one is not finite, or 0: it has no direction."""
     expect_finite(embeddings)
-    found = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if empty := int((found == 0).sum()):
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if empty := int((norms == 0).sum()):
         raise ValueError(f"expected embeddings longer than 0, got {empty} of {len(embeddings)} that are not")
-    return found
+    return norms

@@ -13,6 +13,7 @@ pickscore=FOLDER, hps=..., imagereward=...     human preference (preference.py, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
+LONGEST = 200  # bytes of a file's or folder's own name in an encoder's
 # In the repository: what judges content, and what scores.
 JUDGES = tuple(data.judges for data in PROCEDURAL.values())
 GRIDS = {f"{name}-grid": name for name in JUDGES}  # what one of the judges sees, for a distance of its own
@@ -40,7 +42,7 @@ CLIPS = (*(data.clip for data in PROCEDURAL.values()), "mini-clip-reads")
 def clip_folder(name: str) -> Path | None:
     """The folder of a CLIP model, None for open_clip's `MODEL/WEIGHTS`. Raises ValueError if it is neither."""
     folder = MINI / name if name in CLIPS else Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
     import open_clip  # with timm and torchvision: seconds
 
@@ -60,13 +62,18 @@ def fingerprint(encoder: str) -> str:
     if preference.is_named(encoder):
         return preference.fingerprint(encoder)
     if encoder.endswith(".pt"):
-        return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
+        return f"{_short(Path(encoder).stem)}-{_digest([inception_file(encoder)])}"
     judges = GRIDS.get(encoder, encoder)
     folder = MINI / judges if judges in JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
-    digest = _digest(sorted(file for file in folder.iterdir() if file.is_file()))
-    return f"{encoder if encoder in GRIDS else folder.name}-{digest}"
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return f"{encoder if encoder in GRIDS else _short(folder.name)}-{_digest(files)}"
+
+
+def _short(name: str) -> str:
+    """As much of `name` as leaves room for a digest, which says what it is of, in the 255 bytes of a file's name."""
+    return name.encode()[:LONGEST].decode(errors="ignore")
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -114,7 +121,7 @@ class ClipEncoder:
 
 
 def inception_file(path: str | Path) -> Path:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"no Inception weights at {path}: expected the file of {INCEPTION_URL}")
     return Path(path)
 

@@ -40,10 +40,10 @@ def recall(generated: np.ndarray, reference: np.ndarray, k: int = 3) -> Interval
     """
     generated, reference = _checked(generated, reference, k)
     groups = group_membership(len(generated))
-    kept = groups_kept(groups.shape[1]) @ groups.T > 0  # [1 + groups, N]
-    if kept.sum(1).min() <= k:
+    masks = groups_kept(groups.shape[1]) @ groups.T > 0  # [1 + groups, N]
+    if masks.sum(1).min() <= k:
         raise _too_few(generated, reference, k)
-    radii = _radii(generated, k, kept)
+    radii = _radii(generated, k, masks)
     reached = [
         np.stack([(squares <= radius).any(1) for radius in radii], 1)
         for squares in (_squares(reference[part], generated) for part in blocks(len(reference)))
@@ -61,9 +61,9 @@ def coverage(generated: np.ndarray, reference: np.ndarray, k: int = 5) -> Interv
     """
     generated, reference = _checked(generated, reference, k, in_reference=True)
     radii, groups = _radii(reference, k)[0], group_membership(len(generated))
-    kept = groups_kept(groups.shape[1])
+    masks = groups_kept(groups.shape[1])
     reached = [
-        ((_squares(reference[part], generated) <= radii[part, None]) @ groups) @ kept.T > 0
+        ((_squares(reference[part], generated) <= radii[part, None]) @ groups) @ masks.T > 0
         for part in blocks(len(reference))
     ]
     value, *rest = np.concatenate(reached).mean(0)
@@ -89,15 +89,15 @@ def _balls_around(generated: np.ndarray, reference: np.ndarray, k: int) -> np.nd
     return np.concatenate([(_squares(generated[part], reference) <= radii).sum(1) for part in blocks(len(generated))])
 
 
-def _radii(x: np.ndarray, k: int, kept: np.ndarray | None = None) -> np.ndarray:
-    """Squared distances to the k-th neighbour -> [S, N], a row a row of `kept`, bool [S, N], in which images that are
-    not kept are no neighbours and have a ball of nothing. Without `kept`: [1, N] of all."""
-    kept = np.ones((1, len(x)), bool) if kept is None else kept
+def _radii(x: np.ndarray, k: int, masks: np.ndarray | None = None) -> np.ndarray:
+    """Squared distances to the k-th neighbour -> [S, N], a row a row of `masks`, bool [S, N], in which images that are
+    not kept are no neighbours and have a ball of nothing. Without `masks`: [1, N] of all."""
+    masks = np.ones((1, len(x)), bool) if masks is None else masks
     radii = [
-        np.stack([np.partition(squares[:, own], k, axis=1)[:, k] for own in kept])
+        np.stack([np.partition(squares[:, own], k, axis=1)[:, k] for own in masks])
         for squares in (_squares(x[part], x) for part in blocks(len(x)))
     ]
-    return np.where(kept, np.concatenate(radii, axis=1) * (1 + 1e-9), -1)
+    return np.where(masks, np.concatenate(radii, axis=1) * (1 + 1e-9), -1)
 
 
 def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:

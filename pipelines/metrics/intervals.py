@@ -10,6 +10,11 @@ from postdiff.arguments import whole_number
 ERROR = 0.05  # the probability that a 95 % interval misses
 GROUPS = 20  # of the jackknife of what is costly to compute anew without a group
 GROUPS_OF_MEANS = 200  # of what is not
+LEVEL = "Intervals are 95 %."  # what legends say of them
+PAIRED = (  # and of a column of paired differences, `Gain: from ..., ` before it
+    "paired image by image; its interval decides: what an image does to both cancels, and it is wide enough that all "
+    "of a column hold at once (max-t)"
+)
 FLIPS = 2_000, 20_000  # of signs, for intervals that hold together: the fewest and the most
 FEWEST_GROUPS = 10  # of which signs are flipped: of fewer there are too few ways
 
@@ -166,7 +171,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     """Mean of independent values [N >= 4] with its 95 % interval (Student's t)."""
     expect_finite(values)
     n, groups = len(values), group_count(len(values), GROUPS_OF_MEANS)
-    sums, sizes = (np.array([of[g::groups].sum() for g in range(groups)]) for of in (values, np.ones(n)))
+    sums, sizes = (np.array([terms[g::groups].sum() for g in range(groups)]) for terms in (values, np.ones(n)))
     left_out = tuple(float(x) for x in (values.sum() - sums) / (n - sizes))
     mean, half = float(np.mean(values)), student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n, left_out)

@@ -60,21 +60,21 @@ def blocks(n: int) -> Iterator[slice]:
 def _mmd(a: np.ndarray, b: np.ndarray, kernel: Kernel, unbiased: bool) -> Interval:
     a, b = a.astype(np.float64), b.astype(np.float64)
     groups = group_membership(len(a))
-    kept, whole = groups_kept(groups.shape[1]), np.ones((len(b), 1))
-    across = kept @ _sums(a, b, kernel, groups, whole)[:, 0] / (kept @ groups.sum(0) * len(b))
-    values = _own(a, kernel, groups, kept, unbiased) + _own(b, kernel, whole, np.ones((1, 1)), unbiased) - 2 * across
+    masks, whole = groups_kept(groups.shape[1]), np.ones((len(b), 1))
+    across = masks @ _sums(a, b, kernel, groups, whole)[:, 0] / (masks @ groups.sum(0) * len(b))
+    values = _own(a, kernel, groups, masks, unbiased) + _own(b, kernel, whole, np.ones((1, 1)), unbiased) - 2 * across
     return jackknife(float(values[0]), values[1:], len(a))
 
 
-def _own(x: np.ndarray, kernel: Kernel, groups: np.ndarray, kept: np.ndarray, unbiased: bool) -> np.ndarray:
-    """Mean of the kernel over pairs of the images of the groups kept, a number a row of `kept`. unbiased: over pairs of
-    different images."""
-    n = kept @ groups.sum(0)
-    total = np.einsum("sg,gh,sh->s", kept, _sums(x, x, kernel, groups, groups), kept)
+def _own(x: np.ndarray, kernel: Kernel, groups: np.ndarray, masks: np.ndarray, unbiased: bool) -> np.ndarray:
+    """Mean of the kernel over pairs of the images of the groups kept, a number a row of `masks`. unbiased: over pairs
+    of different images."""
+    n = masks @ groups.sum(0)
+    total = np.einsum("sg,gh,sh->s", masks, _sums(x, x, kernel, groups, groups), masks)
     if not unbiased:
         return total / n**2
     with_itself = np.concatenate([np.diagonal(kernel(x[part], x[part])) for part in blocks(len(x))])
-    return (total - kept @ (with_itself @ groups)) / (n * (n - 1))
+    return (total - masks @ (with_itself @ groups)) / (n * (n - 1))
 
 
 def _sums(x: np.ndarray, y: np.ndarray, kernel: Kernel, of_x: np.ndarray, of_y: np.ndarray) -> np.ndarray:

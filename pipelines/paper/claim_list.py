@@ -78,10 +78,10 @@ LCM_MIX, LCM = mixed(8), ours(1, 4, steps=8)
 
 
 def _claims() -> list[Claim]:
-    found: list[Claim] = []
+    listed: list[Claim] = []
 
     def claim(section: str, text: str, model: str, plan: Plan, against: Plan, **metrics: Expected) -> None:
-        found.extend(Claim(section, text, model, plan, against, key, way) for key, way in metrics.items())
+        listed.extend(Claim(section, text, model, plan, against, key, way) for key, way in metrics.items())
 
     # fmt: off
     sd = "sd15"
@@ -138,7 +138,7 @@ def _claims() -> list[Claim]:
     claim("App. C", "a still larger k costs more", sd, ours(5), ours(3), fid="worse", clip="worse", attributes="worse")
     claim("App. C", "a smaller m costs quality", sd, ours(m=9), ours(), fid="worse", clip="worse")
     # fmt: on
-    return found
+    return listed
 
 
 CLAIMS = tuple(_claims())

@@ -34,9 +34,10 @@ Rows = Mapping[tuple[str, str], Row]  # {(the paper's model, plan id): its row}
 Differences = dict[tuple[Claim, str], Interval]  # {(claim, key of a metric): the first plan less the second}
 LEGEND = (
     "Measured: the first plan of the setting less the second, on the same prompts and noise, FID without its bias; "
-    "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; a true "
-    "difference as large is told from none half of the time. Agrees, contradicts: the interval leaves out"
-    " 0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
+    "the 95 % intervals of the whole table hold together (max-t). Half-width: of the interval; where "
+    "it alone decides between better and worse, a true difference as large is told from none half of the time (of what "
+    "judges say less often: each one's own interval must leave out 0). Agrees, contradicts: the interval leaves out "
+    "0 on the side that the claim says, or on the other; of `alike`, it lies within the margin, or wholly "
     "outside of it. Equivalent: a difference was claimed, and the whole interval lies within the margin. What judges "
     "say is shown as their mean, and is a verdict only where the intervals of both give it: else it is not resolved, "
     "and the last column says that they differ. Margins: "
@@ -63,7 +64,7 @@ def legend(looks: Sequence[int] = ()) -> str:
     return LEGEND.replace(ONE_LOOK, several)
 
 
-def exhibit(_found: Mapping[str, Plan]) -> Exhibit:
+def exhibit(_searched: Mapping[str, Plan]) -> Exhibit:
     cells = {
         (claim.model, plan.id): Cell(name(plan), claim.model, plan, values=printed(claim.model, plan))
         for claim in CLAIMS
@@ -128,7 +129,7 @@ def _verdict(claim: Claim, measured: Interval) -> str:
 def judge(rows: Rows) -> list[Judged]:
     """All claims, by differences whose intervals hold together."""
     measured = differences(rows)
-    return told(dict(zip(measured, together(list(measured.values())), strict=True)))
+    return judged_by(dict(zip(measured, together(list(measured.values())), strict=True)))
 
 
 def differences(rows: Rows, asked: Sequence[Claim] | None = None) -> Differences:
@@ -147,7 +148,7 @@ def differences(rows: Rows, asked: Sequence[Claim] | None = None) -> Differences
     return measured
 
 
-def told(measured: Differences) -> list[Judged]:
+def judged_by(measured: Differences) -> list[Judged]:
     """All claims with what was measured of them."""
     judged = []
     for claim in CLAIMS:
@@ -163,37 +164,38 @@ def _paper(claim: Claim) -> float | None:
 
 def lines(judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
     """Under HEADER. names: the paper's model -> the one that ran."""
-    found = []
+    table = []
     for one in judged:
         claim, measured, metric = one.claim, one.measured, one.metric
         text = metric.text(measured, "+") if measured else "–"
         half = f"{(measured.high - measured.low) / 2:.{metric.digits}f}" if measured else "–"
         plan, against = map(name, claim.plans)
-        found.append([
+        table.append([
             claim.section, claim.text, one.verdict, f"{names[claim.model]}: {plan} vs {against}", metric.title,
             claim.expected, text, "–" if one.paper is None else f"{one.paper:+.2f}", half,
             str(measured.n) if measured else "–", _judges(one),
         ])  # fmt: skip
-    return found
+    return table
 
 
 def _judges(one: Judged) -> str:
     """What each judge says, and whether they differ; – where none was asked."""
-    told = " and ".join(one.metric.text(interval, "+") for interval in one.alone)
-    return f"{told}: the judges differ ({' and '.join(one.verdicts)})" if one.differ else told or "–"
+    text = " and ".join(one.metric.text(interval, "+") for interval in one.alone)
+    return f"{text}: the judges differ ({' and '.join(one.verdicts)})" if one.differ else text or "–"
 
 
-def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, looks: Sequence[int] = ()) -> str:
-    """looks: prompts at each, where there were several."""
-    told = lines(judged, names)
+def to_csv(judged: list[Judged], names: Mapping[str, str], protocol: str, draw: int, looks: Sequence[int] = ()) -> str:
+    """draw: of the prompts, whose ids seed the noise (--draw). looks: prompts at each, where there were several."""
+    table = lines(judged, names)
     columns: dict[str, list[str]] = {
-        key: [line[i] for line in told] for i, key in enumerate(HEADER) if key not in ("measured", "each judge")
+        key: [line[i] for line in table] for i, key in enumerate(HEADER) if key not in ("measured", "each judge")
     }
     columns |= tables.interval_columns("measured", [one.measured for one in judged], 5)
     for i, key in enumerate(JUDGES):
         columns |= tables.interval_columns(key, [one.alone[i] if one.alone else None for one in judged], 5)
     columns["judges"] = ["" if not one.alone else "differ" if one.differ else "as one" for one in judged]
     columns["looks"] = [" ".join(map(str, looks))] * len(judged)
+    columns["draw"] = [str(draw)] * len(judged)
     return tables.csv_of({**columns, "protocol": [protocol] * len(judged)})
 
 

@@ -131,5 +131,5 @@ def of_dataset(given: Options, dataset: str) -> Options:
         raise ValueError(
             f"--models real needs --{DATASETS[dataset].captions}, a file of captions ({dataset}'s are the paper's)"
         )
-    found = options.settled(DATASETS[dataset].play(given))
-    return replace(found, limit=share(found)) if DATASETS[dataset].captions else found
+    settled = options.settled(DATASETS[dataset].play(given))
+    return replace(settled, limit=share(settled)) if DATASETS[dataset].captions else settled

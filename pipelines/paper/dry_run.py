@@ -50,8 +50,8 @@ def throughput(model: str, gpu: str) -> float:
     """T MACs (the paper's rule) a second that the paper's own latency of the dense model means on `gpu`; for a model
     that the paper did not time there, scaled as PixArt-alpha, which it timed on both; of Table 7's U-Nets, SD1.5's."""
     dense = {line.model: line for line in published.lines("table2") if line.method == "dense"}  # the last: most steps
-    of = dense.get(model, dense["sd15"])
-    speed = of.values["tmacs"] / of.values["latency_s_a5000"]
+    timed = dense.get(model, dense["sd15"])
+    speed = timed.values["tmacs"] / timed.values["latency_s_a5000"]
     faster = dense["pixart"].values["latency_s_a5000"] / next(
         line.values["latency_s_h100"] for line in published.lines("table4") if line.method == "dense"
     )
@@ -86,16 +86,16 @@ def text(
                unit="run", mininterval=0.5, leave=False)  # fmt: skip
     for group in groups:
         different = reproduction.distinct(group.exhibits)
-        of = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
+        models = {model: name for model, name in names.items() if any(model in e.models for e in group.exhibits)}
         prices: dict[reproduction.Key, reproduction.Price] = {}
-        for model, name in of.items():
+        for model, name in models.items():
             prices |= reproduction.count_costs(different, {model: name})
             bar.update(sum(m == model for m, _ in different))
         cells = sum(len(exhibit.cells) for exhibit in group.exhibits)
         counts = [a + b for a, b in zip(counts, (cells, len(different), len(different) * group.prompts), strict=True)]
         lines.append(f"{group.dataset}: {cells} cells, {len(different)} different runs of {group.prompts} prompts")
         lines += [f"  {e.key:<8}{len(e.cells):>4} cells  {e.title}" for e in group.exhibits]
-        for model, name in of.items():
+        for model, name in models.items():
             own = {plan: prices[m, plan].here.macs_paper for m, plan in different if m == model}
             macs = group.prompts * sum(own.values()) / 1e12
             size += group.prompts * len(own) * prod(resolve(name).size) * BYTES_A_PIXEL / 1e9
@@ -106,9 +106,9 @@ def text(
             if (timed := hours(own, group.prompts, seconds)) is not None:
                 here[where] = here.get(where, 0.0) + timed
                 took[f"measured ({where})"] = timed
-            told = "".join(f"{value:9.1f} hours {gpu}" for gpu, value in took.items())
+            by_gpu = "".join(f"{value:9.1f} hours {gpu}" for gpu, value in took.items())
             label = name + (TUNED if model.endswith(TUNED) else "")
-            lines.append(f"  {label:<25}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{told}")
+            lines.append(f"  {label:<25}{len(own):>4} runs{macs / 1e3:14.3f} P MACs{by_gpu}")
     bar.close()
     first = f"{counts[0]} cells, {counts[1]} different runs, {counts[2]} images; MACs by the paper's rule"
     last = [f"store: about {size:.1f} GB of images ({BYTES_A_PIXEL} bytes a pixel, lossless WebP)"]

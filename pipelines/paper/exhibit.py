@@ -86,8 +86,8 @@ class Exhibit:
         if not self.fewer:
             return self
         few = tuple(cell for cell in self.cells if len(cell.plan) in self.fewer)
-        told = f"only T = {', '.join(map(str, self.fewer))} are drawn (--whole draws all)"
-        return replace(self, cells=few, note="; ".join(filter(None, (self.note, told))))
+        note = f"only T = {', '.join(map(str, self.fewer))} are drawn (--whole draws all)"
+        return replace(self, cells=few, note="; ".join(filter(None, (self.note, note))))
 
     @property
     def is_table(self) -> bool:

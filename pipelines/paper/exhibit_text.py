@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, PAIRED, Interval, together
 from pipelines.metrics.metric import METRICS, Metric
 from pipelines.paper.exhibit import Cell, Exhibit
 from pipelines.report import real_images, tables
@@ -26,10 +26,10 @@ SAME, OTHER = 1e-4, 1e-3
 SLOWER = 1.75  # a printed speed-up by which FLOPs allow more, or less, is told
 
 LEGEND = (
-    "Intervals are 95 %. T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
+    f"{LEVEL} T MACs: what the paper calls FLOPs (T), of the paper's own model, counted here by the paper's "
     "rule; GFLOPs here: of the model that was run, everything counted. FID is of this many images, and its interval "
-    "says nothing of the bias that this brings. Change: from the model as it is, paired image by image, FID's without "
-    "that bias, so it is not the difference of two cells; intervals of a column hold all at once (max-t)."
+    "says nothing of the bias that this brings. Change: from the model as it is, "
+    f"{PAIRED}. FID's is without that bias, so it is not the difference of two cells."
 )
 MINI_LEGEND = (
     " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
@@ -50,19 +50,19 @@ class Measured:
 Results = Mapping[tuple[str, str], Measured]  # (the paper's model, plan id)
 
 
-def of(results: Results, cell: Cell) -> Measured:
+def measured_of(results: Results, cell: Cell) -> Measured:
     return results[cell.model, cell.plan.id]
 
 
 def changes(exhibit: Exhibit, results: Results, metric: Metric) -> dict[Cell, Interval]:
     """Paired differences from the reference cell of each cell's model, but of that itself and where nothing was
     measured. Their intervals hold all at once (max-t)."""
-    found = {}
+    differences = {}
     for cell in exhibit.cells:
-        first, own = of(results, exhibit.reference(cell.model)).row, of(results, cell).row
+        first, own = measured_of(results, exhibit.reference(cell.model)).row, measured_of(results, cell).row
         if own is not first and tables.measured([own, first], metric) and tables.judges(metric, own):
-            found[cell] = metric.difference(own.interval(metric), [(1.0, first.interval(metric))])
-    return dict(zip(found, together(list(found.values())), strict=True))
+            differences[cell] = metric.difference(own.interval(metric), [(1.0, first.interval(metric))])
+    return dict(zip(differences, together(list(differences.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def table(exhibit: Exhibit, results: Results, real: Real | None = None) -> Table
     footnotes: list[str] = []
     moved = {metric.key: changes(exhibit, results, metric) for metric in exhibit.metrics}
     for cell in exhibit.cells:
-        found = of(results, cell)
-        cost = [f"{found.there.macs_paper / 1e12:.3f}" if found.there else "–"]
+        measured = measured_of(results, cell)
+        cost = [f"{measured.there.macs_paper / 1e12:.3f}" if measured.there else "–"]
         cost += [_number(exhibit, cell, "tmacs", 3)] if printed["tmacs"] else []
         quality = []
         for metric in exhibit.metrics:
@@ -94,10 +94,10 @@ def table(exhibit: Exhibit, results: Results, real: Real | None = None) -> Table
             quality += _quality(exhibit, results, cell, metric, own, printed.get(metric.key, False))
         marks = [
             _mark(footnotes, note)
-            for note in (*cell.notes, *_cost_notes(cell, found), *_speed_notes(exhibit, results, cell))
+            for note in (*cell.notes, *_cost_notes(cell, measured), *_speed_notes(exhibit, results, cell))
         ]
         label = exhibit.name(cell) + (f" [{', '.join(marks)}]" if marks else "")
-        lines.append([label, *cost, f"{found.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
+        lines.append([label, *cost, f"{measured.row.flops / 1e9:.2f}", *quality, *_times(exhibit, results, cell)])
     if real:
         scores = {metric.title: real_images.text(real, metric) for metric in exhibit.metrics}
         lines.append([real_images.LABEL, *(scores.get(name, real_images.NOT_DRAWN) for name in header[1:])])
@@ -118,18 +118,18 @@ CELLS = {  # words in cells, and what they stand for
 }
 
 
-def _cost_notes(cell: Cell, found: Measured) -> list[str]:
+def _cost_notes(cell: Cell, measured: Measured) -> list[str]:
     """What to say of a cost beside the printed one."""
-    if found.there is None:
+    if measured.there is None:
         return ["its plan was searched on the model that ran here: of the paper's own it says nothing"]
-    counted, printed = found.there.macs_paper / 1e12, cell.values.get("tmacs", 0.0)
+    counted, printed = measured.there.macs_paper / 1e12, cell.values.get("tmacs", 0.0)
     gap = abs(counted / printed - 1) if printed else 0.0
     if gap <= SAME:
         return []
     if gap <= OTHER:
         return [f"the paper's count of {cell.model} is {gap:.2%} off ours: the same passes, counted otherwise"]
     note = f"the paper printed {printed:.3f} T MACs, its method costs {counted:.3f}"
-    if abs(found.there.macs_printed / 1e12 / printed - 1) <= OTHER:
+    if abs(measured.there.macs_printed / 1e12 / printed - 1) <= OTHER:
         note += " (the print takes the cross-attention of the whole net off steps that run a part of it)"
     return [note]
 
@@ -137,7 +137,7 @@ def _cost_notes(cell: Cell, found: Measured) -> list[str]:
 def _speed_notes(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
     """What to say of a printed speed-up that is far from what the FLOPs of the paper's own model allow."""
     first = exhibit.reference(cell.model)
-    own, whole = of(results, cell).there, of(results, first).there
+    own, whole = measured_of(results, cell).there, measured_of(results, first).there
     if not (exhibit.timed and own and whole and cell.seconds and first.seconds):
         return []
     printed, allowed = first.seconds / cell.seconds, whole.flops / own.flops
@@ -149,7 +149,7 @@ def _speed_notes(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
 
 
 def _attention_note(exhibit: Exhibit, results: Results) -> str:
-    dense = {model: of(results, exhibit.reference(model)).there for model in exhibit.models}
+    dense = {model: measured_of(results, exhibit.reference(model)).there for model in exhibit.models}
     ratios = [f"{cost.flops / cost.macs_paper:.1f} times ({model})" for model, cost in dense.items() if cost]
     return (
         "the paper's FLOPs are multiply-accumulates without attention products; FLOPs with attention, two a MAC, are "
@@ -161,7 +161,7 @@ def _attention_note(exhibit: Exhibit, results: Results) -> str:
 def _quality(
     exhibit: Exhibit, results: Results, cell: Cell, metric: Metric, moved: Interval | None, printed: bool
 ) -> list[str]:
-    row = of(results, cell).row
+    row = measured_of(results, cell).row
     if not tables.measured([row], metric):
         cells = ["no reference", "–"]
     else:
@@ -176,17 +176,18 @@ def _times(exhibit: Exhibit, results: Results, cell: Cell) -> list[str]:
     if not exhibit.timed:
         return []
     first = exhibit.reference(cell.model)
-    took, allowed = of(results, cell).latency, of(results, first).row.flops / of(results, cell).row.flops
+    own, whole = measured_of(results, cell), measured_of(results, first)
+    took, allowed = own.latency, whole.row.flops / own.row.flops
     here = [f"{took.p50:.3f} ({took.p90:.3f})", f"{took.speedup:.2f}"] if took else ["not timed", "–"]
-    there = ["–", "–"]
+    paper = ["–", "–"]
     if cell.seconds and first.seconds:
-        there = [f"{cell.seconds:.3f} ({cell.gpu})", f"{first.seconds / cell.seconds:.2f}"]
-    return [*here, f"{allowed:.2f}", *there]
+        paper = [f"{cell.seconds:.3f} ({cell.gpu})", f"{first.seconds / cell.seconds:.2f}"]
+    return [*here, f"{allowed:.2f}", *paper]
 
 
 def _unsteady(exhibit: Exhibit, results: Results) -> list[str]:
     """A footnote where seconds of a timed exhibit vary more than they should, however often they were timed."""
-    times = {exhibit.name(cell): of(results, cell).latency for cell in exhibit.cells} if exhibit.timed else {}
+    times = {exhibit.name(cell): measured_of(results, cell).latency for cell in exhibit.cells} if exhibit.timed else {}
     loose = [name for name, took in times.items() if took and not took.steady]
     if not loose:
         return []
@@ -218,7 +219,7 @@ def _mark(footnotes: list[str], note: str) -> str:
 def to_csv(exhibit: Exhibit, results: Results, protocol: str, real: Real | None = None) -> str:
     """Every number, full precision, a line a cell, and one of real images. protocol: its name and fingerprint."""
     cells = exhibit.cells
-    measured = [of(results, cell) for cell in cells]
+    measured = [measured_of(results, cell) for cell in cells]
     rows, theirs, times = [m.row for m in measured], [m.there for m in measured], [m.latency for m in measured]
     columns: dict[str, Sequence] = {
         "exhibit": [exhibit.key for _ in cells],
@@ -243,7 +244,7 @@ def to_csv(exhibit: Exhibit, results: Results, protocol: str, real: Real | None 
     columns |= {"paper_seconds": [cell.seconds or "" for cell in cells], "paper_gpu": [cell.gpu for cell in cells]}
     for key in PRINTED[1:]:
         known = [(row.scores.get(key), cell.values.get(key)) for row, cell in zip(rows, cells, strict=True)]
-        gaps = [None if here is None or there is None else here.value - there for here, there in known]
+        gaps = [None if here is None or paper is None else here.value - paper for here, paper in known]
         columns[f"{key}_less_paper"] = list(map(_digits, gaps))
     names = {key: key if metric.shown else metric.column for key, metric in METRICS.items()}
     return tables.csv_of(real_images.with_line({**columns, **tables.further(rows)}, real, names))

@@ -30,17 +30,17 @@ ABLATED: dict[Switch, str] = {  # in words
 Found = Mapping[str, Plan]  # plans that a search found, {"table4.ditfastattn": plan}
 
 
-def table(key: str, title: str, timed: bool, answers: Literal["", "all"], found: Found) -> Exhibit:
+def table(key: str, title: str, timed: bool, answers: Literal["", "all"], searched: Found) -> Exhibit:
     cells: list[Cell] = []
     for line in published.lines(key):
         preset = f"{key}.{line.method}"
-        notes, plan = _notes(line), found.get(preset)
+        notes, plan = _notes(line), searched.get(preset)
         if preset in presets.PRESETS and presets.PRESETS[preset].note:
             notes = (*notes, f"{line.label}, not told by the paper: {presets.PRESETS[preset].note}")
         if plan is None:
             plan = _plan(preset) if preset in presets.PRESETS else published.plan(line)
         cells.append(
-            Cell(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in found)
+            Cell(line.label, line.model, plan, values=line.values, notes=notes, searched=preset in searched)
         )  # fmt: skip
     dataset = published.lines(key)[0].dataset
     return Exhibit(
@@ -68,7 +68,7 @@ def _plan(preset: str) -> Plan:
     return methods.dense() if presets.PRESETS[preset].needs_model else presets.plan(preset)
 
 
-def figure1(found: Found) -> Exhibit:
+def figure1(searched: Found) -> Exhibit:
     cells = [
         Cell(f"T={line.settings['steps']}", line.model, published.plan(line),
             "PostDiff" if line.method == "postdiff" else "fewer steps", values=line.values, notes=_notes(line))
@@ -80,7 +80,7 @@ def figure1(found: Found) -> Exhibit:
     )  # fmt: skip
 
 
-def figure4(found: Found) -> Exhibit:
+def figure4(searched: Found) -> Exhibit:
     cells = [
         _point(f"s={s:g}", "sd15", methods.mixed_resolution(steps, 0.5, s) if s else methods.dense(steps), f"T={steps}",
                s)
@@ -103,7 +103,7 @@ def figure4(found: Found) -> Exhibit:
     )
 
 
-def figure5(found: Found) -> Exhibit:
+def figure5(searched: Found) -> Exhibit:
     cells = []
     # m of SD1.5: 0.45, 0.6, 0.75 and 0.9 of T are Table 5's.
     for model, beta, k, shares, gates in (
@@ -125,7 +125,7 @@ def figure5(found: Found) -> Exhibit:
     )
 
 
-def figure8(found: Found) -> Exhibit:
+def figure8(searched: Found) -> Exhibit:
     cells = [
         _point(f"beta={beta:g}", "sd15",
                methods.mixed_resolution(steps, beta, 0.5) if beta < 1 else methods.dense(steps), f"T={steps}", beta)
@@ -138,7 +138,7 @@ def figure8(found: Found) -> Exhibit:
     )
 
 
-def figure9(found: Found) -> Exhibit:
+def figure9(searched: Found) -> Exhibit:
     cells = [
         _point("Full" if s == 0 else f"s={s:g}", "sd15",
                methods.mixed_resolution(20, 0.5, s) if s else methods.dense(), x=s)
@@ -152,7 +152,7 @@ def figure9(found: Found) -> Exhibit:
     return Exhibit("fig9", "Small calibration sets", tuple(cells), (CLIP_SCORE,), note=note, draw=figures.subsets)
 
 
-def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
+def trajectory(key: str, shown: tuple[int, ...], searched: Found) -> Exhibit:
     cells = [
         Cell(f"s={s:g}", "sd15", methods.mixed_resolution(20, 0.5, s) if s else methods.dense(20), x=s) for s in WATCHED
     ]
@@ -163,13 +163,13 @@ def trajectory(key: str, shown: tuple[int, ...], found: Found) -> Exhibit:
     )
 
 
-def figure7(found: Found) -> Exhibit:
+def figure7(searched: Found) -> Exhibit:
     note = "the paper does not say how L2 distances of layers of different sizes are averaged: here root mean squares"
     cells = (Cell("Original", "sd15", methods.dense(20)),)
     return Exhibit("fig7", "Features from step to step", cells, note=note, draw=figures.profile, watched="profile")
 
 
-def table7(found: Found) -> Exhibit:
+def table7(searched: Found) -> Exhibit:
     cells = [
         Cell(line.label, f"{line.model}{TUNED if line.label.endswith(TUNED) else ''}",
             methods.postdiff(20, line.settings["beta"], line.settings["s"]), values=line.values, notes=_notes(line))
@@ -182,7 +182,7 @@ def table7(found: Found) -> Exhibit:
     return Exhibit("table7", "PostDiff with fine-tuning", tuple(cells), note=note, tuned=tuned)
 
 
-def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
+def gallery(key: str, models: tuple[str, ...], searched: Found) -> Exhibit:
     """Fig. 6 and 11: models as they are and under PostDiff, Table 2's plans; prompts of App. J."""
     cells = []
     for model in models:
@@ -201,7 +201,7 @@ def gallery(key: str, models: tuple[str, ...], found: Found) -> Exhibit:
     )
 
 
-def figure13(found: Found) -> Exhibit:
+def figure13(searched: Found) -> Exhibit:
     cached = [line for line in published.lines("table1") if line.settings.get("mode")]
     cells = [Cell("Ori", "sd15", methods.dense(20))]
     cells += [Cell(f"m={line.settings['m']} {line.settings['mode']}", "sd15", published.plan(line)) for line in cached]
@@ -220,7 +220,7 @@ def figure13(found: Found) -> Exhibit:
     )
 
 
-def ablations(found: Found) -> Exhibit:
+def ablations(searched: Found) -> Exhibit:
     """What the rule at the switch of resolution (postdiff/switching.py) is held against."""
     cells = []
     every: tuple[Switch, ...] = ("literal", "same-noise", "kept")
@@ -265,7 +265,7 @@ EXHIBITS: dict[str, Callable[[Found], Exhibit]] = {  # in the paper's order, bel
 ON_REQUEST = ("ablations",)  # what the paper has not: not of `all`
 
 
-def gather(keys: list[str], found: Found, whole: bool = True) -> list[Exhibit]:
+def gather(keys: list[str], searched: Found, whole: bool = True) -> list[Exhibit]:
     """The exhibits named, or `all` of the paper's, in its order. whole: at all of their numbers of steps.
 
     Raises: ValueError for one that is not here.
@@ -274,5 +274,5 @@ def gather(keys: list[str], found: Found, whole: bool = True) -> list[Exhibit]:
     if unknown:
         raise ValueError(f"unknown exhibit {unknown[0]!r}: expected all, or any of {', '.join(EXHIBITS)}")
     asked = {*keys, *(key for key in EXHIBITS if "all" in keys and key not in ON_REQUEST)}
-    chosen = [make(found) for key, make in EXHIBITS.items() if key in asked]
+    chosen = [make(searched) for key, make in EXHIBITS.items() if key in asked]
     return chosen if whole else [exhibit.thinned for exhibit in chosen]

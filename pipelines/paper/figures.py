@@ -104,60 +104,60 @@ def draw(
     return exhibit.draw(Source(store, exhibit, results, names, protocol, configurations, metrics))
 
 
-def plane(of: Source) -> Drawn:
+def plane(source: Source) -> Drawn:
     """Quality against cost of all models."""
     from pipelines.report import plots
 
-    (metric,) = of.metrics
-    return Drawn(plots.plane_plot(of.points, of.names, metric))
+    (metric,) = source.metrics
+    return Drawn(plots.plane_plot(source.points, source.names, metric))
 
 
-def front(of: Source) -> Drawn:
+def front(source: Source) -> Drawn:
     """Quality against cost, a panel a model and metric."""
     from pipelines.report import plots
 
-    return Drawn(plots.exhibit_plot(of.points, of.names, of.metrics))
+    return Drawn(plots.exhibit_plot(source.points, source.names, source.metrics))
 
 
-def subsets(of: Source) -> Drawn:
+def subsets(source: Source) -> Drawn:
     """A metric against s on parts of the prompts."""
     from pipelines.report import plots
 
-    (metric,) = of.metrics
-    curves = subset_scores(of.store, of.exhibit, of.results, of.protocol, metric)
+    (metric,) = source.metrics
+    curves = subset_scores(source.store, source.exhibit, source.results, source.protocol, metric)
     rows = [[size, s, *_cells(interval)] for size, points in curves.items() for s, interval in points]
     numbers = to_csv(["prompts", "s", *INTERVAL], rows)
-    return Drawn(plots.subsets_plot(curves, metric, f"{of.name}, T = 20"), numbers, agreement(curves))
+    return Drawn(plots.subsets_plot(curves, metric, f"{source.name}, T = 20"), numbers, agreement(curves))
 
 
-def gallery(of: Source) -> Drawn:
+def gallery(source: Source) -> Drawn:
     """Images, a row a run."""
     from pipelines.data.images import decode
     from pipelines.report import pictures, plots
 
-    panels = gallery_panels(of.store, of.exhibit, of.results, of.names)
+    panels = gallery_panels(source.store, source.exhibit, source.results, source.names)
     decoded = [(title, texts, [(label, list(map(decode, images))) for label, _, images in rows])
                for title, texts, rows in panels]  # fmt: skip
-    shown = [(title, pictures.gallery(of.store, texts, rows, GALLERY_LIMIT)) for title, texts, rows in panels]
+    shown = [(title, pictures.gallery(source.store, texts, rows, GALLERY_LIMIT)) for title, texts, rows in panels]
     return Drawn(plots.gallery_plot(decoded), galleries=tuple(shown))
 
 
-def profile(of: Source) -> Drawn:
+def profile(source: Source) -> Drawn:
     """How far features move from step to step."""
     from pipelines.report import plots
     from pipelines.stages import trajectories
 
-    (task,) = tasks(of.exhibit, of.configurations, of.protocol)
-    found = trajectories.read_profile(of.store, task)
-    steps = len(of.exhibit.cells[0].plan)
-    return Drawn(plots.profile_plot(found, f"{of.name}, {steps} steps"), profile_csv(found))
+    (task,) = tasks(source.exhibit, source.configurations, source.protocol)
+    profile_of_steps = trajectories.read_profile(source.store, task)
+    steps = len(source.exhibit.cells[0].plan)
+    return Drawn(plots.profile_plot(profile_of_steps, f"{source.name}, {steps} steps"), profile_csv(profile_of_steps))
 
 
-def trajectory(of: Source, shown: Sequence[int]) -> Drawn:
+def trajectory(source: Source, shown: Sequence[int]) -> Drawn:
     """What each step predicts of the prompts `shown`."""
-    made = tasks(of.exhibit, of.configurations, of.protocol)
-    paths = {cell.label: task for cell, task in zip(of.exhibit.cells, made, strict=True)}
-    return draw_trajectories(of.store, paths, shown, of.name)
+    made = tasks(source.exhibit, source.configurations, source.protocol)
+    paths = {cell.label: task for cell, task in zip(source.exhibit.cells, made, strict=True)}
+    return draw_trajectories(source.store, paths, shown, source.name)
 
 
 def draw_trajectories(
@@ -190,11 +190,11 @@ def subset_scores(
     n = len(protocol.prompts)
     first = CALIBRATION if n > max(CALIBRATION) else (max(4, n // 8), max(4, n // 4))
     curves: dict[str, list] = {}
-    there = scores.read_features(store, protocol.against(metric))
+    against = scores.read_features(store, protocol.against(metric))
     for cell in exhibit.cells:
         folder = features.folder(protocol.encoder(metric), results[cell.key].row.configuration)
         ids, images = scores.read_features(store, folder)
-        texts = scores.held_against(metric, ids, *there)
+        texts = scores.held_against(metric, ids, *against)
         for size in dict.fromkeys([*first, n]):
             curves.setdefault(f"{size} prompts", []).append((cell.x, metric.score(images[:size], texts[:size])))
     return curves
@@ -207,10 +207,12 @@ def agreement(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
 
     *parts, (everything, full) = curves.items()
     taus = {name: kendalltau([i.value for _, i in some], [i.value for _, i in full]).statistic for name, some in parts}
-    told = [f"{tau:+.2f} on {name}" if np.isfinite(tau) else f"none (ties) on {name}" for name, tau in taus.items()]
-    if not told:
+    correlations = [
+        f"{tau:+.2f} on {name}" if np.isfinite(tau) else f"none (ties) on {name}" for name, tau in taus.items()
+    ]
+    if not correlations:
         return ""
-    return f"Rank agreement with {everything} over the {len(full)} settings (Kendall's tau): {', '.join(told)}."
+    return f"Rank agreement with {everything} over the {len(full)} settings (Kendall's tau): {', '.join(correlations)}."
 
 
 def gallery_panels(
@@ -225,8 +227,8 @@ def gallery_panels(
             configuration = results[cell.key].row.configuration
             shards = store.shards(f"images/{configuration}")
             parts = [store.table(shard, ["prompt_id", "prompt", "image"]).to_pylist() for shard in shards]
-            found = {row["prompt_id"]: row for part in parts for row in part}
-            own = [row for id, row in found.items() if id.startswith(f"{model}-")] or list(found.values())
+            row_of = {row["prompt_id"]: row for part in parts for row in part}
+            own = [row for id, row in row_of.items() if id.startswith(f"{model}-")] or list(row_of.values())
             texts = {row["prompt_id"]: row["prompt"] for row in own[:PROMPTS_A_MODEL]}
             rows.append((cell.label, configuration, [row["image"]["bytes"] for row in own[:PROMPTS_A_MODEL]]))
         panels.append((f"{model}: {names[model]}", list(texts.values()), rows))
@@ -236,14 +238,14 @@ def gallery_panels(
 INTERVAL = ("clip", "low", "high", "n")
 
 
-def _cells(of: Interval) -> list[float]:
-    return [round(x, 3) for x in (of.value, of.low, of.high)] + [of.n]
+def _cells(interval: Interval) -> list[float]:
+    return [round(x, 3) for x in (interval.value, interval.low, interval.high)] + [interval.n]
 
 
-def profile_csv(found: Profile) -> str:
-    rows = [["relative L1", name, *np.round(values, 5)] for name, values in found.blocks.items()]
-    rows += [["L2 (RMS)", name, *np.round(values, 5)] for name, values in found.layers.items()]
-    return to_csv(["distance", "of", *range(1, 1 + len(next(iter(found.blocks.values()))))], rows)
+def profile_csv(profile_of_steps: Profile) -> str:
+    rows = [["relative L1", name, *np.round(values, 5)] for name, values in profile_of_steps.blocks.items()]
+    rows += [["L2 (RMS)", name, *np.round(values, 5)] for name, values in profile_of_steps.layers.items()]
+    return to_csv(["distance", "of", *range(1, 1 + len(next(iter(profile_of_steps.blocks.values()))))], rows)
 
 
 def trajectory_csv(paths) -> str:

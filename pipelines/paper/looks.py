@@ -9,7 +9,7 @@ from itertools import pairwise
 from pipelines import evaluation
 from pipelines.command_line import MOST_OF_SHAPES
 from pipelines.data import prompts
-from pipelines.engine.cluster import Resources
+from pipelines.engine.cluster import Resources, Stopped
 from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store
 from pipelines.engine.urls import below
@@ -62,7 +62,7 @@ def drawn(options: Options, first: Sequence[Prompt]) -> tuple[list[int], tuple[P
     return sizes, listed
 
 
-def told(options: Options, first: int) -> str:
+def announcement(options: Options, first: int) -> str:
     """What --up-to may add to a run of `first` prompts, in a line; "" without it."""
     if options.up_to is None:
         return ""
@@ -77,7 +77,8 @@ def judge(
     looks: Looks, rows: Rows, entries: Mapping[Key, Entry], store: Store, resources: Resources
 ) -> tuple[list[Judged], dict[str, str]]:
     """All claims, and what could not be made, by look. rows: of the first, in `store`; entries: of all plans. A plan
-    that a look lost is of no later one: its prompts would have a gap."""
+    that a look lost is of no later one: its prompts would have a gap. A look that stops, or makes none of its plans,
+    leaves the claims as the looks before it did."""
     stores, missing = [store], {}
     whole = set(rows)
 
@@ -89,16 +90,19 @@ def judge(
         asked = measurable(looks.protocols[: look + 1])
 
         def measure() -> tuple[Rows, dict[str, str]]:
-            evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
-            there = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
+            try:
+                evaluated = evaluation.evaluate(stores[-1], list(own.values()), looks.protocols[look], resources)
+            except Stopped as error:
+                return {}, {"missing": f"all {len(own)} plans of open claims: {error}"}
+            whole_keys = [key for key, row in zip(own, evaluated.rows, strict=True) if row]
             pool, pooled = Pool(stores, looks.protocols[0]), {}
-            for key in there:
+            for key in whole_keys:
                 scores = {m.key: pool.score(own[key].configuration, m) for m in asked if m.key in rows[key].scores}
                 pooled[key] = replace(rows[key], scores=scores)
             return pooled, evaluated.facts
 
         pooled, facts = worker.mending(stores[-1], measure)
-        missing.update({f"look {look + 1}, {key}": told for key, told in facts.items()})
+        missing.update({f"look {look + 1}, {key}": fact for key, fact in facts.items()})
         whole.difference_update(own.keys() - pooled.keys())
         return pooled
 

@@ -62,17 +62,18 @@ PRESETS = {
 
 def printed(metrics: Sequence[str] = ("fid", "clip")) -> dict[tuple[str, str], dict[str, float]]:
     """{(the paper's model, plan id): numbers}, as the tables on COCO print them of plans without search."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    printed_values: dict[tuple[str, str], dict[str, float]] = {}
     for key in ("table1", "table2", "table3", "table4", "table5"):
         for line in published.lines(key):
             preset = f"{key}.{line.method}"
             if preset in PRESETS and PRESETS[preset].needs_model:
                 continue
-            of = plan(preset) if preset in PRESETS else published.plan(line)
+            plan_of_line = plan(preset) if preset in PRESETS else published.plan(line)
             values = {name: value for name, value in line.values.items() if name in metrics}
-            whose = line.model, of.id
-            found[whose] = values | found.get(whose, {})  # the first table's, where a later one has fewer digits
-    return found
+            whose = line.model, plan_of_line.id
+            # The first table's, where a later one has fewer digits.
+            printed_values[whose] = values | printed_values.get(whose, {})
+    return printed_values
 
 
 def that_need_the_model(table: str) -> tuple[str, ...]:
@@ -110,10 +111,10 @@ def find(
     if preset.searched:
         search_on = getattr(search, preset.method)
         return search_on(backbone, prompts, seeds, methods.dense(steps), **preset.settings, on_step=on_step, **sampling)
-    found = plan(name, steps)
+    searched = plan(name, steps)
     if not preset.needs_model:
-        return found
-    return search.ca_tome(backbone, prompts, seeds, found, on_step=on_step, **sampling)
+        return searched
+    return search.ca_tome(backbone, prompts, seeds, searched, on_step=on_step, **sampling)
 
 
 def _preset(name: str) -> Preset:

@@ -50,18 +50,18 @@ class Number:
 
 
 def numbers() -> list[Number]:
-    told = []
+    listed = []
     for line in published.lines("prose"):
         section, _, against = line.label.partition(": from ")
         note = " ".join(line.notes)
-        told += [
+        listed += [
             Number(section, line.model, published.plan(line), against, key, value, note)
             for key, value in line.values.items()
         ]
-    return told
+    return listed
 
 
-def exhibit(_found: Mapping[str, Plan]) -> Exhibit:
+def exhibit(_searched: Mapping[str, Plan]) -> Exhibit:
     listed = numbers()
     cells = {
         (one.model, plan.id): Cell(plan.name.replace("_", " "), one.model, plan)
@@ -77,7 +77,7 @@ def lines(listed: tuple[Number, ...], results: Results, names: Mapping[str, str]
     """Under HEADER. names: the paper's model -> the one that ran."""
     printed = presets.printed(("tmacs", "fid", f"{published.SECONDS}a5000"))
     moved = _falls(listed, results)
-    told = []
+    table = []
     for one in listed:
         keys = (one.model, one.plan.id), (one.model, one.other.id)
         name = "PostDiff" if one.plan.name == "postdiff" else one.plan.name.replace("_", " ")
@@ -85,8 +85,8 @@ def lines(listed: tuple[Number, ...], results: Results, names: Mapping[str, str]
         text = f"{one.note} {one.value:g}".strip()
         kind, here = KINDS[one.key.removesuffix(SAVED)], _here(one, moved.get(one), *(results[key] for key in keys))
         on = one.model if one.key == f"tmacs{SAVED}" else names[one.model]
-        told.append([one.section, name, one.against, kind, text, _of_tables(one, own, other), here, on])
-    return told
+        table.append([one.section, name, one.against, kind, text, _of_tables(one, own, other), here, on])
+    return table
 
 
 def _of_tables(one: Number, own: Mapping[str, float], other: Mapping[str, float]) -> str:
@@ -98,12 +98,12 @@ def _of_tables(one: Number, own: Mapping[str, float], other: Mapping[str, float]
 
 def _falls(listed: tuple[Number, ...], results: Results) -> dict[Number, Interval]:
     """What was measured of each number of FID; the intervals hold at once (max-t)."""
-    found = {}
+    differences = {}
     for one in listed:
         own, other = (results[one.model, plan.id].row for plan in (one.plan, one.other))
         if one.key == "fid_lower" and tables.measured([own, other], FID):
-            found[one] = FID.difference(other.interval(FID), [(1.0, own.interval(FID))])
-    return dict(zip(found, together(list(found.values())), strict=True))
+            differences[one] = FID.difference(other.interval(FID), [(1.0, own.interval(FID))])
+    return dict(zip(differences, together(list(differences.values())), strict=True))
 
 
 def _here(one: Number, moved: Interval | None, own: Measured, other: Measured) -> str:

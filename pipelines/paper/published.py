@@ -39,20 +39,20 @@ class Line:
 @cache
 def lines(exhibit: str) -> tuple[Line, ...]:
     """The lines of `table1` to `table7`, in the paper's order. Raises ValueError if there is no such table."""
-    found: dict[tuple[str, str], Line] = {}
+    merged: dict[tuple[str, str], Line] = {}
     for row in _rows():
         if row["exhibit"] != exhibit:
             continue
         key = row["model"], row["variant"]
-        line = found.get(key) or Line(
+        line = merged.get(key) or Line(
             exhibit, row["model"], row["dataset"], row["method"], row["variant"], _settings(row)
         )
         values = {**line.values, row["metric"]: float(row["value"])} if row["value"] else line.values
         notes = tuple(dict.fromkeys([*line.notes, row["note"]])) if row["note"] else line.notes
-        found[key] = replace(line, values=values, notes=notes)
-    if not found:
+        merged[key] = replace(line, values=values, notes=notes)
+    if not merged:
         raise ValueError(f"no numbers of {exhibit!r}: expected one of {', '.join(exhibits())}")
-    return tuple(_spread(list(found.values())))
+    return tuple(_spread(list(merged.values())))
 
 
 @cache
@@ -79,10 +79,10 @@ def _settings(row: dict[str, str]) -> dict[str, Any]:
         "m": _step_or_share,
         "ca_mode": str,
     }
-    found = {name: kind(row[name]) for name, kind in kinds.items() if row[name]}
-    if "ca_mode" in found:
-        found["mode"] = found.pop("ca_mode")
-    return found
+    settings = {name: kind(row[name]) for name, kind in kinds.items() if row[name]}
+    if "ca_mode" in settings:
+        settings["mode"] = settings.pop("ca_mode")
+    return settings
 
 
 def _share(text: str) -> float:
@@ -93,14 +93,14 @@ def _step_or_share(text: str) -> int | float:
     return int(text) if text.isdigit() else float(text)
 
 
-def _spread(found: list[Line]) -> Iterator[Line]:
+def _spread(listed: list[Line]) -> Iterator[Line]:
     """Table 1 has one cell of cost for four modes: it is told of each of them."""
-    shared = {line.settings["m"]: line for line in found if line.settings.get("mode") == "*"}
-    for line in found:
+    shared = {line.settings["m"]: line for line in listed if line.settings.get("mode") == "*"}
+    for line in listed:
         if line.settings.get("mode") == "*":
             continue
-        of = shared.get(line.settings.get("m"))
-        yield replace(line, values={**of.values, **line.values}, notes=(*of.notes, *line.notes)) if of else line
+        one = shared.get(line.settings.get("m"))
+        yield replace(line, values={**one.values, **line.values}, notes=(*one.notes, *line.notes)) if one else line
 
 
 @cache

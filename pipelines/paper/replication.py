@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ HEADER = (
 TEXT_COLUMNS = 8
 KEY = HEADER[:5]
 BOUNDS = ("measured", "measured_low", "measured_high")
-COLUMNS = (*KEY, "verdict", *BOUNDS, "n", "protocol")
+COLUMNS = (*KEY, "verdict", *BOUNDS, "n", "draw", "protocol")
+DRAW = re.compile("[0-9]{1,9}")
 BY_MEAN = "by the judges' mean"  # what a version said of judged claims that had no column `judges`: not held against
 Key = tuple[str, ...]  # under KEY
 
@@ -41,10 +43,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Run:
-    """most: prompts behind a verdict, at the most (0 if none was measured)."""
+    """draw: of its prompts. most: prompts behind a verdict, at the most (0 if none was measured)."""
 
     protocol: str
     verdicts: Mapping[Key, Verdict]
+    draw: int
     most: int = 0
 
 
@@ -59,32 +62,42 @@ def read(file: str, names: Mapping[str, str]) -> Run:
     listed = [row for _, row in records]
     if lacking := [name for name in COLUMNS if not listed or name not in listed[0]]:
         raise ValueError(f"--against {file!r} must be a claims.csv, which has a column {lacking[0]!r}")
-    protocols = {row["protocol"] for row in listed}
+    protocols, draws = ({row[column] for row in listed} for column in ("protocol", "draw"))
     try:
         verdicts = {_key(row): Verdict(_verdict(row), _bounds(row)) for row in listed}
     except ValueError as error:
         raise ValueError(f"--against {file!r} must hold numbers under {', '.join(BOUNDS)}: {error}") from None
+    if other := next((draw for draw in draws if not DRAW.fullmatch(draw)), None):
+        raise ValueError(f"--against {file!r} must hold a whole number under draw, got {other!r}")
     expected = set(_keys(names))
-    if len(listed) != len(verdicts) or len(protocols) != 1 or set(verdicts) != expected:
+    if len(listed) != len(verdicts) or len(protocols) != 1 or len(draws) != 1 or set(verdicts) != expected:
         here = len(expected & set(verdicts))
         raise ValueError(
             f"--against {file!r} must hold the {len(expected)} claims of this version, of the same models, once each, "
             f"got {len(listed)} lines, {here} of them of these claims: make it again by this version"
         )
-    return Run(protocols.pop(), verdicts, max([0, *(int(row["n"]) for row in listed if row["n"].isdecimal())]))
+    most = max([0, *(int(row["n"]) for row in listed if row["n"].isdecimal())])
+    return Run(protocols.pop(), verdicts, int(draws.pop()), most)
 
 
 def check(first: Run, protocol: str, options: Options) -> None:
     """Raise ValueError if `first` is of the protocol, and so of the prompts and noise, of this run, whose `options`
-    these are; or if it had so many prompts of a file (--up-to, or a larger --limit) that this draw's are among them."""
+    these are; if it is of the same draw of Shapes, of which more prompts hold fewer; or if it had prompts of a file
+    (--up-to, or another --limit) that this draw has too."""
     if first.protocol == protocol:
         raise ValueError(f"--against must be a run of other prompts (--draw), got one of the same protocol, {protocol}")
-    begins = options.draw * (options.limit or 0)
-    if options.prompts not in DRAWN and options.draw and begins < first.most:
+    if options.prompts in DRAWN and options.draw == first.draw:
+        raise ValueError(f"--against must be a run of other prompts, got one of the same --draw, {first.draw}")
+    if options.prompts in DRAWN or not (options.draw or first.draw):  # else of another file, if of one
+        return
+    limit = options.limit or 1
+    own = range(options.draw * limit, options.draw * limit + max(limit, options.up_to or 0))
+    theirs = range(first.draw * first.most, (first.draw + 1) * first.most)
+    if own.start < theirs.stop and theirs.start < own.stop:
         raise ValueError(
-            f"--against must be a run of other prompts, got one of {first.most}: draw {options.draw} of "
-            f"{options.prompts!r} begins at prompt {begins}; take a --draw of {-(-first.most // (options.limit or 1))} "
-            "or more"
+            f"--against must be a run of other prompts, got one of {first.most}: they are numbers {theirs.start} to "
+            f"{theirs.stop - 1}, and those of draw {options.draw} of {options.prompts!r} are {own.start} to "
+            f"{own.stop - 1}; take a --draw of {-(-theirs.stop // limit)} or more"
         )
 
 
@@ -112,19 +125,19 @@ def _bounds(line: Mapping[str, str]) -> tuple[str, str, str]:
 
 def lines(first: Run, judged: list[Judged], names: Mapping[str, str]) -> list[list[str]]:
     """Under HEADER. A claim that either run could not measure, or judged by another rule, is not kept, and not lost."""
-    told = []
+    table = []
     for one, key in zip(judged, _keys(names), strict=True):
         before, digits = first.verdicts[key], one.metric.digits
         measured = not {"not measured", BY_MEAN} & {before.verdict, one.verdict}
-        kept = ("yes" if before.verdict == one.verdict else "no") if measured else "–"
+        again = ("yes" if before.verdict == one.verdict else "no") if measured else "–"
         second = one.metric.text(one.measured, "+") if one.measured else "–"
-        told.append([*key, before.verdict, one.verdict, kept, before.text(digits), second])
-    return told
+        table.append([*key, before.verdict, one.verdict, again, before.text(digits), second])
+    return table
 
 
-def answer(told: list[list[str]], first: Run, protocol: str) -> str:
+def answer(table: list[list[str]], first: Run, protocol: str) -> str:
     """A sentence: how many verdicts come again, and which do not."""
-    compared = [dict(zip(HEADER, line, strict=True)) for line in told if line[HEADER.index("kept")] != "–"]
+    compared = [dict(zip(HEADER, line, strict=True)) for line in table if line[HEADER.index("kept")] != "–"]
     lost = [line for line in compared if line["kept"] == "no"]
     turned = [line for line in lost if {line["first verdict"], line["second verdict"]} == {"agrees", "contradicts"}]
     listed = "; ".join(
@@ -137,11 +150,11 @@ def answer(told: list[list[str]], first: Run, protocol: str) -> str:
     )
 
 
-def markdown(told: list[list[str]], first: Run, protocol: str) -> str:
-    return f"{answer(told, first, protocol)}\n\n{tables.markdown(HEADER, told, TEXT_COLUMNS)}"
+def markdown(table: list[list[str]], first: Run, protocol: str) -> str:
+    return f"{answer(table, first, protocol)}\n\n{tables.markdown(HEADER, table, TEXT_COLUMNS)}"
 
 
-def to_csv(told: list[list[str]], first: Run, protocol: str) -> str:
-    columns = {name: [line[i] for line in told] for i, name in enumerate(HEADER)}
-    pair = {"first protocol": [first.protocol] * len(told), "second protocol": [protocol] * len(told)}
+def to_csv(table: list[list[str]], first: Run, protocol: str) -> str:
+    columns = {name: [line[i] for line in table] for i, name in enumerate(HEADER)}
+    pair = {"first protocol": [first.protocol] * len(table), "second protocol": [protocol] * len(table)}
     return tables.csv_of({**columns, **pair})

@@ -48,7 +48,7 @@ def distinct(chosen: Sequence[Exhibit]) -> dict[Key, Cell]:
 
 def count_costs(cells: dict[Key, Cell], names: dict[str, str]) -> dict[Key, Price]:
     """What every run costs."""
-    found: dict[Key, Price] = {}
+    costs: dict[Key, Price] = {}
     for model, name in names.items():
         keys = [key for key in cells if key[0] == model]
         plans = [cells[key].plan for key in keys]
@@ -56,9 +56,9 @@ def count_costs(cells: dict[Key, Cell], names: dict[str, str]) -> dict[Key, Pric
         shared = [key for key in keys if name == model or not cells[key].searched]
         first = before(model)
         theirs = prices if name == first else postdiff.costs([cells[key].plan for key in shared], resolve(first))
-        there = dict(zip(shared, theirs, strict=True))
-        found |= {key: Price(there.get(key), price) for key, price in zip(keys, prices, strict=True)}
-    return found
+        papers = dict(zip(shared, theirs, strict=True))
+        costs |= {key: Price(papers.get(key), price) for key, price in zip(keys, prices, strict=True)}
+    return costs
 
 
 def entries_of(
@@ -77,16 +77,16 @@ def time_plans(
 ) -> dict[Key, Latency]:
     """Latencies of the timed exhibits' runs, each model's beside that model as it is."""
     timed = [exhibit for exhibit in chosen if exhibit.timed]
-    found: dict[Key, Latency] = {}
+    latencies: dict[Key, Latency] = {}
     for model, name in names.items():
         plans = {cell.plan.id: cell.plan for cell in distinct(timed).values() if cell.model == model}
         if plans:
             first = next(exhibit for exhibit in timed if model in exhibit.models).reference(model).plan
             among = list({first.id: first, **plans}.values())
-            of = [evaluation.configure(options, name, plan) for plan in among]
-            times = latency.kept(store, of, options.rounds, gpu)
-            found |= {(model, plan.id): took for plan, took in zip(among, times, strict=True)}
-    return found
+            configurations = [evaluation.configure(options, name, plan) for plan in among]
+            times = latency.measured_once(store, configurations, options.rounds, gpu)
+            latencies |= {(model, plan.id): took for plan, took in zip(among, times, strict=True)}
+    return latencies
 
 
 def make(
@@ -106,21 +106,21 @@ def make(
     entries = entries_of(options, cells, prices, names)
     resources = evaluation.connect(options, list(names.values()))
     evaluated = evaluation.evaluate(store, entries, protocol, resources, real=True)
-    there = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
-    whole = [exhibit for exhibit in group if exhibit.claims or all(cell.key in there for cell in exhibit.cells)]
+    rows = {key: row for key, row in zip(cells, evaluated.rows, strict=True) if row}
+    whole = [exhibit for exhibit in group if exhibit.claims or all(cell.key in rows for cell in exhibit.cells)]
     configurations = {key: entry.configuration for key, entry in zip(cells, entries, strict=True)}
     tasks = {task.name: task for exhibit in whole for task in figures.tasks(exhibit, configurations, protocol)}
     units = [task.unit for task in tasks.values()]
     worker.run_all(units, store, resources, "steps")
-    results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in there.items()}
+    results = {key: exhibit_text.Measured(row, prices[key].there, times.get(key)) for key, row in rows.items()}
     made = []
     missing = dict(evaluated.facts)
     for exhibit in whole:
         if exhibit.claims:
             own = dict(zip(cells, entries, strict=True))
-            judged, told = looks.judge(planned, there, own, store, resources)
-            missing |= told
-            files = writing.write_claims(store, judged, there, names, protocol, options.against, planned.sizes)
+            judged, lost = looks.judge(planned, rows, own, store, resources)
+            missing |= lost
+            files = writing.write_claims(store, judged, rows, names, protocol, options, planned.sizes, lost)
         elif exhibit.numbers:
             files = writing.write_prose(store, exhibit, results, names, protocol)
         else:
@@ -128,7 +128,7 @@ def make(
         made.append((exhibit, *files))
     models = [next(p.configuration for p in entries if p.configuration.backbone == name) for name in names.values()]
     facts = {
-        "models": "; ".join(f"{model}: {describe(of)}" for model, of in zip(names, models, strict=True)),
+        "models": "; ".join(f"{model}: {describe(first)}" for model, first in zip(names, models, strict=True)),
         "sampling": f"batches of {options.batch_size}, {entries[0].configuration.arithmetic}",
         **protocol.facts(),
         **missing,
@@ -157,12 +157,12 @@ def mirror(
     times = {id: asdict(one.latency) for id, one in rows.items() if one.latency}
     drawn = [exhibit.key for exhibit, _, _ in made if not exhibit.is_table and not exhibit.claims]
     question = [f"{tables.markdown(verdict.HEADER, answers)}\n{verdict.LEGEND}"] if answers else []
-    named = (*(of.backbone for of in configurations.values()), *options.names)
+    named = (*(configuration.backbone for configuration in configurations.values()), *options.names)
     book = Logbook(
         sweep=f"paper-{options.models}",
         protocol=protocol.facts(),
         rows=[measured.row for measured in rows.values()],
-        configurations={of.id: of for of in configurations.values()},
+        configurations={configuration.id: configuration for configuration in configurations.values()},
         measured={id: {f"latency_{name}": took[name] for name in exhibit_text.TIMES} for id, took in times.items()},
         about={"device": workers.machine(), "commit": commit()},
         answer="\n\n".join(question),
@@ -174,8 +174,9 @@ def mirror(
     tracking.log(store, book)
 
 
-def describe(of: Configuration) -> str:
-    return f"{of.backbone} (weights {of.weights}), {of.size} px, solver {of.solver}, guidance {of.guidance}"
+def describe(configuration: Configuration) -> str:
+    model = f"{configuration.backbone} (weights {configuration.weights}), {configuration.size} px"
+    return f"{model}, solver {configuration.solver}, guidance {configuration.guidance}"
 
 
 def warn_of_few(images: dict[str, int]) -> list[str]:
@@ -210,7 +211,7 @@ def publish(
     warnings: Sequence[str] = (),
 ) -> None:
     """Write the report, and print it. warnings: what the page begins with, beside its answer."""
-    sections = sorted(sections, key=lambda of: list(exhibits.EXHIBITS).index(of[0].key))
+    sections = sorted(sections, key=lambda section: list(exhibits.EXHIBITS).index(section[0].key))
     legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if options.mini else "")
     parts = [(exhibit.key, writing.title_of(exhibit), Markup(html)) for exhibit, html, _ in sections]
     if answers:

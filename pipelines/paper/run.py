@@ -95,8 +95,8 @@ def run(given: Options) -> None:
     with doing("fine-tuning the models of Table 7"):
         names = job.names | tuning.make(given, job.names, job.tuned)
     with doing("searching the plans of Tables 3 and 4"):
-        found = search(job, names, chosen, main)
-    chosen = [tuning.told(given, one) for one in exhibits.gather(list(given.exhibits), found, given.all_steps)]
+        searched = search(job, names, chosen, main)
+    chosen = [tuning.with_note(given, one) for one in exhibits.gather(list(given.exhibits), searched, given.all_steps)]
     with doing("measuring latencies"):
         own = next(iter(job.options.values()))
         times = reproduction.time_plans(main, chosen, names, own, job.gpu) if given.rounds else {}
@@ -106,11 +106,12 @@ def run(given: Options) -> None:
         group = [exhibit for exhibit in chosen if exhibit.dataset == dataset]
         of_group = job.options[dataset], group, names, store, job.protocols[dataset], times, job.looks[dataset]
         make = partial(reproduction.make, *of_group)
-        made, told, answered = worker.mending(store, make)
+        made, own_facts, answered = worker.mending(store, make)
         sections += made
         answers += answered
-        facts |= told if store.url == main.url else {f"{dataset}: {key}": value for key, value in told.items()}
-    counts = ", ".join(f"{len(of.prompts)} prompts ({dataset}'s role)" for dataset, of in job.protocols.items())
+        whose = "" if store.url == main.url else f"{dataset}: "
+        facts |= {f"{whose}{key}": value for key, value in own_facts.items()}
+    counts = ", ".join(f"{len(of_it.prompts)} prompts ({dataset}'s role)" for dataset, of_it in job.protocols.items())
     where = ", ".join({took.machine for took in times.values()}) or "nothing: none of these exhibits has seconds"
     facts = {"run": f"{len(chosen)} exhibits, {counts}"} | facts
     facts["latency"] = "not measured (--rounds 0)"
@@ -124,24 +125,29 @@ def run(given: Options) -> None:
         dataset: len(protocol.prompts) for dataset, protocol in job.protocols.items() if dataset != published.GALLERY
     }
     reproduction.publish(main, given, sections, answers, facts, reproduction.warn_of_few(few))
-    if lacking := [told for key, told in facts.items() if key.endswith("missing")]:
-        left_out = ", ".join(
-            exhibit.key for exhibit in chosen if exhibit.key not in {made.key for made, *_ in sections}
-        )
-        raise Stopped(f"not made for want of configurations: {left_out}; missing: {'; '.join(lacking)}")
+    whole = {exhibit.key for exhibit, *_ in sections}
+    check_whole(facts, [exhibit.key for exhibit in chosen if exhibit.key not in whole])
+
+
+def check_whole(facts: dict[str, str], left_out: list[str]) -> None:
+    """Raise Stopped if something is missing, as the report's `facts` tell. left_out: exhibits that were not made."""
+    if lacking := [why for key, why in facts.items() if key.endswith("missing")]:
+        exhibits_lost = f"not made for want of configurations: {', '.join(left_out)}; " if left_out else ""
+        raise Stopped(f"{exhibits_lost}missing: {'; '.join(lacking)}")
 
 
 def search(job: Job, names: dict[str, str], chosen: list[Exhibit], store: Store) -> dict[str, Plan]:
     """The plans that Tables 3 and 4 must search, {preset: plan}."""
     from pipelines.engine import workers
 
-    found: dict[str, Plan] = {}
+    searched: dict[str, Plan] = {}
     for exhibit in chosen:
         if exhibit.searches:
-            of = evaluation.configure(job.options[exhibit.dataset], names[exhibit.models[0]], methods.dense())
-            task = exhibit.searches, of, store, job.captions
-            found |= workers.alone(searched_plans.find, *task) if job.gpu else searched_plans.find(*task)
-    return found
+            own = job.options[exhibit.dataset]
+            configuration = evaluation.configure(own, names[exhibit.models[0]], methods.dense())
+            task = exhibit.searches, configuration, store, job.captions
+            searched |= workers.alone(searched_plans.find, *task) if job.gpu else searched_plans.find(*task)
+    return searched
 
 
 def print_dry_run(given: Options, chosen: list[Exhibit], names: dict[str, str]) -> None:
@@ -151,5 +157,5 @@ def print_dry_run(given: Options, chosen: list[Exhibit], names: dict[str, str]) 
         if given.up_to is not None and (given.mini or datasets.has_captions(given, group.dataset)):
             own = datasets.of_dataset(given, group.dataset)
             looks.drawn(own, load_prompts(own.prompts, own.limit, own.shuffled, own.draw))  # raises as the run would
-    print(*read, *filter(None, (looks.told(given, group.prompts) for group in of_claims)), sep="\n")
+    print(*read, *filter(None, (looks.announcement(given, group.prompts) for group in of_claims)), sep="\n")
     print(dry_run.text(groups, names, not given.mini, given.price, latency.measured(Store(given.out))))

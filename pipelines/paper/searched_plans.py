@@ -33,31 +33,32 @@ def calibration_prompts(source: str, calibration: str | None) -> list[str]:
 
 
 def find(
-    names: Sequence[str], of: Configuration, store: Store, captions: Sequence[str], steps: int = 20
+    names: Sequence[str], configuration: Configuration, store: Store, captions: Sequence[str], steps: int = 20
 ) -> dict[str, Plan]:
-    """{preset: plan} of the presets `names`, which need the model, under `of`'s model, guidance, solver, size and
+    """{preset: plan} of the presets `names`, which need the model, under its guidance, solver, size and
     arithmetic."""
-    found: dict[str, Plan] = {}
+    searched: dict[str, Plan] = {}
     backbone = None
     for name in names:
         preset = presets.PRESETS[name]
-        asked = [FORMAT, preset.method, preset.settings, of.weights, of.arithmetic, of.settings, *captions]
+        model = configuration.weights, configuration.arithmetic, configuration.settings
+        asked = [FORMAT, preset.method, preset.settings, *model, *captions]
         file = f"plans/{name}-T{steps}-{digest(asked)}.json"
-        plan = _kept(store, file)
+        plan = _stored(store, file)
         if plan is None:
-            backbone = backbone or of.load()
+            backbone = backbone or configuration.load()
             with tqdm(total=steps, desc=name, unit="step") as bar:
                 seeds = list(range(len(captions)))
                 plan = presets.find(
-                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **of.settings
+                    name, backbone, captions, seeds, steps, on_step=lambda i: bar.update(), **configuration.settings
                 )  # fmt: skip
-            told = json.loads(planfile.to_json(plan, backbone=of.backbone, prompts=list(captions)))
-            store.put(file, records.to_json(told, file))
-        found[name] = plan
-    return found
+            record = json.loads(planfile.to_json(plan, backbone=configuration.backbone, prompts=list(captions)))
+            store.put(file, records.to_json(record, file))
+        searched[name] = plan
+    return searched
 
 
-def _kept(store: Store, file: str) -> Plan | None:
+def _stored(store: Store, file: str) -> Plan | None:
     """The plan that was found before. One that is not what it was is set aside with a line."""
     try:
         return planfile.from_json(json.dumps(store.record(file)), file)

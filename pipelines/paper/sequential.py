@@ -55,13 +55,13 @@ def judge(rows: Rows, looks: Sequence[int], more: More) -> list[Judged]:
     limits = [dict(zip(first, critical(list(first.values()), level), strict=True)) for level in spent(looks)]
     measured = _held(first, limits[0])
     for look in range(1, len(looks)):
-        undecided = [one.claim for one in claims.told(measured) if one.verdict == OPEN]
+        undecided = [one.claim for one in claims.judged_by(measured) if one.verdict == OPEN]
         if not undecided:
             break
         rows = more(look, {(one.model, plan.id) for one in undecided for plan in one.plans})
         again = claims.differences(rows, undecided)
         measured |= _held({key: value for key, value in again.items() if key in first}, limits[look])
-    return claims.told(measured)
+    return claims.judged_by(measured)
 
 
 def _held(differences: claims.Differences, limits: dict) -> claims.Differences:

@@ -6,7 +6,7 @@ from pipelines.metrics.intervals import Interval, together
 from pipelines.metrics.metric import Metric
 from pipelines.paper import exhibit_text
 from pipelines.paper.exhibit import TUNED, Exhibit
-from pipelines.paper.exhibit_text import Results, of
+from pipelines.paper.exhibit_text import Results, measured_of
 from pipelines.report import tables
 
 LISTED = 15  # names in a sentence, at the most
@@ -17,8 +17,8 @@ def sentences(exhibit: Exhibit, results: Results) -> str:
     way; which are not resolved."""
     parts = []
     for metric in exhibit.metrics:
-        found = [changes(exhibit, results, metric), orderings(exhibit, results, metric)]
-        parts += [text for text in found if text]
+        named = [changes(exhibit, results, metric), orderings(exhibit, results, metric)]
+        parts += [text for text in named if text]
     return " ".join(parts)
 
 
@@ -35,13 +35,13 @@ def changes(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     if not known:
         return ""
     sure = {cell: moved for cell, moved in known.items() if is_clear(moved)}
-    there = {cell: change for cell in sure if (change := exhibit_text.printed_change(exhibit, cell, metric))}
-    against = [exhibit.name(cell) for cell, change in there.items() if change * sure[cell].value < 0]
+    printed = {cell: change for cell in sure if (change := exhibit_text.printed_change(exhibit, cell, metric))}
+    against = [exhibit.name(cell) for cell, change in printed.items() if change * sure[cell].value < 0]
     text = f"{metric.title}: {len(sure)} of {len(known)} changes from {since} are clear"
     if 0 < len(sure) <= LISTED:
         text += f" ({'; '.join(exhibit.name(cell) for cell in sure)})"
-    if there:
-        text += f"; of the {len(there)} whose change the paper prints {len(there) - len(against)} go its way"
+    if printed:
+        text += f"; of the {len(printed)} whose change the paper prints {len(printed) - len(against)} go its way"
         text += f" (against it: {'; '.join(against)})" if against else ""
     unresolved = [exhibit.name(cell) for cell in known if cell not in sure]
     if len(unresolved) > LISTED:
@@ -53,14 +53,15 @@ def orderings(exhibit: Exhibit, results: Results, metric: Metric) -> str:
     """Of a table: every two rows of one model against each other, all at once (max-t)."""
     if not exhibit.is_table:
         return ""
-    cells = [cell for cell in exhibit.cells if tables.measured([of(results, cell).row], metric)]
+    cells = [cell for cell in exhibit.cells if tables.measured([measured_of(results, cell).row], metric)]
     pairs = [
         (a, b)
         for a, b in combinations(cells, 2)
-        if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED) and of(results, a).row is not of(results, b).row
+        if a.model.removesuffix(TUNED) == b.model.removesuffix(TUNED)
+        and measured_of(results, a).row is not measured_of(results, b).row
     ]
     clear, known, against = 0, 0, []
-    scores = {cell: of(results, cell).row.interval(metric) for cell in cells}
+    scores = {cell: measured_of(results, cell).row.interval(metric) for cell in cells}
     differences = together([metric.difference(scores[a], [(1.0, scores[b])]) for a, b in pairs])
     for (a, b), moved in zip(pairs, differences, strict=True):
         if is_clear(moved):

@@ -48,7 +48,7 @@ def make(given: Options, names: dict[str, str], folders: dict[str, Path]) -> dic
     return {model: str(folder) for model, folder in folders.items()}
 
 
-def told(given: Options, exhibit: Exhibit) -> Exhibit:
+def with_note(given: Options, exhibit: Exhibit) -> Exhibit:
     """An exhibit with how its mini models were fine-tuned in its note."""
     if not exhibit.tuned or not given.mini:
         return exhibit

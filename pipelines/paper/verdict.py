@@ -49,11 +49,11 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
     asked = [(exhibit, cell) for exhibit in chosen if exhibit.answers for cell in exhibit.cells]
     keys = list(dict.fromkeys((cell.model, cell.plan.id) for _, cell in asked))
     listed = {(cell.model, cell.plan.id) for exhibit, cell in asked if exhibit.answers == "all" or cell.values}
-    told = []
+    table = []
     for model, name in names.items():
-        found = {results[key].row.configuration: results[key].row for key in keys if key[0] == model}
+        by_id = {results[key].row.configuration: results[key].row for key in keys if key[0] == model}
         counted = {results[key].row.configuration for key in listed if key[0] == model}
-        rows = sorted(found.values(), key=lambda row: row.flops)
+        rows = sorted(by_id.values(), key=lambda row: row.flops)
         dense = [row for row in rows if row.family == "fewer steps"]
         if not dense:
             continue
@@ -65,28 +65,28 @@ def lines(results: Results, names: dict[str, str], chosen: Sequence[Exhibit]) ->
                     few = row.flops < FEW_FLOPS * dense[-1].flops
                     groups.setdefault((row.family, few), []).append(gains.get(row.configuration))
             for (by, few), own in sorted(groups.items(), key=lambda group: (ORDER.index(group[0][0]), group[0][1])):
-                told.append(_line(f"{name} ({model})", by, few, metric, own, claim(model, by, metric.key, few)))
-    return told
+                table.append(_line(f"{name} ({model})", by, few, metric, own, claim(model, by, metric.key, few)))
+    return table
 
 
-def _line(name: str, by: str, few: bool, metric: Metric, gains: Sequence[Interval | None], there: str) -> list[str]:
+def _line(name: str, by: str, few: bool, metric: Metric, gains: Sequence[Interval | None], paper: str) -> list[str]:
     """Under HEADER, of one kind of plans; None is a gain that could not be had."""
     own = [gain for gain in gains if gain]
     better, worse = tables.clear(own, metric)
     here = tables.called(own, metric) if own else NOT_COMPARED
     compared = str(len(own)) if len(own) == len(gains) else f"{len(own)} of {len(gains)}"
     saved = f"{'over' if few else 'up to'} {1 - FEW_FLOPS:.0%}"
-    return [name, by, metric.title, saved, compared, str(better), str(worse), here, there, agrees(here, there)]
+    return [name, by, metric.title, saved, compared, str(better), str(worse), here, paper, agrees(here, paper)]
 
 
-def agrees(here: str, there: str) -> str:
+def agrees(here: str, paper: str) -> str:
     """Of verdicts: yes, no, or open; – where one says nothing. Plans that cannot be told apart may be comparable, or
     too few were drawn."""
-    if there == SILENT or here in (NOT_COMPARED, tables.TOO_FEW):
+    if paper == SILENT or here in (NOT_COMPARED, tables.TOO_FEW):
         return "–"
-    if there == "comparable":
+    if paper == "comparable":
         return {tables.OPEN: "not contradicted", tables.CHEAPER: "better"}.get(here, "no")
-    return "open" if here == tables.OPEN else "yes" if there.startswith(here) else "no"
+    return "open" if here == tables.OPEN else "yes" if paper.startswith(here) else "no"
 
 
 def answer(lines: Sequence[Sequence[str]]) -> Answer:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.data.prompts import DRAWN
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
 from pipelines.paper.claims import Judged, Rows
-from pipelines.paper.datasets import DATASETS
+from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Exhibit
 from pipelines.report import document, latex, tables
 from pipelines.report.real_images import Real
@@ -28,9 +28,9 @@ def write(
     from pipelines.report import plots  # with matplotlib, which a job that refuses does not need
 
     table = exhibit_text.table(exhibit, results, real)
-    of = protocol.facts()["protocol"]
+    protocol_name = protocol.facts()["protocol"]
     notes = [*table.footnotes, *([exhibit.note] if exhibit.note else []), *stand_in(exhibit, protocol)]
-    notes.append(f"n = {len(protocol.prompts)}, protocol {of}")
+    notes.append(f"n = {len(protocol.prompts)}, protocol {protocol_name}")
     base = f"exhibits/{exhibit.key}"
     picture: list[str] = []
     drawn = figures.draw(store, exhibit, results, names, protocol, configurations)
@@ -43,11 +43,11 @@ def write(
             store.put(f"{base}.points.csv", drawn.numbers.encode())
         picture = [document.gallery(images, f"{title}.", beside(exhibit)) for title, images in drawn.galleries]
         picture = picture or [document.figure(svg, f"{title_of(exhibit)}, drawn from this run.")]
-    told = significance.sentences(exhibit, results)
+    significant = significance.sentences(exhibit, results)
     listed = "".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1))
-    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{told}\n"
+    markdown = f"{tables.markdown(table.header, table.lines)}\n{listed}\n{significant}\n"
     store.put(f"{base}.md", markdown.encode())
-    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, of, real).encode())
+    store.put(f"{base}.csv", exhibit_text.to_csv(exhibit, results, protocol_name, real).encode())
     named = f"{exhibit.key}.png" if drawn else ""
     store.put(f"{base}.tex", latex.to_latex(exhibit.title, table.header, table.lines, notes, named).encode())
     caption = f"{title_of(exhibit)}: measured here, beside what the paper printed"
@@ -55,7 +55,7 @@ def write(
     points = "1 point" if len(exhibit.cells) == 1 else f"{len(exhibit.cells)} points"
     whole = whole if exhibit.is_table else [document.folded(points, *whole)]
     files = document.files([f"{beside(exhibit)}{base}.{kind}" for kind in ("csv", "md", "tex")])
-    return document.section(exhibit.key, title_of(exhibit), *picture, *whole, told, files), markdown
+    return document.section(exhibit.key, title_of(exhibit), *picture, *whole, significant, files), markdown
 
 
 def title_of(exhibit: Exhibit) -> str:
@@ -71,20 +71,22 @@ def beside(exhibit: Exhibit) -> str:
 
 def stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
     """What Shapes cannot play of the paper's data set."""
-    told = DATASETS[exhibit.dataset].on_shapes
-    return [told] if told and protocol.source in DRAWN else []
+    note = DATASETS[exhibit.dataset].on_shapes
+    return [note] if note and protocol.source in DRAWN else []
 
 
 def write_prose(
     store: Store, exhibit: Exhibit, results: exhibit_text.Results, names: dict[str, str], protocol: Protocol
 ) -> tuple[str, str]:
     """As `write`, of the numbers of the paper's sentences."""
-    lines, of = prose.lines(exhibit.numbers, results, names), protocol.facts()["protocol"]
-    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {of}."
+    lines = prose.lines(exhibit.numbers, results, names)
+    protocol_name = protocol.facts()["protocol"]
+    note = f"{prose.LEGEND} n = {len(protocol.prompts)}, protocol {protocol_name}."
     markdown = f"{tables.markdown(prose.HEADER, lines, prose.TEXT_COLUMNS)}\n{note}\n"
     store.put(f"exhibits/{exhibit.key}.md", markdown.encode())
     columns = {name: [line[i] for line in lines] for i, name in enumerate(prose.HEADER)}
-    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of({**columns, "protocol": [of] * len(lines)}).encode())
+    columns["protocol"] = [protocol_name] * len(lines)
+    store.put(f"exhibits/{exhibit.key}.csv", tables.csv_of(columns).encode())
     table = document.table(prose.HEADER, lines, text_columns=prose.TEXT_COLUMNS, caption=exhibit.title)
     files = document.files([f"{beside(exhibit)}exhibits/{exhibit.key}.{kind}" for kind in ("csv", "md")])
     return document.section(exhibit.key, exhibit.title, table, note, files), markdown
@@ -96,17 +98,22 @@ def write_claims(
     rows: Rows,
     names: dict[str, str],
     protocol: Protocol,
-    against: str | None,
+    options: Options,
     looks: Sequence[int] = (),
+    missing: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
-    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. against:
-    the claims.csv of a first run, which these are held against. looks: prompts at each, where there were several."""
-    lines, of = claims.lines(judged, names), protocol.facts()["protocol"]
-    note = f"{claims.legend(looks)}{claims.agreement(rows)} Protocol {of}; again: python jobs/reproduce.py claims."
+    """As `write`, of the claims as they were `judged`. rows: of their plans, with the prompts of the protocol. options:
+    of the run: its draw, and the claims.csv of a first run, which these are held against. looks: prompts at each, where
+    there were several. missing: what later looks could not make."""
+    lines, protocol_name = claims.lines(judged, names), protocol.facts()["protocol"]
+    again = f"python jobs/reproduce.py claims{f' --draw {options.draw}' if options.draw else ''}"
+    lost = "".join(f" {look}: {why}." for look, why in (missing or {}).items())
+    note = f"{claims.legend(looks)}{claims.agreement(rows)}{lost} Draw {options.draw}, protocol {protocol_name}"
+    note += f"; again: {again}."
     table = tables.markdown(claims.HEADER, lines, claims.TEXT_COLUMNS)
     markdown = f"{claims.answer(judged)}\n\n{table}\n{note}\n"
     store.put("exhibits/claims.md", markdown.encode())
-    store.put("exhibits/claims.csv", claims.to_csv(judged, names, of, looks).encode())
+    store.put("exhibits/claims.csv", claims.to_csv(judged, names, protocol_name, options.draw, looks).encode())
     title = "What the paper says, claim by claim"
     html = document.section(
         "claims",
@@ -115,14 +122,14 @@ def write_claims(
         document.folded("How to read the table", note),
         document.files(["exhibits/claims.csv", "exhibits/claims.md"]),
     )
-    if against:
-        first = replication.read(against, names)
-        again = replication.lines(first, judged, names)
-        told = replication.markdown(again, first, of)
-        store.put("exhibits/claims-replication.md", told.encode())
-        store.put("exhibits/claims-replication.csv", replication.to_csv(again, first, of).encode())
+    if options.against:
+        first = replication.read(options.against, names)
+        compared = replication.lines(first, judged, names)
+        text = replication.markdown(compared, first, protocol_name)
+        store.put("exhibits/claims-replication.md", text.encode())
+        store.put("exhibits/claims-replication.csv", replication.to_csv(compared, first, protocol_name).encode())
         title = "The claims, in a second run"
-        table = document.table(replication.HEADER, again, text_columns=replication.TEXT_COLUMNS, caption=title)
-        html += document.section("replication", title, replication.answer(again, first, of), table)
-        markdown += f"\n{told}"
+        table = document.table(replication.HEADER, compared, text_columns=replication.TEXT_COLUMNS, caption=title)
+        html += document.section("replication", title, replication.answer(compared, first, protocol_name), table)
+        markdown += f"\n{text}"
     return html, markdown

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from pipelines.engine.provenance import commit as commit
-from pipelines.metrics.intervals import Interval, together
+from pipelines.metrics.intervals import LEVEL, PAIRED, Interval, together
 from pipelines.metrics.metric import Metric
 from pipelines.report import chart, real_images, tables
 from pipelines.report.answers import Answer
@@ -134,10 +134,9 @@ def sweep_body(rows: Sequence[Row], shown: Gallery, real: Real | None = None) ->
     families = [chart.family(row) for row in rows]
     legend = [
         "Cost is the denoiser's, for one image. GFLOPs count everything (2 x MAC, attention included); GMACs "
-        f"follow the paper's rule, without attention products. Intervals are 95 %. Bold: on the front of {titles}.",
-        "Gain: over fewer steps at the same FLOPs (linear between the two nearest), paired image by image; its "
-        "interval decides: what an image does to both cancels, and it is wide enough that all of a column hold at once "
-        f"(max-t). {tables.directions(tables.columns(rows))}",
+        f"follow the paper's rule, without attention products. {LEVEL} Bold: on the front of {titles}.",
+        f"Gain: over fewer steps at the same FLOPs (linear between the two nearest), {PAIRED}. "
+        f"{tables.directions(tables.columns(rows))}",
         tables.words(lines),
         real_images.MEANING if real else "",
     ]
@@ -173,7 +172,7 @@ def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
     metrics = tables.comparable(rows)
     gains = {metric: tables.gains(rows, metric) for metric in metrics}
     changes = {metric: _changes(rows, whole, metric) for metric in metrics}
-    told = {}
+    plans = {}
     for row in rows:
         share = f"{row.flops / whole.flops:.0%} of {whole.label}"
         cost = f"{row.flops / 1e9:.4g} GFLOPs, {share}; {row.seconds:.3f} s an image"
@@ -191,10 +190,10 @@ def _plans(rows: Sequence[Row], fronts: set[str]) -> dict:
         if rival and rival is not whole:
             near = f"nearest in cost, {rival.flops / row.flops:.0%} of its FLOPs"
             beside.append([rival.configuration, f"{rival.label} ({near})"])
-        told[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
+        plans[row.configuration] = {"label": row.label, "cost": cost, "scores": scores, "beside": beside}
     first = [row for row in rows if row.configuration in fronts and row.method != "dense"]
     rivalled = [row for row in first if any(row.configuration in own for own in gains.values())]
-    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": told}
+    return {"start": (rivalled or first or [*rows])[-1].configuration, "rows": plans}
 
 
 def _whole(rows: Sequence[Row]) -> Row:

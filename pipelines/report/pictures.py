@@ -95,10 +95,10 @@ def fitted(store: Store, images: Sequence[bytes], names: Sequence[str], limit: i
     little compressed, in the store under `names`, where they are not there yet."""
     if _characters(images) <= limit:
         return [Picture(image) for image in images]
-    there = store.names(FOLDER)
+    stored = store.names(FOLDER)
 
     def write(image: bytes, name: str) -> None:
-        if name not in there:
+        if name not in stored:
             store.put(name, _encode(_open(image), QUALITY[1]))
 
     small = _each(lambda image: _shrink(_open(image), SIDES[0]), images)

@@ -63,7 +63,7 @@ def with_line(columns: Mapping[str, Sequence], real: Real | None, names: Mapping
 
 def numbers(real: Real) -> dict[str, float]:
     """As a line of numbers, under the names of a run of W&B."""
-    told: dict[str, float] = {"n": max(score.n for score in real.values())}
+    values: dict[str, float] = {"n": max(score.n for score in real.values())}
     for key, score in real.items():
-        told |= dict(zip(column_names(METRICS[key].column), (score.value, score.low, score.high), strict=True))
-    return told
+        values |= dict(zip(column_names(METRICS[key].column), (score.value, score.low, score.high), strict=True))
+    return values

@@ -3,6 +3,7 @@
 Nothing here imports W&B (`tracking.py` does), and nothing names the machine's folders, its user or a command line.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from postdiff.models.checkpoints import resolve
 from postdiff.plan import strip
 from postdiff.terminal import one_line
 
+LONGEST = 80  # characters of what is evaluated in a group's name, which a digest ends: W&B takes 128 of a run's id
 VERSION = 3  # of what a run holds: an older sweep is logged again, once
 DENSE, FRONT, BEST = "dense", "front", "best"  # tags
 METHOD, VARIANT = "method", "variant"  # keys of the config that a colour is given by
@@ -80,7 +82,7 @@ class Logbook:
 
     @cached_property
     def group(self) -> str:
-        sweep = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.public(self.sweep))
+        sweep = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.public(self.sweep))[:LONGEST]
         return f"{sweep}-{digest([self.sweep, dict(self.protocol)], 8)}"
 
     @cached_property
@@ -135,7 +137,7 @@ class Logbook:
     @cached_property
     def families(self) -> dict[str, str]:
         """{backbone: its family}."""
-        return {name: resolve(name).family for name in {of.backbone for of in self.configurations.values()}}
+        return {name: resolve(name).family for name in {one.backbone for one in self.configurations.values()}}
 
     def series(self, row: Row) -> str:
         """What it has one colour with."""
@@ -149,24 +151,25 @@ class Logbook:
         return [self._run(row) for row in self.rows]
 
     def _run(self, row: Row) -> Run:
-        of = self.configurations[row.configuration]
-        model = self.public(of.backbone)
+        configuration = self.configurations[row.configuration]
+        size = configuration.size
+        model = self.public(configuration.backbone)
         config = {
             METHOD: plain(row.method),
             VARIANT: self.series(row) if self.variants else model,
             "kind": row.family,
             "backbone": model,
-            "family": self.families[of.backbone],
-            **plan_settings.settings(of.plan),
+            "family": self.families[configuration.backbone],
+            **plan_settings.settings(configuration.plan),
             "settings": row.settings,
-            "solver": of.solver,
-            "guidance": of.guidance,
-            "size": of.size if isinstance(of.size, int) else "x".join(map(str, of.size)),
-            "dtype": of.dtype,
-            "batch_size": of.batch_size,
-            "weights": of.weights,
-            "plan": strip(of.plan),
-            "plan_id": of.plan.id,
+            "solver": configuration.solver,
+            "guidance": configuration.guidance,
+            "size": size if isinstance(size, int) else "x".join(map(str, size)),
+            "dtype": configuration.dtype,
+            "batch_size": configuration.batch_size,
+            "weights": configuration.weights,
+            "plan": strip(configuration.plan),
+            "plan_id": configuration.plan.id,
             "configuration": row.configuration,
             **self.facts(row),
         }
@@ -218,17 +221,18 @@ class Logbook:
         }
 
     def _part(self, rows: Sequence[Row]) -> dict[str, Any]:
-        of, first = self.configurations[rows[0].configuration], self.series(rows[0])
+        configuration, first = self.configurations[rows[0].configuration], self.series(rows[0])
         runs = {run.id: run for run in map(self._run, sorted(rows, key=lambda row: row.flops))}
         dense = [row for row in rows if row.method == "dense" and (not self.variants or self.series(row) == first)]
         varied = {key: {run.config.get(key) for run in runs.values()} for key in plan_settings.ORDER}
         own_protocol = any(row.configuration in self.protocols for row in rows)
-        title = " and ".join(dict.fromkeys(map(self.series, rows))) if self.variants else self.public(of.backbone)
+        variants = " and ".join(dict.fromkeys(map(self.series, rows)))
+        title = variants if self.variants else self.public(configuration.backbone)
         return {
             "title": f"{title}, n = {rows[0].n}" if self.protocols else title,
             "where": {
                 "protocol": self.facts(rows[0])["protocol"],
-                **({} if self.variants else {"weights": of.weights}),
+                **({} if self.variants else {"weights": configuration.weights}),
             },
             "series": list(dict.fromkeys(map(self.series, rows))),
             "runs": [[run.id, run.config[VARIANT if self.variants else METHOD]] for run in runs.values()],
@@ -242,7 +246,7 @@ class Logbook:
 
 def is_path(name: str) -> bool:
     """Is it a path of this machine or of a worker's, and no short name, hub id or name of an encoder?"""
-    return "/" in name and (name.startswith(("/", "~", ".")) or Path(name).exists())
+    return "/" in name and (name.startswith(("/", "~", ".")) or os.path.exists(name))
 
 
 def plain(text: str) -> str:

@@ -73,11 +73,11 @@ def name(method: str, steps: int, settings: str) -> str:
 def csv_columns(rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> dict[str, Sequence]:
     """Of a csv with a line a row, {name: a cell a line}. more: further columns, likewise."""
     facts = ("configuration", "method", "settings", "steps", "macs_paper", "flops")
-    found: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
-    found["seconds"] = [f"{row.seconds:.4f}" for row in rows]
+    named: dict[str, Sequence] = {fact: [getattr(row, fact) for row in rows] for fact in facts}
+    named["seconds"] = [f"{row.seconds:.4f}" for row in rows]
     for metric in columns(rows):
-        found |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
-    return {**found, "n": [row.n for row in rows], **(more or {}), **further(rows)}
+        named |= interval_columns(metric.column, [row.scores.get(metric.key) for row in rows], metric.digits + 2)
+    return {**named, "n": [row.n for row in rows], **(more or {}), **further(rows)}
 
 
 def csv_of(columns: Mapping[str, Sequence]) -> str:
@@ -95,17 +95,17 @@ def interval_columns(prefix: str, intervals: Sequence[Interval | None], digits: 
 
 def further(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Columns of a csv beside what tables show: that without its bias at this n, and the other metrics' values."""
-    found: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for metric in columns(rows):
         if metric.biased:
             scores = [row.scores.get(metric.key) for row in rows]
             ends = [metric.unbiased(score) if score else None for score in scores]
-            found |= interval_columns(f"{metric.column}_infinity", ends, metric.digits + 2)
+            named |= interval_columns(f"{metric.column}_infinity", ends, metric.digits + 2)
     for metric in METRICS.values():
         if not metric.shown and (not metric.only_where_measured or measured(rows, metric)):
             scores = [row.scores.get(metric.key) for row in rows]
-            found[metric.column] = [f"{score.value:.{metric.digits + 2}f}" if score else "" for score in scores]
-    return found
+            named[metric.column] = [f"{score.value:.{metric.digits + 2}f}" if score else "" for score in scores]
+    return named
 
 
 def columns(rows: Sequence[Row]) -> list[Metric]:
@@ -200,12 +200,12 @@ def escape_markdown(text: str) -> str:
 
 def front(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """The rows that no cheaper row equals or betters, by rising FLOPs."""
-    best, kept = -np.inf, []
+    best, on_front = -np.inf, []
     for row in sorted((row for row in rows if judges(metric, row)), key=lambda r: (r.flops, -quality(r, metric))):
         if quality(row, metric) > best:
             best = quality(row, metric)
-            kept.append(row)
-    return kept
+            on_front.append(row)
+    return on_front
 
 
 def quality(row: Row, metric: Metric) -> float:
@@ -228,12 +228,12 @@ def gains(rows: Sequence[Row], metric: Metric) -> dict[str, Interval]:
         for row in cheaper
         if low.flops <= row.flops <= high.flops and low.flops < high.flops
     }
-    found = []
+    differences = []
     for row, low, high in between.values():
         share = (row.flops - low.flops) / (high.flops - low.flops)
         parts = [(1 - share, low.interval(metric)), (share, high.interval(metric))]
-        found.append(metric.difference(row.interval(metric), parts))
-    return dict(zip(between, together(found), strict=True))
+        differences.append(metric.difference(row.interval(metric), parts))
+    return dict(zip(between, together(differences), strict=True))
 
 
 def clear(changes: Collection[Interval], metric: Metric) -> tuple[int, int]:

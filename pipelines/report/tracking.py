@@ -68,23 +68,23 @@ def log(store: Store, book: Logbook, project: str = PROJECT) -> int:
     made = 0
     try:
         done = store.names("wandb")
-        kept = remove_unfinished(store, done)
+        logged = remove_unfinished(store, done)
         name = f"{RECORDS}/{book.group}.json"
         store.put(name, records.to_json({**book.record(), "logged": now()}, name))
         runs = {run.id: run for run in book.runs()}
         stores = list(book.stores) or [store]
         for id, state in [*((id, run.state) for id, run in runs.items()), (f"{book.group}-summary-{book.grid}", "")]:
             marker = f"wandb/{mode}/{book.group}/{id.removeprefix(f'{book.group}-')}.json"
-            told = {"run": id, "version": VERSION, "state": state}
-            if marker in done and json.loads(store.get(marker)) == told:
+            mark = {"run": id, "version": VERSION, "state": state}
+            if marker in done and json.loads(store.get(marker)) == mark:
                 continue  # what is logged offline only may go online later
-            remove(store, kept, {id})
+            remove(store, logged, {id})
             with offline_folder(store, keep=mode == "offline") as folder:
                 if id in runs:
                     log_run(folder, project, book, runs[id], stores)
                 else:
                     log_summary(folder, project, book, id, mode)
-            store.put(marker, json.dumps(told).encode())
+            store.put(marker, json.dumps(mark).encode())
             made += 1
     except Exception as error:  # wandb raises what it likes: no login, no network, a full disk
         print(f"warning: not all is logged to W&B: {clean(repr(error))}", file=sys.stderr)
@@ -235,17 +235,17 @@ def remove_unfinished(store: Store, done: set[str]) -> dict[str, set[str]]:
     """Remove what is kept of runs without a marker among the names `done`: a driver died before they were finished.
     Returns {run id: names of its files} of the others."""
     finished = {f"{group}-{id.removesuffix('.json')}" for _, _, group, id in (name.split("/") for name in done)}
-    kept: dict[str, set[str]] = {}
+    logged: dict[str, set[str]] = {}
     for name in store.names(OFFLINE):
         if folder := RUN_FOLDER.match(name):
-            kept.setdefault(folder[1], set()).add(name)
-    remove(store, kept, kept.keys() - finished)
-    return {id: names for id, names in kept.items() if id in finished}
+            logged.setdefault(folder[1], set()).add(name)
+    remove(store, logged, logged.keys() - finished)
+    return {id: names for id, names in logged.items() if id in finished}
 
 
-def remove(store: Store, kept: Mapping[str, set[str]], ids: Iterable[str]) -> None:
-    """Remove what is `kept` of the runs `ids`: it is half of one, or what takes its place tells more."""
-    for name in (name for id in ids for name in kept.get(id, ())):
+def remove(store: Store, logged: Mapping[str, set[str]], ids: Iterable[str]) -> None:
+    """Remove what is `logged` of the runs `ids`: it is half of one, or what takes its place tells more."""
+    for name in (name for id in ids for name in logged.get(id, ())):
         store.delete(name)
         if store.is_local:
             rmtree(Path(store.root) / RUN_FOLDER.match(name)[0], ignore_errors=True)  # type: ignore[index]

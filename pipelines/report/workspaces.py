@@ -173,8 +173,8 @@ def blocks(project: Project, record: Record) -> list[Any]:
 def title_of(records: Sequence[Record]) -> str:
     """A report's title, of characters that its URL can hold."""
     names = ", ".join(dict.fromkeys(record["sweep"] for record in records))
-    kept = "".join(letter if letter.isalnum() or letter in " _.,+-" else "-" for letter in one_line(names))
-    return f"postdiff: {kept}"[:TITLE]
+    title = "".join(letter if letter.isalnum() or letter in " _.,+-" else "-" for letter in one_line(names))
+    return f"postdiff: {title}"[:TITLE]
 
 
 def report(records: Sequence[Record], entity: str, project: str, online: bool = True) -> wr.Report:
@@ -234,13 +234,13 @@ def view(record: Record, part: Record, entity: str, project: str) -> ws.Workspac
 def save_report(records: Sequence[Record], entity: str, project: str, url: str) -> str:
     """Save the report, in place of what is at `url` where that is still there; returns where it is."""
     new = report(records, entity, project)
-    if old := _there(url):
+    if old := _existing(url):
         old.title, old.blocks, old.width = new.title, new.blocks, new.width
         new = old
     return new.save().url
 
 
-def _there(url: str) -> wr.Report | None:
+def _existing(url: str) -> wr.Report | None:
     if not url:
         return None
     try:
@@ -250,8 +250,8 @@ def _there(url: str) -> wr.Report | None:
 
 
 def remove_report(url: str) -> None:
-    if there := _there(url):
-        there.delete()
+    if report := _existing(url):
+        report.delete()
 
 
 def save_view(new: ws.Workspace, url: str) -> str:

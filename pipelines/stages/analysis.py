@@ -50,13 +50,13 @@ def profile(
     sums: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(prompts), batch_size):
         chunk = slice(start, start + batch_size)
-        with _watch(backbone.denoiser) as found:
+        with _watch(backbone.denoiser) as features:
             drawing.sample(
                 backbone, prompts[chunk], seeds[chunk], plan,
-                on_step=found.end_step, **settings,
+                on_step=features.end_step, **settings,
             )  # fmt: skip
         count = len(prompts[chunk])
-        for name, distances in found.distances.items():
+        for name, distances in features.distances.items():
             sums.setdefault(name, []).append(count * np.array(distances))
     means = {name: np.sum(parts, axis=0) / len(prompts) for name, parts in sums.items()}
     stages = anatomy(backbone.denoiser).stages
@@ -118,6 +118,6 @@ def trajectory(
 ) -> list[np.ndarray]:
     """The clean image that each step predicts: T arrays uint8 [N, H, W, 3], smaller while the resolution is low."""
     state = sampling.begin_batch(backbone, prompts, seeds, plan, **settings)
-    found: list[torch.Tensor] = []
-    sampling.denoise(backbone, state, on_x0=found.append)
-    return [decoding.decode(backbone, x0.to(state.latents.dtype)) for x0 in found]
+    latents: list[torch.Tensor] = []
+    sampling.denoise(backbone, state, on_x0=latents.append)
+    return [decoding.decode(backbone, x0.to(state.latents.dtype)) for x0 in latents]

@@ -56,18 +56,18 @@ class Ahead(Generic[U]):
 
     def __init__(self, read: Callable[..., U]):
         self.read = read
-        self.found: dict[str, Future[U]] = {}
+        self.read_ahead: dict[str, Future[U]] = {}
 
     def start(self, name: str, *more: Any) -> None:
         future: Future[U] = Future()
-        self.found[name] = future
-        for old in list(self.found)[:-READ]:
-            self.found.pop(old, None)
+        self.read_ahead[name] = future
+        for old in list(self.read_ahead)[:-READ]:
+            self.read_ahead.pop(old, None)
         try:
             future.set_result(self.read(name, *more))
         except Exception as error:
             future.set_exception(error)
 
     def take(self, name: str, *more: Any) -> U:
-        future = self.found.pop(name, None)
+        future = self.read_ahead.pop(name, None)
         return future.result() if future and not future.exception() else self.read(name, *more)

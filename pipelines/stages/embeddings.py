@@ -97,12 +97,12 @@ def from_table(table: pa.Table) -> Embeddings:
 
     from postdiff.text import Embeddings
 
-    found: dict[str, dict[str, list[torch.Tensor]]] = {"uncond": {}, "cond": {}}
+    tensors: dict[str, dict[str, list[torch.Tensor]]] = {"uncond": {}, "cond": {}}
     for row in table.to_pylist():
         raw = torch.from_numpy(np.frombuffer(row["data"], np.uint8).copy())
         value = raw.view(getattr(torch, row["dtype"])).reshape(row["shape"])
-        found[row["half"]].setdefault(row["tensor"], []).append(value)
-    return Embeddings(*(_stack(found[half]) for half in ("cond", "uncond")))
+        tensors[row["half"]].setdefault(row["tensor"], []).append(value)
+    return Embeddings(*(_stack(tensors[half]) for half in ("cond", "uncond")))
 
 
 def _stack(tensors: dict[str, list[torch.Tensor]]) -> Text:

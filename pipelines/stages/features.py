@@ -1,6 +1,7 @@
 """Features of stored images, of prompts, and of reference images: units of work downstream of the images."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -109,9 +110,9 @@ def check_encoder(name: str) -> None:
         raise ValueError(f"{name!r} must be a TorchScript file with `layers`, as {INCEPTION_URL}")
 
 
-def folder(encoder: str, of: str) -> str:
-    """Where the features of `of` are kept. `encoder` is named by its weights: another file makes other features."""
-    return f"features/{fingerprint(encoder)}/{of}"
+def folder(encoder: str, images: str) -> str:
+    """Where the features of `images` are kept. `encoder` is named by its weights: another file makes other features."""
+    return f"features/{fingerprint(encoder)}/{images}"
 
 
 def image_units(encoder: str, image_names: Sequence[str]) -> list[Unit]:
@@ -147,16 +148,16 @@ def reference_files(folder: Path, chosen: Sequence[Path] | None = None) -> tuple
 
     Raises: ValueError if there are fewer than 2, or naming the first that cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"--reference must be a folder of at least 2 images, got {str(folder)!r}, which is no folder")
-    found, left_out = images.find(folder)
-    files = [file.absolute() for file in (found if chosen is None else chosen)]
-    if len(files) < len(found):
-        left_out["images that no prompt is of"] = len(found) - len(files)
+    listed, left_out = images.find(folder)
+    files = [file.absolute() for file in (listed if chosen is None else chosen)]
+    if len(files) < len(listed):
+        left_out["images that no prompt is of"] = len(listed) - len(files)
     if len(files) < 2:
-        told = images.counted(left_out) or "nothing"
+        rest = images.counted(left_out) or "nothing"
         raise ValueError(
-            f"--reference must be a folder of at least 2 images, got {len(files)} in {str(folder)!r}, left out: {told}"
+            f"--reference must be a folder of at least 2 images, got {len(files)} in {str(folder)!r}, left out: {rest}"
         )
     return list(map(str, files)), images.describe(str(folder), images.examine(files, "reference images"), left_out)
 
@@ -176,8 +177,8 @@ def reference_name(keys: Sequence[str]) -> str:
             facts.append(digest_of(source, stat.st_size, stat.st_mtime_ns))
         facts.append(real_image(keys[0]).tobytes())
     else:
-        found = images.examine([Path(key) for key in keys], "reference images")
-        facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in found)]
+        examined = images.examine([Path(key) for key in keys], "reference images")
+        facts = [f"reader {images.VERSION}".encode(), *(file.digest for file in examined)]
     return f"reference-{digest(b''.join(facts))}"
 
 
@@ -282,38 +283,38 @@ class Extractor:
 
     def features(self, encoder: str, pictures: Pictures) -> np.ndarray:
         """float32 [N, D]. Threads prepare the next batch while one is encoded."""
-        of: Any = loaded_encoder(encoder)
+        loaded: Any = loaded_encoder(encoder)
         n = len(pictures.pixels)
-        reads = getattr(of, "reads_prompts", False)
+        reads = getattr(loaded, "reads_prompts", False)
         if reads and len(pictures.texts) != n:
             raise ValueError(f"{encoder} needs the prompt of each of {n} images, got {len(pictures.texts)}")
-        there = pictures.prepared.get(encoder, [])
+        ready = pictures.prepared.get(encoder, [])
 
         def start(i: int) -> list[Future]:
             batch = slice(i, i + BATCH)
-            return there[batch] if len(there) == n else self.threads.each(of.prepare, pictures.pixels[batch])
+            return ready[batch] if len(ready) == n else self.threads.each(loaded.prepare, pictures.pixels[batch])
 
-        found, coming = [], start(0)
+        parts, coming = [], start(0)
         for i in range(0, n, BATCH):
             prepared: list[Any] = [one.result() for one in coming]
             coming = start(i + BATCH)
-            found.append(of.encode(prepared, pictures.texts[i : i + BATCH]) if reads else of.encode(prepared))
-        return np.concatenate(found)
+            parts.append(loaded.encode(prepared, pictures.texts[i : i + BATCH]) if reads else loaded.encode(prepared))
+        return np.concatenate(parts)
 
     def ride(self, riders: Sequence[Encoding], pictures: Pictures) -> Callable[[], tuple[str, ...]]:
         """Encode for `riders` too. Returns what commits their features, and tells which: one that failed is left to be
         tried as a unit of its own, whose failure it is."""
-        found = []
+        made = []
         for rider in riders:
             with suppress(Exception):
-                found.append((rider.name, self.features(rider.encoder, pictures)))
+                made.append((rider.name, self.features(rider.encoder, pictures)))
 
         def commit() -> tuple[str, ...]:
-            for name, features in found:
+            for name, features in made:
                 self._commit(name, features, pictures)
-            return tuple(name for name, _ in found)
+            return tuple(name for name, _ in made)
 
         return commit
 
-    def _commit(self, name: str, features: np.ndarray, of: Pictures) -> None:
-        self.store.commit(name, records.feature_rows(of.ids, features, name, of.made_of))
+    def _commit(self, name: str, features: np.ndarray, pictures: Pictures) -> None:
+        self.store.commit(name, records.feature_rows(pictures.ids, features, name, pictures.made_of))

@@ -23,16 +23,16 @@ PROMPTS = 64
 STEPS = 60  # of the solution: what 120 still change is less than what 20 do (a test)
 
 
-def baseline(kind: str, of: Configuration) -> Configuration | None:
-    """What `of` is held against: `dense`, as many steps with nothing saved, or its `solution`, STEPS of them.
+def baseline(kind: str, configuration: Configuration) -> Configuration | None:
+    """What `configuration` is held against: `dense`, as many steps with nothing saved, or its `solution`, STEPS steps.
 
     None for the solution of a distilled model: its sampler draws noise at every step, so more steps are another image.
     """
-    spec = resolve(of.backbone)
+    spec = resolve(configuration.backbone)
     if kind == "solution" and not FAMILIES[spec.family].guided:
         return None
-    steps = STEPS if kind == "solution" else len(of.plan)
-    return replace(of, plan=adapt(methods.dense(steps), spec.family))
+    steps = STEPS if kind == "solution" else len(configuration.plan)
+    return replace(configuration, plan=adapt(methods.dense(steps), spec.family))
 
 
 def first(shards: Sequence[tuple[Prompt, ...]], every: bool = False) -> Sequence[tuple[Prompt, ...]]:
@@ -40,15 +40,15 @@ def first(shards: Sequence[tuple[Prompt, ...]], every: bool = False) -> Sequence
     return shards if every else shards[: ceil(PROMPTS / len(shards[0]))]
 
 
-def folder(against: str, of: str) -> str:
-    """Where the fidelity of the images of the configuration `of` to those of `against` is kept; both are ids."""
-    return f"features/fidelity{pixels.VERSION}-{against}/{of}"
+def folder(against: str, id: str) -> str:
+    """Where the fidelity of the images of the configuration `id` to those of `against` is kept; both are ids."""
+    return f"features/fidelity{pixels.VERSION}-{against}/{id}"
 
 
 def units(images: Sequence[str], others: Sequence[str], where: str) -> list[Unit]:
     """One a pair of image shards, committed in the folder `where`."""
-    found = []
+    made = []
     for i, (own, other) in enumerate(zip(images, others, strict=True)):
         name = shard_name(where, i, len(images))
-        found.append(Unit(name, "fidelity", 1, Encoding(name, "", own, other), (own, other)))
-    return found
+        made.append(Unit(name, "fidelity", 1, Encoding(name, "", own, other), (own, other)))
+    return made

@@ -109,8 +109,8 @@ def configure(
         raise ValueError(f"{backbone} makes its pipeline in {spec.dtype}: expected that dtype, got {dtype}")
     weights = fingerprint(spec)
     backbone = f"{spec.source}@{weights}" if is_function(backbone) else backbone
-    of = Configuration(backbone, weights, plan, **settings, batch_size=batch_size, dtype=dtype)
-    return replace(of, channels_last=channels_last, compiled=compiled)
+    configuration = Configuration(backbone, weights, plan, **settings, batch_size=batch_size, dtype=dtype)
+    return replace(configuration, channels_last=channels_last, compiled=compiled)
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,19 @@ def units(
     costs_per_image: relative, one a configuration; they order the units and feed the progress bar. first: images of the
     first so many shards alone, and of those only what another unit turns out to need.
     """
-    found = []
+    made = []
     texts: dict[tuple, list[Unit]] = {}
-    for of, cost in zip(configurations, costs_per_image, strict=True):
-        key = of.weights, of.dtype, of.batch_size  # two names of one checkpoint share them
+    for configuration, cost in zip(configurations, costs_per_image, strict=True):
+        # Two names of one checkpoint share them.
+        key = configuration.weights, configuration.dtype, configuration.batch_size
         if key not in texts:
-            texts[key] = embeddings.units(of.backbone, *key, shards)
-        for name, shard, text in zip(shard_names(of.id, len(shards), first), shards, texts[key], strict=not first):
-            task, group = Generation(name, of, shard, text.name), f"{of.backbone} {of.arithmetic}"
-            found.append(Unit(name, group, cost * len(shard), task, (text.name,), on_demand=bool(first)))
-    return [*chain.from_iterable(texts.values()), *found]
+            texts[key] = embeddings.units(configuration.backbone, *key, shards)
+        group = f"{configuration.backbone} {configuration.arithmetic}"
+        named = shard_names(configuration.id, len(shards), first)
+        for name, shard, text in zip(named, shards, texts[key], strict=not first):
+            task = Generation(name, configuration, shard, text.name)
+            made.append(Unit(name, group, cost * len(shard), task, (text.name,), on_demand=bool(first)))
+    return [*chain.from_iterable(texts.values()), *made]
 
 
 class Generator:
@@ -181,16 +184,17 @@ class Generator:
             encoder = self._load((task.backbone, task.dtype, *part), task.load)
             self.store.commit(task.name, embeddings.make(encoder, task))
             return ()
-        of = task.configuration
+        configuration = task.configuration
         text = self.text.take(task.text, task.prompts)
-        backbone = self._load((of.backbone, of.arithmetic), partial(of.load, "denoiser"))
+        model = configuration.backbone, configuration.arithmetic
+        backbone = self._load(model, partial(configuration.load, "denoiser"))
         prepared: dict[str, list[Future]] = {rider.encoder: [] for rider in riders}
 
         def prepare(images: np.ndarray) -> None:
             for encoder, coming in prepared.items():
                 coming += self.extractor.prepare(encoder, list(images))
 
-        made = generate(backbone, of, task.prompts, text, self.threads, prepare)
+        made = generate(backbone, configuration, task.prompts, text, self.threads, prepare)
         ids, texts = [prompt.id for prompt in task.prompts], [prompt.text for prompt in task.prompts]
         pictures = Pictures(made.pixels, ids, prompting.fingerprint(task.prompts), prepared, texts)
         commit_riders = self.extractor.ride(riders, pictures)

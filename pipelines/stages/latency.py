@@ -62,7 +62,7 @@ class Latency:
         return self.p90 <= STEADY * self.p50
 
 
-def measure(of: Sequence[Configuration], rounds: int = 7, gpu: bool = False) -> list[Latency]:
+def measure(configurations: Sequence[Configuration], rounds: int = 7, gpu: bool = False) -> list[Latency]:
     """Time configurations of one backbone, one image each: after rounds to warm up, `rounds` of all, alternating; all
     of them again, BLOCKS times at the most, where one of the plans is not `steady`.
 
@@ -71,31 +71,34 @@ def measure(of: Sequence[Configuration], rounds: int = 7, gpu: bool = False) -> 
     Raises: ValueError if there are fewer than 3 rounds.
     """
     check_rounds(rounds)
-    return _alone(gpu, _measure, list(of), rounds)
+    return _alone(gpu, _measure, list(configurations), rounds)
 
 
-def kept(store: Store, of: Sequence[Configuration], rounds: int, gpu: bool = False) -> list[Latency]:
+def measured_once(
+    store: Store, configurations: Sequence[Configuration], rounds: int, gpu: bool = False
+) -> list[Latency]:
     """As `measure`, but once a machine, torch and list of configurations: what the store holds is read."""
     here = _alone(gpu, machine) if gpu else machine()
-    key = [FORMAT, of[0].backbone, here, rounds, *(one.id for one in of)]
+    key = [FORMAT, configurations[0].backbone, here, rounds, *(one.id for one in configurations)]
     file = f"{KEPT}{digest(key)}.json"
     if not store.has(file):
-        times = [asdict(took) for took in measure(of, rounds, gpu)]
-        plans = [one.plan.id for one in of]
-        told = {"backbone": of[0].backbone, "machine": here, "rounds": rounds, "plans": plans, "times": times}
-        store.commit(file, records.to_json(told, file))
+        times = [asdict(took) for took in measure(configurations, rounds, gpu)]
+        plans = [one.plan.id for one in configurations]
+        of_all = {"backbone": configurations[0].backbone, "machine": here, "rounds": rounds}
+        record = {**of_all, "plans": plans, "times": times}
+        store.commit(file, records.to_json(record, file))
     return read(store, file)[1]
 
 
 def read(store: Store, file: str) -> tuple[dict, list[Latency]]:
     """What `kept` wrote, and the latencies in it. Raises ValueError, naming the file, if it is something else."""
-    told = store.record(file)
+    record = store.record(file)
     try:
-        times = [Latency(**took) for took in told["times"]]
+        times = [Latency(**took) for took in record["times"]]
         seconds = [x for took in times for x in (took.p50, took.p90, took.speedup, took.denoise, took.decode)]
-        if not all(isinstance(x, int | float) for x in seconds) or len(times) != len(told["plans"]):
+        if not all(isinstance(x, int | float) for x in seconds) or len(times) != len(record["plans"]):
             raise TypeError("expected seconds, a number a plan")
-        return {**told, "backbone": str(told["backbone"]), "machine": str(told["machine"])}, times
+        return {**record, "backbone": str(record["backbone"]), "machine": str(record["machine"])}, times
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{store.shown}/{file} must hold latencies that a job wrote, got {one_line(repr(error))}; deleted, "
@@ -106,12 +109,12 @@ def read(store: Store, file: str) -> tuple[dict, list[Latency]]:
 def measured(store: Store) -> dict[str, tuple[str, dict[str, float]]]:
     """{backbone: (machine, {plan id: seconds an image, p50})} of all that the store keeps: where several machines were
     timed, the one with most plans."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    medians: dict[tuple[str, str], dict[str, float]] = {}
     for file in sorted(name for name in store.names("latency") if name.startswith(KEPT)):
-        told, times = read(store, file)
-        seconds = {plan: took.p50 for plan, took in zip(told["plans"], times, strict=True)}
-        found.setdefault((told["backbone"], told["machine"]), {}).update(seconds)
-    best = sorted(found.items(), key=lambda item: len(item[1]))
+        record, times = read(store, file)
+        seconds = {plan: took.p50 for plan, took in zip(record["plans"], times, strict=True)}
+        medians.setdefault((record["backbone"], record["machine"]), {}).update(seconds)
+    best = sorted(medians.items(), key=lambda item: len(item[1]))
     return {backbone: (where, seconds) for (backbone, where), seconds in best}
 
 
@@ -131,13 +134,13 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f"rounds must be 3 or more (a median of fewer says little), got {rounds}")
 
 
-def _measure(of: list[Configuration], rounds: int) -> list[Latency]:
+def _measure(configurations: list[Configuration], rounds: int) -> list[Latency]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    backbone = of[0].load()
-    _rounds(backbone, of, WARM_UP if torch.cuda.is_available() else 1)
-    return steadiest(lambda: _rounds(backbone, of, rounds))
+    backbone = configurations[0].load()
+    _rounds(backbone, configurations, WARM_UP if torch.cuda.is_available() else 1)
+    return steadiest(lambda: _rounds(backbone, configurations, rounds))
 
 
 def steadiest(block: Callable[[], list[Latency]]) -> list[Latency]:
@@ -149,17 +152,17 @@ def steadiest(block: Callable[[], list[Latency]]) -> list[Latency]:
     return [replace(took, blocks=len(timed)) for took in best]
 
 
-def _rounds(backbone: postdiff.Backbone, of: Sequence[Configuration], rounds: int) -> list[Latency]:
+def _rounds(backbone: postdiff.Backbone, configurations: Sequence[Configuration], rounds: int) -> list[Latency]:
     import torch
 
     gpu = torch.cuda.is_available()
-    encode, memory = [], np.zeros((rounds, len(of)))
-    stages = np.empty((rounds, len(of), 2))  # denoise, decode
+    encode, memory = [], np.zeros((rounds, len(configurations)))
+    stages = np.empty((rounds, len(configurations), 2))  # denoise, decode
     for i in tqdm(range(rounds), desc="latency", unit="round"):
         began = _now()
         embeddings = postdiff.encode(backbone, ["a big red star on snow"], 1)
         encode.append(_now() - began)
-        for at, one in enumerate(of):
+        for at, one in enumerate(configurations):
             if gpu:
                 torch.cuda.reset_peak_memory_stats()
             stages[i, at] = _draw(backbone, embeddings, one)
@@ -168,12 +171,12 @@ def _rounds(backbone: postdiff.Backbone, of: Sequence[Configuration], rounds: in
     return summarise(stages, float(np.median(encode)), peaks, machine())
 
 
-def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, of: Configuration) -> tuple[float, float]:
+def _draw(backbone: postdiff.Backbone, embeddings: Embeddings, configuration: Configuration) -> tuple[float, float]:
     """Seconds of denoising and of decoding."""
     from postdiff import decoding, sampling
 
-    text = embeddings.batch(0, 1, of.plan.needs_both_texts)
-    state = sampling.begin(backbone, text, [0], of.plan, of.sampling)
+    text = embeddings.batch(0, 1, configuration.plan.needs_both_texts)
+    state = sampling.begin(backbone, text, [0], configuration.plan, configuration.sampling)
     began = _now()
     latents = sampling.denoise(backbone, state)
     denoised = _now()

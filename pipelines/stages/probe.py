@@ -14,24 +14,26 @@ from pipelines.stages.generation import Configuration
 SHARE = 0.8  # of what is free beside weights and encoders: the rest is for memory in pieces, and the batch before
 
 
-def find(store: Store, of: Sequence[Configuration], encoders: Sequence[str], most: int, resources: Resources) -> int:
+def find(
+    store: Store, configurations: Sequence[Configuration], encoders: Sequence[str], most: int, resources: Resources
+) -> int:
     """What the store keeps of an earlier run, or `largest` on a GPU of the cluster.
 
     Raises: ValueError where workers have no GPU, or the store was begun with a number.
     """
     if store.has("spec.json"):
-        kept = store.record("spec.json").get("batch_size")
-        if kept is None:
+        earlier = store.record("spec.json").get("batch_size")
+        if earlier is None:
             raise ValueError(f"store {store.shown!r} was begun with a number: expected that --batch-size, got auto")
-        return kept
+        return earlier
     if not resources.gpus:
         raise ValueError("--batch-size auto needs GPUs: on CPUs expected a number (8 is the default)")
     from pipelines.engine import workers
 
-    return workers.alone(largest, list(of), list(encoders), most, min(1.0, resources.gpus))
+    return workers.alone(largest, list(configurations), list(encoders), most, min(1.0, resources.gpus))
 
 
-def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, share: float = 1.0) -> int:
+def largest(configurations: Sequence[Configuration], encoders: Sequence[str], most: int, share: float = 1.0) -> int:
     """Images a forward pass, a power of two up to `most`, that all configurations of one backbone bear on this
     process's GPU: the one that takes most for one image is drawn with twice as many, again and again.
 
@@ -42,7 +44,7 @@ def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, sha
     from postdiff import drawing
     from postdiff.text import Embeddings
 
-    first = of[0]
+    first = configurations[0]
     text = postdiff.encode(first.load("text"), ["a star on snow"], 1)
     backbone = first.load("denoiser")
     for name in encoders:
@@ -65,7 +67,7 @@ def largest(of: Sequence[Configuration], encoders: Sequence[str], most: int, sha
             return inf
         return (torch.cuda.max_memory_reserved() - before) / free
 
-    heaviest = max(of, key=lambda one: peak(one, 1))
+    heaviest = max(configurations, key=lambda one: peak(one, 1))
     return double(lambda n: peak(heaviest, n), most, SHARE * share)
 
 

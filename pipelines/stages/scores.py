@@ -91,17 +91,18 @@ def score(task: Scoring) -> Scores:
         own = () if "/reference-" in folder else task.made_of[: len(names)]
         return read_shards(store, folder, names, expected, own)
 
-    found = {}
+    intervals = {}
     for one in task.inputs:
         metric = METRICS[one.metric]
         ids, images = read_once(one.images, task.prompts[: one.first or None])
         held = held_against(metric, ids, *read_once(one.against)) if one.against else images[:0]
-        found[metric.key] = metric.score(images, held)
+        intervals[metric.key] = metric.score(images, held)
     timings = store.names(f"timings/{task.configuration}")  # one that is lost is worth no image
     names = [timings_name(name) for name in task.shards]
     whole = bool(names) and timings.issuperset(names)  # real images have none
-    result = Scores(float(np.median([s for n in names for s in store.record(n)["seconds"]])) if whole else nan, found)
-    written = {key: asdict(interval) for key, interval in found.items()}
+    seconds = float(np.median([s for n in names for s in store.record(n)["seconds"]])) if whole else nan
+    result = Scores(seconds, intervals)
+    written = {key: asdict(interval) for key, interval in intervals.items()}
     store.commit(task.name, records.to_json({"seconds": result.seconds if whole else None, **written}, task.name))
     return result
 
@@ -117,12 +118,12 @@ def held_against(metric: Metric, ids: Sequence[str], names: Sequence[str], featu
 
 def read(store: Store, name: str) -> Scores:
     """What `score` wrote. Raises ValueError, naming the file, if it is something else."""
-    found = store.record(name)
+    record = store.record(name)
     try:
-        seconds = found.pop("seconds")
+        seconds = record.pop("seconds")
         seconds = nan if seconds is None else seconds
-        intervals = {key: Interval(**{**value, "left_out": tuple(value["left_out"])}) for key, value in found.items()}
-        numbers = [x for of in intervals.values() for x in (of.value, of.low, of.high, of.n, *of.left_out)]
+        intervals = {key: Interval(**{**value, "left_out": tuple(value["left_out"])}) for key, value in record.items()}
+        numbers = [x for one in intervals.values() for x in (one.value, one.low, one.high, one.n, *one.left_out)]
         if not intervals or not all(isinstance(x, int | float) for x in (*numbers, seconds)):
             raise TypeError("expected numbers")
     except (KeyError, TypeError, AttributeError) as error:
@@ -150,8 +151,8 @@ def read_shards(
 
     Raises: ValueError if they are not of the `expected` prompts; DamagedError if one is not what its name says.
     """
-    of: Sequence[str | None] = made_of or [None] * len(names)
-    tables = [store.table(name, made_of=one) for name, one in zip(names, of, strict=True)]
+    owners: Sequence[str | None] = made_of or [None] * len(names)
+    tables = [store.table(name, made_of=one) for name, one in zip(names, owners, strict=True)]
     if not tables:
         raise ValueError(f"no features in {store.shown}/{folder}")
     ids = [id for table in tables for id in table["prompt_id"].to_pylist()]

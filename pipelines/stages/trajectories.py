@@ -39,9 +39,9 @@ class Recording:
     @property
     def name(self) -> str:
         scored_by = "" if self.kind == "profile" else encoders.fingerprint(self.clip)
-        of = [VERSION, self.configuration.id, prompting.fingerprint(self.prompts), scored_by]
+        parts = [VERSION, self.configuration.id, prompting.fingerprint(self.prompts), scored_by]
         kind = "json" if self.kind == "profile" else "parquet"
-        return f"dynamics/{self.kind}-{sha256(json.dumps(of).encode()).hexdigest()[:12]}.{kind}"
+        return f"dynamics/{self.kind}-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}.{kind}"
 
     @property
     def unit(self) -> Unit:
@@ -57,10 +57,10 @@ class Watcher:
         self.loaded: tuple[tuple, postdiff.Backbone] | None = None
 
     def __call__(self, task: Recording) -> None:
-        of = task.configuration
-        if self.loaded is None or self.loaded[0] != (of.backbone, of.arithmetic):
+        configuration = task.configuration
+        if self.loaded is None or self.loaded[0] != (configuration.backbone, configuration.arithmetic):
             self.loaded = None  # free the old one first
-            self.loaded = (of.backbone, of.arithmetic), of.load()
+            self.loaded = (configuration.backbone, configuration.arithmetic), configuration.load()
         make = _profile if task.kind == "profile" else _trajectory
         self.store.commit(task.name, make(self.loaded[1], task))
 
@@ -75,14 +75,14 @@ def _batches(task: Recording) -> Iterator[tuple[slice, list[str], list[int]]]:
 def _profile(backbone: postdiff.Backbone, task: Recording) -> bytes:
     from pipelines.stages import analysis
 
-    of = task.configuration
-    found = analysis.profile(
-        backbone, [p.text for p in task.prompts], [prompting.seed(p) for p in task.prompts], of.plan,
-        batch_size=of.batch_size, **of.settings,
+    configuration = task.configuration
+    profile = analysis.profile(
+        backbone, [p.text for p in task.prompts], [prompting.seed(p) for p in task.prompts], configuration.plan,
+        batch_size=configuration.batch_size, **configuration.settings,
     )  # fmt: skip
-    parts = {"blocks": found.blocks, "layers": found.layers}
+    parts = {"blocks": profile.blocks, "layers": profile.layers}
     value = {part: {name: row.tolist() for name, row in rows.items()} for part, rows in parts.items()}
-    return records.to_json({**value, "n": found.n}, task.name)
+    return records.to_json({**value, "n": profile.n}, task.name)
 
 
 def read_profile(store: Store, task: Recording) -> Profile:
@@ -97,16 +97,16 @@ def _trajectory(backbone: postdiff.Backbone, task: Recording) -> bytes:
     """A row a step and prompt (records.TRAJECTORY)."""
     from pipelines.stages import analysis
 
-    of, encoder = task.configuration, ClipEncoder(task.clip)
+    configuration, encoder = task.configuration, ClipEncoder(task.clip)
     columns: dict[str, list] = {name: [] for name in records.TRAJECTORY.names}
     for batch, texts, seeds in _batches(task):
-        steps = analysis.trajectory(backbone, texts, seeds, of.plan, **of.settings)
+        steps = analysis.trajectory(backbone, texts, seeds, configuration.plan, **configuration.settings)
         embedded = encoder.texts(texts)
         for i, images in enumerate(steps):
             scores = clip_scores(encoder.images(images), embedded)
             for at, (image, score) in enumerate(zip(images, scores, strict=True), batch.start):
                 shown = {"bytes": records.encode_image(image), "path": f"{at}.webp"} if at < SHOWN else None
-                row = task.prompts[at].id, i, of.plan.steps[i].scale, shown, score
+                row = task.prompts[at].id, i, configuration.plan.steps[i].scale, shown, score
                 for name, value in zip(columns, row, strict=True):
                     columns[name].append(value)
     return records.to_parquet(records.TRAJECTORY, columns, task.name, prompting.fingerprint(task.prompts))

@@ -74,17 +74,17 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
     from pipelines.engine import workers
 
     kinds = {unit.name.partition("/")[0] for unit in units} | {"failed"}
-    there = set().union(*map(store.names, kinds))
-    if all(unit.on_demand or unit.name in there for unit in units):
+    names = set().union(*map(store.names, kinds))
+    if all(unit.on_demand or unit.name in names for unit in units):
         return {}
     for unit in units:
-        if f"failed/{unit.name}.json" in there:  # of an earlier run: it is tried again now
+        if f"failed/{unit.name}.json" in names:  # of an earlier run: it is tried again now
             store.delete(f"failed/{unit.name}.json")
     failed: dict[str, str] = {}
     try:
         with lease(store), doing(f"making {what}"):
             make = partial(Handler, store)
-            failed = workers.run(units, make, store.has, resources, what, done=there, set_aside=store.set_aside)
+            failed = workers.run(units, make, store.has, resources, what, done=names, set_aside=store.set_aside)
     except WorkersError as error:
         failed = error.failed
         raise
@@ -98,7 +98,7 @@ def run(units: Sequence[Unit], store: Store, resources: Resources, what: str) ->
 def run_all(units: Sequence[Unit], store: Store, resources: Resources, what: str) -> None:
     """As `run`. Raises Stopped if a unit was set aside."""
     if failed := run(units, store, resources, what):
-        raise Stopped(told(failed, store))
+        raise Stopped(summary(failed, store))
 
 
 def mending(store: Store, work: Callable[[], T]) -> T:
@@ -116,7 +116,7 @@ def mending(store: Store, work: Callable[[], T]) -> T:
     return work()
 
 
-def told(failed: dict[str, str], store: Store) -> str:
+def summary(failed: dict[str, str], store: Store) -> str:
     """Units that were set aside, in a line."""
     own = {name: reason for name, reason in failed.items() if not reason.startswith("needs ")}
     name, reason = next(iter((own or failed).items()))

@@ -33,8 +33,9 @@ def train(name: str, work: Path, data: Procedural) -> None:
         images, right = _scenes(data, "train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
         images = degraded(images, rng) if step % 2 else images
         parts = model(images).split(sizes, 1)
-        losses = [F.cross_entropy(part, right[:, i], ignore_index=-1) for i, part in enumerate(parts)]
-        return torch.stack(losses).sum(), {}
+        losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
+        # A batch may ask nothing of a fourth object, and a mean over nothing is not a number.
+        return (torch.stack(losses) / (right >= 0).sum(0).clamp(min=1)).sum(), {}
 
     @torch.no_grad()
     def validate(ema):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -49,12 +49,13 @@ class Additions:
 def split(text: str) -> tuple[str, Additions]:
     """The model that a text names, and what it says beside it.
 
-    Raises: ValueError, in one line, for a word that is none of `KEYS`, one that is said twice (but `lora`), or a value
-        that is not what its word takes.
+    Raises: ValueError, in one line, for a word that is none of `KEYS`, one that is said twice (but `lora`), a value
+        that is not what its word takes, or a file or folder that is there and has a word in its name.
     """
     marks = list(_BEGINS.finditer(text))
-    if not marks or Path(text).exists():
+    if not marks or os.path.exists(text):  # False, where `Path.exists` raises, of what is too long for a name
         return text, Additions()
+    _refuse_words_in_names(text, marks)
     model, values = text[: marks[0].start()], {}
     loras: list[tuple[str, float]] = []
     for mark, end in zip(marks, [*(mark.start() for mark in marks[1:]), len(text)], strict=True):
@@ -79,9 +80,26 @@ def split(text: str) -> tuple[str, Additions]:
     return model, Additions(tuple(loras), vae, variant, values.get("config"))
 
 
+def _refuse_words_in_names(text: str, marks: Sequence[re.Match[str]]) -> None:
+    """Raise ValueError if a piece of the text over one of its `marks` is the name of a file or folder."""
+    begins, ends = [0, *(mark.end() for mark in marks)], [*(mark.start() for mark in marks), len(text)]
+    for first, begin in enumerate(begins):
+        for mark, end in zip(marks[first:], ends[first + 1 :], strict=True):
+            name = _without_scale(text[begin:end])
+            if os.path.exists(os.path.expanduser(name)):
+                raise ValueError(
+                    f"{printable(name)} cannot be said in a model's text, where {mark[0]} begins what is loaded beside "
+                    "the model: rename it, or link to it by another name"
+                )
+
+
 def pieces(text: str) -> list[str]:
     """The model, files and folders that a text names, of which each may be a path; of any other text, itself."""
-    return [re.sub(rf"({re.escape(SUFFIX)}):[^:/]*$", r"\1", piece) for piece in _KNOWN.split(text)]
+    return [_without_scale(piece) for piece in _KNOWN.split(text)]
+
+
+def _without_scale(piece: str) -> str:
+    return re.sub(rf"({re.escape(SUFFIX)}):[^:/]*$", r"\1", piece)
 
 
 def _lora(value: str) -> tuple[str, float]:
@@ -101,10 +119,10 @@ def _lora(value: str) -> tuple[str, float]:
 def _vae(value: str) -> tuple[str, str | None]:
     if repository := REPOSITORY.fullmatch(value):
         return repository[1], repository[2]
-    folder = Path(os.path.expanduser(value))  # of an unknown user it is left, and no folder
-    if not folder.is_dir():
+    folder = os.path.expanduser(value)  # of an unknown user it is left, and no folder
+    if not os.path.isdir(folder):
         raise ValueError(f"an autoencoder must be a folder or ORG/REPOSITORY@COMMIT (40 hex digits), got {value!r}")
-    return str(folder), None
+    return str(Path(folder)), None
 
 
 def added(spec: Spec, name: str, additions: Additions) -> Spec:
@@ -162,8 +180,8 @@ def header(file: str) -> dict[str, tuple[int, ...]]:
     Raises: ValueError if it is no such file.
     """
     path, shown = Path(file), printable(file)
-    if not path.is_file():
-        raise ValueError(f"{shown} must be a regular file, got {'another kind' if path.exists() else 'none'}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{shown} must be a regular file, got {'another kind' if os.path.exists(path) else 'none'}")
     try:
         with open(path, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")

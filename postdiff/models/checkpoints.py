@@ -7,6 +7,7 @@ Weights are safetensors, hub revisions are pinned, no code from a checkpoint is 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,7 +66,7 @@ def resolve(where: str | Path) -> Spec:
         return _described(model).spec
     if beside.config:
         return _single(str(where), model, beside)
-    if Path(model).is_file():
+    if os.path.isfile(model):
         raise ValueError(
             f"a model in a single file must say whose configs it is read by, FILE.safetensors+config=MODEL (a folder, "
             f"or sd15, sdxl, ...), got the file {model!r}"
@@ -77,9 +78,9 @@ def resolve(where: str | Path) -> Spec:
 def _single(where: str, file: str, beside: additions.Additions) -> Spec:
     """The spec of a single file with what is loaded beside it."""
     config, nested = additions.split(beside.config or "")
-    if is_function(config) or nested != additions.Additions() or Path(config).is_file():
+    if is_function(config) or nested != additions.Additions() or os.path.isfile(config):
         raise ValueError(f"+config= must be a name, a folder or ORG/REPOSITORY@COMMIT, got {beside.config!r}")
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise ValueError(f"+config= is of a single file, FILE.safetensors+config=MODEL; got no file {file!r}")
     if beside.variant:
         raise ValueError(f"+variant= is of a folder's weight files, got {where!r}")
@@ -94,7 +95,7 @@ def _resolve(where: str) -> Spec:
         return HUB[where]
     if where in MINIS:
         return folder_spec(where, minis.folder(where))
-    if Path(where).is_dir():
+    if os.path.isdir(where):
         return folder_spec(where, Path(where))
     if hub := additions.REPOSITORY.fullmatch(where):
         return replace(folder_spec(where, fetch_configs(*hub.groups())), source=hub[1], revision=hub[2])

@@ -233,13 +233,13 @@ def test_latencies_are_kept_by_machine_model_and_configurations(tmp_path, monkey
     monkeypatch.setattr(latency, "measure", measure)
     store = Store(str(tmp_path))
     of = [generation.configure("mini-sd", methods.dense(steps)) for steps in (2, 4)]
-    first = latency.kept(store, of, 3)
-    assert latency.kept(store, of, 3) == first
+    first = latency.measured_once(store, of, 3)
+    assert latency.measured_once(store, of, 3) == first
     assert len(calls) == 1
-    latency.kept(store, of[:1], 3)
-    latency.kept(store, [replace(one, guidance=5.0) for one in of], 3)
+    latency.measured_once(store, of[:1], 3)
+    latency.measured_once(store, [replace(one, guidance=5.0) for one in of], 3)
     monkeypatch.setattr(latency, "machine", lambda: "another")
-    latency.kept(store, of, 3)
+    latency.measured_once(store, of, 3)
     assert len(calls) == 4
     where, seconds = latency.measured(store)["mini-sd"]
     assert seconds == {one.plan.id: 1.0 for one in of}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import postdiff
 from postdiff import cli, methods
-from postdiff.models import checkpoints, minis
+from postdiff.models import additions, checkpoints, minis
 from postdiff.models.checkpoints import fingerprint, resolve
 
 PIPELINES = {"mini-sd": StableDiffusionPipeline, "mini-sdxl": StableDiffusionXLPipeline}
@@ -318,6 +318,47 @@ def test_what_cannot_be_loaded_is_told_in_one_line_before_weights_are_read(tmp_p
         with pytest.raises(ValueError, match=line) as refused:
             resolve(text)
         assert "\n" not in str(refused.value)
+
+
+def test_names_longer_than_a_file_systems_are_refused_as_those_of_no_file():
+    """And a text of many LoRAs may be longer than a name."""
+    long = "a" * 300
+    for text, line in {
+        long: "unknown model 'a*'",
+        f"mini-sd+lora={long}.safetensors": "must be a regular file, got none",
+        f"mini-sd+vae={long}": "an autoencoder must be a folder or",
+        f"{long}.safetensors+config=mini-sd": r"\+config= is of a single file",
+        f"f.safetensors+config={long}": r"\+config= is of a single file|unknown model",
+    }.items():
+        with pytest.raises(ValueError, match=line):
+            resolve(text)
+    many = [f"{'b' * 12}{i}.safetensors" for i in range(20)]
+    model, beside = additions.split("mini-sd" + "".join(f"+lora={file}:0.5" for file in many))
+    assert (model, beside.loras) == ("mini-sd", tuple((file, 0.5) for file in many))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("my+style=1.safetensors", "mini-sd+lora={}:0.5", "+style="),
+        ("a.safetensors+vae=b.safetensors", "mini-sd+lora={}+variant=fp16", "+vae="),
+        ("x+lora=y", "mini-sd+vae={}", "+lora="),
+        ("x+lora=y", "{}+variant=fp16", "+lora="),
+        ("x+v=y+lora=z.safetensors", "mini-sd+lora=w.safetensors+lora={}", "+lora="),
+    ],
+)
+def test_a_name_with_a_word_in_it_is_refused_with_what_to_do(tmp_path, monkeypatch, name, text, word):
+    """It would be read as another name and an addition: some of these as files that are there, too."""
+    monkeypatch.chdir(tmp_path)
+    for other in (name, "a.safetensors", "b.safetensors"):
+        Path(other).touch()
+    Path("x").mkdir()
+    with pytest.raises(ValueError, match="cannot be said") as refused:
+        additions.split(text.format(name))
+    assert str(refused.value) == (
+        f"{name} cannot be said in a model's text, where {word} begins what is loaded beside the model: rename it, or "
+        "link to it by another name"
+    )
 
 
 def turned(key, all):

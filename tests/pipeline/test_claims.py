@@ -78,8 +78,21 @@ def test_judges_give_a_verdict_only_together(first, second, told):
     assert one.differ == differ
     last = claims.lines([one], {"sd15": "mini-sd"})[0][-1]
     assert ("the judges differ" in last) == differ
-    (line,) = csv.DictReader(io.StringIO(claims.to_csv([one], {"sd15": "mini-sd"}, "p")))
+    (line,) = csv.DictReader(io.StringIO(claims.to_csv([one], {"sd15": "mini-sd"}, "p", 0)))
     assert line["judges"] == ("differ" if differ else "as one")
+
+
+def test_what_the_legend_says_of_half_widths_is_so():
+    """A true difference of the half-width is told from none half of the time by one interval; by two judges, each of
+    whose own must leave out 0, less often."""
+    rng, half = np.random.default_rng(0), 1.0
+    seen = half + half / 1.96 * rng.normal(size=(4000, 2))
+    one, both = (seen[:, 0] > half).mean(), (seen > half).all(axis=1).mean()
+    assert abs(one - 0.5) < 0.03
+    assert both < 0.3
+    said = claims.LEGEND
+    assert "where it alone decides between better and worse, a true difference as large is told from none half" in said
+    assert "half of the time (of what judges say less often: each one's own interval must leave out 0)" in said
 
 
 def test_each_judge_is_scored_alone_and_the_mean_is_theirs():
@@ -161,11 +174,12 @@ def test_the_table_and_its_csv_hold_every_claim_with_its_interval():
     names = dict.fromkeys(("sd15", "lcm", "sdxl", "pixart"), "a model")
     lines = claims.lines(judged, names)
     assert [len(line) for line in lines] == [len(claims.HEADER)] * len(CLAIMS)
-    table = list(csv.DictReader(io.StringIO(claims.to_csv(judged, names, "p-1"))))
+    table = list(csv.DictReader(io.StringIO(claims.to_csv(judged, names, "p-1", 2))))
     assert len(table) == len(CLAIMS)
     first, one = table[0], judged[0]
     assert float(first["measured_low"]) == pytest.approx(one.measured.low, abs=1e-5)
     assert (first["verdict"], first["protocol"], first["n"]) == (one.verdict, "p-1", "64")
+    assert {line["draw"] for line in table} == {"2"}
     assert claims.answer(judged).startswith(f"Of {len(CLAIMS)} claims of the paper, ")
 
 

@@ -15,12 +15,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import pages
 
-from pipelines import command_line
+import pipelines
+from pipelines import command_line, comparison, scoring
 from pipelines.data import images
 from pipelines.engine import records
 from pipelines.engine.store import Store
+from pipelines.metrics import intervals
 from pipelines.metrics.metric import METRICS
-from pipelines.paper import verdict
+from pipelines.paper import exhibit_text, verdict
 from pipelines.report import answers, chart, document, labels, palette, pictures, tables
 
 FID, CLIP_SCORE = METRICS["fid"], METRICS["clip"]
@@ -265,3 +267,13 @@ def test_the_command_is_what_was_given_without_secrets():
     page = document.page("t", ANSWER, "", {}, command=told)
     assert "--limit 8" in page
     assert not re.search("secret|token", page)
+
+
+def test_what_all_legends_say_of_intervals_stands_once():
+    sources = [file.read_text() for file in Path(pipelines.__file__).parent.rglob("*.py")]
+    for sentence in (intervals.LEVEL, "does to both cancels", "wide enough that all"):
+        assert sum(source.count(sentence) for source in sources) == 1
+    for legend in (comparison.LEGEND, exhibit_text.LEGEND):
+        assert legend.startswith(intervals.LEVEL)
+        assert intervals.PAIRED in legend
+    assert scoring.LEGEND.startswith(intervals.LEVEL)

@@ -77,6 +77,20 @@ def test_an_encoder_is_named_by_its_weights(tmp_path):
     assert encoders.fingerprint("ViT-L-14/openai") == "ViT-L-14-openai"
 
 
+def test_a_long_name_leaves_room_for_the_digest_of_its_weights(tmp_path, monkeypatch):
+    """255 bytes is what a name may have, and it is a folder of the store."""
+    monkeypatch.setattr(encoders, "_digest", lambda files: "0123abcd")
+    names = {}
+    for name in ("a" * 250, "\u00e4" * 125, "b" * 200):
+        (tmp_path / name).mkdir()
+        names[name] = encoders.fingerprint(str(tmp_path / name))
+    (tmp_path / ("c" * 250 + ".pt")).touch()
+    names["c"] = encoders.fingerprint(str(tmp_path / ("c" * 250 + ".pt")))
+    assert names["b" * 200] == "b" * 200 + "-0123abcd"
+    assert names["\u00e4" * 125] == "\u00e4" * 100 + "-0123abcd"
+    assert all(len(name.encode()) <= 255 for name in names.values())
+
+
 def test_unknown_encoders_are_told(tmp_path):
     with pytest.raises(
         ValueError,

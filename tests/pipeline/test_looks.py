@@ -11,12 +11,12 @@ import pytest
 
 from pipelines import evaluation
 from pipelines.engine import records
-from pipelines.engine.cluster import DamagedError, Resources
+from pipelines.engine.cluster import DamagedError, Resources, Stopped, WorkersError
 from pipelines.engine.store import Store
 from pipelines.evaluation import Entry, Protocol
 from pipelines.metrics.intervals import mean_interval
 from pipelines.metrics.metric import METRICS
-from pipelines.paper import claims, looks
+from pipelines.paper import claims, looks, run, writing
 from pipelines.paper.claim_list import Claim
 from pipelines.paper.datasets import Options
 from pipelines.pooling import Pool
@@ -54,10 +54,10 @@ def test_prompts_of_the_looks_follow_one_another():
     assert [p for one in plan.protocols for p in one.prompts] == list(protocol(given, 40).prompts)
     assert plan.folders[1:] == ("s3://bucket/x/look-2?region=r", "s3://bucket/x/look-3?region=r")
     assert looks.planned(options(), protocol(given, 8)).sizes == (8,)
-    assert looks.told(given, 8).endswith(
+    assert looks.announcement(given, 8).endswith(
         "8 prompts go on to 16, then 40: at the most 5 times the images of their plans, which what follows counts once"
     )
-    assert looks.told(options(), 8) == ""
+    assert looks.announcement(options(), 8) == ""
 
 
 def test_prompts_of_a_file_must_suffice_and_begin_with_the_first(tmp_path):
@@ -149,6 +149,45 @@ def test_a_damaged_file_is_set_aside_in_its_own_store(tmp_path):
 
     assert len(worker.mending(later, work)) == 2
     assert mended == [name]
+
+
+@pytest.mark.parametrize("error", [Stopped("3 units failed"), WorkersError("the node is lost")])
+def test_what_a_look_decided_is_kept_where_the_next_one_stops(tmp_path, monkeypatch, error):
+    """At the second look all open plans fail, and there is no third: the claims are as the first left them."""
+    plans = [methods.dense(steps) for steps in (2, 3, 4)]
+    listed = tuple(Claim("1", f"{len(p)} steps", "lcm", p, plans[0], "clip", "better") for p in plans[1:])
+    monkeypatch.setattr(claims, "CLAIMS", listed)
+    monkeypatch.setattr(claims, "MARGINS", {**claims.MARGINS, "clip": 1e-9})
+    own = {
+        ("lcm", plan.id): Entry("dense", "", generation.configure("mini-lcm", plan, batch_size=2), 1, 1)
+        for plan in plans
+    }
+    plan = looks.planned(given := options(up_to=40, out=str(tmp_path)), protocol(options(), 8))
+    asked = []
+
+    def evaluate(store, entries, of, resources):
+        asked.append(store.root)
+        raise error
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    rows = {key: made_up(key, 8) for key in own}
+    judged, missing = looks.judge(plan, rows, own, Store(given.out), Resources(workers=1))
+    assert asked == [str(tmp_path / "look-2")]
+    assert [one.measured.n for one in judged] == [8, 8]
+    assert missing == {"look 2, missing": f"all 3 plans of open claims: {error}"}
+    names, of = {"lcm": "mini-lcm"}, plan.protocols[0]
+    _, markdown = writing.write_claims(Store(given.out), judged, rows, names, of, given, plan.sizes, missing)
+    assert f"look 2, missing: all 3 plans of open claims: {error}. Draw 0, protocol" in markdown
+    assert (tmp_path / "exhibits/claims.csv").is_file()
+
+
+def test_a_job_whose_later_look_stopped_says_so_and_fails():
+    facts = {"claims": "all", "look 2, missing": "all 3 plans of open claims: 3 units failed"}
+    with pytest.raises(Stopped, match=r"^missing: all 3 plans of open claims: 3 units failed$"):
+        run.check_whole(facts, [])
+    with pytest.raises(Stopped, match=r"^not made for want of configurations: fig4, fig5; missing: all 3 plans"):
+        run.check_whole(facts, ["fig4", "fig5"])
+    run.check_whole({"claims": "all"}, [])
 
 
 @pytest.mark.slow

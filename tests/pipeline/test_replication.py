@@ -25,7 +25,7 @@ def run(seed, effect=1.0):
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "claims.csv"
-    path.write_text(claims.to_csv(run(1), NAMES, "first-1"))
+    path.write_text(claims.to_csv(run(1), NAMES, "first-1", 0))
     return str(path)
 
 
@@ -89,12 +89,16 @@ def test_files_beside_the_claims_hold_it(tmp_path, file):
     judged = claims.judge(of_plans)
     protocol = SimpleNamespace(facts=lambda: {"protocol": "second-2"})
     store = Store(str(tmp_path / "again"))
-    html, markdown = writing.write_claims(store, judged, of_plans, NAMES, protocol, file)
+    second = Options(draw=3, against=file)
+    html, markdown = writing.write_claims(store, judged, of_plans, NAMES, protocol, second)
+    lines = list(csv.DictReader(store.get("exhibits/claims.csv").decode().splitlines()))
+    assert {line["draw"] for line in lines} == {"3"}
+    assert "Draw 3, protocol second-2; again: python jobs/reproduce.py claims --draw 3." in markdown
     assert "verdicts of a first run (first-1)" in markdown
     assert "verdicts of a first run (first-1)" in html
     assert b"| kept | first | second |" in store.get("exhibits/claims-replication.md")
     assert store.has("exhibits/claims-replication.csv")
-    writing.write_claims(other := Store(str(tmp_path / "alone")), judged, of_plans, NAMES, protocol, None)
+    writing.write_claims(other := Store(str(tmp_path / "alone")), judged, of_plans, NAMES, protocol, Options())
     assert other.has("exhibits/claims.csv")
     assert not other.has("exhibits/claims-replication.csv")
 
@@ -108,6 +112,9 @@ def test_files_beside_the_claims_hold_it(tmp_path, file):
         (lambda text: text + text.rpartition("\n")[0].rpartition("\n")[2] + "\n", "once each, got 71 lines, 70"),
         (lambda text: text.replace("mini-lcm", "lcm"), "claims of this version, of the same models, once each"),
         (lambda text: text.replace("first-1", "first-2", 1), "must hold the 70 claims"),
+        (lambda text: text.replace(",draw,", ",drawn,", 1), "must be a claims.csv, which has a column 'draw'"),
+        (lambda text: text.replace(",0,first-1", ",1,first-1", 1), "must hold the 70 claims"),
+        (lambda text: text.replace(",0,first-1", ",x,first-1", 1), "must hold a whole number under draw, got 'x'"),
     ],
 )
 def test_another_file_is_refused(file, change, message):
@@ -125,7 +132,9 @@ def test_numbers_that_are_none_are_refused(file):
 
 def test_a_run_of_the_same_prompts_is_no_second_run(file):
     first = replication.read(file, NAMES)
-    replication.check(first, "second-2", Options())
+    replication.check(first, "second-2", Options(draw=1))
+    with pytest.raises(ValueError, match="must be a run of other prompts, got one of the same --draw, 0"):
+        replication.check(first, "second-2", Options(limit=8))  # of Shapes, more prompts hold fewer
     with pytest.raises(ValueError, match="must be a run of other prompts"):
         replication.check(first, "first-1", Options())
 
@@ -136,9 +145,35 @@ def test_a_draw_of_a_file_among_what_the_first_run_looked_at_is_no_second_run(fi
     half = first.most // 2
     again = Options(prompts="captions.tsv", limit=half, draw=1)
     with pytest.raises(
-        ValueError, match=f"got one of {first.most}: draw 1 of 'captions.tsv' begins at prompt {half}; "
+        ValueError,
+        match=f"got one of {first.most}: they are numbers 0 to {first.most - 1}, and those of draw 1 of 'captions.tsv' "
+        f"are {half} to {2 * half - 1}; take a --draw of 2 or more",
     ):
         replication.check(first, "second-2", again)
     replication.check(first, "second-2", replace(again, draw=2))
     replication.check(first, "second-2", replace(again, prompts="shapes"))  # whose draws are far from each other
     replication.check(first, "second-2", replace(again, draw=0))  # of another file
+
+
+@pytest.mark.parametrize(
+    ("draw", "more", "fits"),
+    [(0, {}, True), (0, {"up_to": 3}, False), (1, {}, True), (2, {}, False), (3, {}, False), (4, {}, True)],
+)
+def test_a_first_run_of_a_later_draw_of_a_file_is_held_against_by_its_own_stretch(file, draw, more, fits):
+    """The first run: draw 1, the second stretch of `most`; this one: stretches of half as many."""
+    first = replace(replication.read(file, NAMES), draw=1)
+    half = first.most // 2
+    more = {name: value * half for name, value in more.items()}
+    own = Options(prompts="captions.tsv", limit=half, draw=draw, **more)
+    if fits:
+        return replication.check(first, "second-2", own)
+    with pytest.raises(ValueError, match="take a --draw of 4 or more"):
+        replication.check(first, "second-2", own)
+    return None
+
+
+def test_the_file_of_this_repository_is_one():
+    names = {model: f"mini-{'sd' if model == 'sd15' else model}" for model in NAMES}
+    file = Path(__file__).parents[2] / "jobs/results/paper/claims.csv"
+    first = replication.read(str(file), names)
+    assert (first.draw, first.most, first.protocol) == (0, 512, "custom-edc93fd8")

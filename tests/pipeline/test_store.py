@@ -160,6 +160,13 @@ def test_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, name):
     assert local_path(f"./{name}") == store.root
 
 
+def test_a_name_that_is_too_long_is_refused_as_the_store_is_opened(tmp_path):
+    for url in (f"{tmp_path}/{'a' * 300}", f"file://{tmp_path}/x/{'a' * 300}/y", f"{tmp_path}/" + "a/" * 2500):
+        with pytest.raises(ValueError, match="name must be of 255 bytes at most, and a path of 4095, got "):
+            Store(url)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_below_a_url_is_before_its_query():
     assert below("s3://bucket/x?region=us-east-1", "round-1") == "s3://bucket/x/round-1?region=us-east-1"
     assert below("out/x/", "round-1") == "out/x/round-1"

@@ -155,7 +155,7 @@ def test_what_is_read_ahead_is_read_once_and_what_failed_again():
     assert read == ["a", "away", "away", "b"]
     for i in range(20):
         ahead.start(f"of others {i}")
-    assert len(ahead.found) <= beside.READ + 1
+    assert len(ahead.read_ahead) <= beside.READ + 1
     began = threading.Event()
     waiting = Ahead(lambda name: began.set() or time.sleep(0.2) or read.append(name))
     thread = threading.Thread(target=waiting.start, args=("late",))
