@@ -126,6 +126,7 @@ OF_NO_PART = {
     "calibration.py",
     "candidates.py",
     "comparison.py",
+    "export.py",
     "results.py",
     "status.py",
     "sweeps.py",
