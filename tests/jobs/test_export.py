@@ -542,3 +542,27 @@ def test_the_page_of_the_documentation_says_what_runs(tmp_path, benchmark, monke
         stored.export(layout, tmp_path / f"{layout}-out", "--metadata", benchmark[layout])
         assert len(listed) == 4 * (6 + (layout == "oneig"))
         assert len([*(tmp_path / f"{layout}-out").rglob("*.*")]) == len(listed) // 4 * 2 + 1
+
+
+def test_images_of_other_prompts_are_refused(single, tmp_path, capsys):
+    """A file of the second configuration whose prompts are not the first's, which its seal alone does not tell."""
+    name = max(single.store.names(f"images/{single.entries[1].configuration.id}"))
+    single.store.put(name, records.to_parquet(records.IMAGES, columns_of(single.store, name), name, "other"))
+    line = refusal(job.main, [single.url, *folder_to(tmp_path / "out")], capsys)
+    assert f"{name} must be made of " in line
+    assert line.endswith("got one of other (jobs/verify.py STORE --repair sets it aside, to be made again)")
+    assert not (tmp_path / "out").exists()
+
+
+def columns_of(store, name):
+    return store.table(name).to_pydict()
+
+
+def test_the_folder_that_one_stands_in_can_be_filled_and_a_link_cannot(single, tmp_path, monkeypatch, capsys):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    single.export("folder", ".")
+    assert (tmp_path / "here" / "configurations.json").is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert "--out must be" in refusal(job.main, [single.url, *folder_to(tmp_path / "link")], capsys)
