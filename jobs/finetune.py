@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("--backbone", default="mini-sd", help="a name, a folder, or ORG/REPOSITORY@COMMIT of the family sd")
-    add("--data", required=True, help="'shapes', a folder of images with captions, or a parquet of URLs")
+    add("--data", required=True, help="'shapes', 'scenes', a folder of images with captions, or a parquet of URLs")
     add("--limit", type=command_line.whole(1, 2**40), help="use the first N pairs")
     add("--out", required=True, help="the finished pipeline; checkpoints go to OUT-work")
     add("--checkpoint-every", type=command_line.whole(1, 10_000_000), default=500, help="steps")

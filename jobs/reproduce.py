@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a Ray working di
 
 from pipelines import options, protocols
 from pipelines.command_line import Parser, job, read, refuse
-from pipelines.data.prompts import SHAPES
+from pipelines.data.prompts import DRAWN
 from pipelines.paper import exhibits, run
 from pipelines.paper.datasets import DATASETS, Options
 from pipelines.paper.exhibit import Exhibit
@@ -45,7 +45,7 @@ def refuse_unused(given: Options) -> None:
     """Raise ValueError for an option that was given, and that has no effect beside the others."""
     chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)
     plays = [DATASETS[exhibit.dataset].play(given) for exhibit in chosen]
-    shapes = any(own.prompts in SHAPES and not own.reference for own in plays)
+    shapes = any(own.prompts in DRAWN and not own.reference for own in plays)
     if given.mini or given.prompts != "shapes":
         used = {"n_reference"} if shapes else set()  # by another data set than the one that --prompts names
         other = given.recaption_reference or ("shapes" if shapes else None)

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
-from pipelines.metrics.encoders import JUDGES
+from pipelines.data.procedural import PROCEDURAL
 from pipelines.training import accuracy, judges, models, reading
 from postdiff.models.checkpoints import MINI
 
@@ -41,6 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("stage", choices=[*models.STAGES, "export", "evaluate", "restore", "accuracy", "all"])
     add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
+    add("--data", choices=list(PROCEDURAL), default="shapes", help="the data set; each needs a work folder of its own")
     add("--models", nargs="+", choices=list(models.MODELS),
         help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
     add("--out", type=Path, default=MINI, help="finished folders")
@@ -60,18 +61,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     for stage in models.STAGES if args.stage == "all" else [args.stage]:
         if stage in models.STAGES:
-            models.train(stage, args.work, args.workers)
+            models.train(stage, args.work, PROCEDURAL[args.data], args.workers)
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "accuracy":
-        accuracy.write(judges.accuracy(args.out / JUDGES), RESULTS / "accuracy-judge.csv")
+        accuracy.write(judges.accuracy(args.out / PROCEDURAL[args.data].judges), RESULTS / "accuracy-judge.csv")
         accuracy.write(reading.accuracy(args.out), RESULTS / "accuracy-clip.csv")
     if args.stage == "restore":
         models.restore(args.work, args.out)
     if args.stage in ("export", "all"):
-        models.export(args.work, args.out, names)
+        models.export(args.work, args.out, names, PROCEDURAL[args.data])
     if args.stage in ("evaluate", "all"):
-        print(json.dumps(models.evaluate(args.out, names), indent=2))
+        print(json.dumps(models.evaluate(args.out, names, PROCEDURAL[args.data]), indent=2))
 
 
 def main(argv: list[str] | None = None) -> None:

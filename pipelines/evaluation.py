@@ -102,14 +102,11 @@ class Protocol:
             reference = f"{len(self.reference)} reference images ({self.reference_name})"
         return metric.definition.format(encoder=encoder, reference=reference)
 
-    @property
-    def judge(self) -> str:
-        """The judges of content, who read Shapes alone."""
-        return encoders.JUDGES if self.source in prompts.SHAPES else ""
-
     def encoder(self, metric: Metric) -> str:
-        """What makes its features; empty for none."""
-        return metric.encoder if metric.is_paired else getattr(self, metric.encoder)
+        """What makes its features; empty for none. Content is judged in scenes of a procedural data set alone."""
+        judges = prompts.DRAWN[self.source][0].judges if self.source in prompts.DRAWN else ""
+        beside = {"judge": judges, "grid": judges and f"{judges}-grid", "pixels": metric.encoder}
+        return beside[metric.encoder] if metric.encoder in beside else getattr(self, metric.encoder)
 
     def lacks(self, metric: Metric) -> str:
         """What `metric` needs and there is not, in words; "" where it can be measured."""
@@ -127,7 +124,7 @@ class Protocol:
         if len(self.reference) < references:
             return f"fewer than {references} reference images"
         own = self.encoder(metric)
-        if own != self.fid and encoders.fingerprint(own) != encoders.fingerprint(self.fid):
+        if metric.encoder != "grid" and own != self.fid and encoders.fingerprint(own) != encoders.fingerprint(self.fid):
             return f"no features of the reference images by {own} (--fid)"
         return ""
 
@@ -151,7 +148,7 @@ def protocol(options: Options) -> Protocol:
     if options.clip.endswith(".pt"):
         raise ValueError(f"--clip must be a CLIP model, got {options.clip!r}")
     features.check_encoder(options.clip)
-    if options.reference or options.prompts in prompts.SHAPES:
+    if options.reference or options.prompts in prompts.DRAWN:
         features.check_encoder(options.fid)
     reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
@@ -178,7 +175,7 @@ def _reference(options: Options, listed: list[Prompt]) -> list[str]:
     if options.n_reference < 2:
         raise ValueError(f"--n-reference must be 2 or more, got {options.n_reference}")
     if not options.reference:
-        return [f"reference/{i}" for i in range(options.n_reference)] if options.prompts in prompts.SHAPES else []
+        return prompts.references(options.prompts, options.n_reference)
     folder = Path(options.reference)
     files, told = features.reference_files(
         folder, coco.images(Path(options.prompts), folder, listed) if options.matched else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipelines.data.prompts import SHAPES, scene
+from pipelines.data.prompts import DRAWN, scene
 from pipelines.engine.cluster import Unit
 from pipelines.engine.store import Store
 from pipelines.metrics.metric import METRICS, Metric
@@ -41,8 +41,8 @@ def shared_features(protocol: Protocol) -> list[Unit]:
     made = []
     for encoder in dict.fromkeys(protocol.encoder(metric) for metric in protocol.alone if metric.needs == "prompts"):
         made += features.prompt_units(encoder, protocol.shards)
-    if protocol.reference:
-        made += features.reference_units(protocol.fid, list(protocol.reference))
+    for encoder in dict.fromkeys(protocol.encoder(metric) for metric in protocol.alone if metric.needs == "reference"):
+        made += features.reference_units(encoder, list(protocol.reference))
     return made
 
 
@@ -59,7 +59,7 @@ def own_features(id: str, protocol: Protocol) -> list[Unit]:
 def real_images(store: Store, protocol: Protocol) -> tuple[list[Unit], scores.Scoring | None]:
     """Features and the score of the real images of the prompts, where there are some: they are no configuration's, and
     what a table has beside its rows. What they are held against is made by `units`."""
-    if protocol.source in SHAPES:
+    if protocol.source in DRAWN:
         real = {prompt.id: scene(prompt) for prompt in protocol.prompts}
     else:
         real = {id: protocol.pictures[id] for id in protocol.ids if protocol.pictures}

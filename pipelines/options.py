@@ -22,7 +22,7 @@ from pipelines.command_line import (
     refuse,
     whole,
 )
-from pipelines.data.prompts import SHAPES, load_prompts
+from pipelines.data.prompts import DRAWN, load_prompts
 from pipelines.engine.records import Prompt
 from postdiff.arguments import DTYPES, LARGEST_GUIDANCE
 from postdiff.models.checkpoints import is_of_hub
@@ -49,7 +49,7 @@ class Options:
 
     prompts: Annotated[
         str,
-        flag("'shapes' ('shapes-recaption': others), or a file: txt, csv, tsv, parquet, jsonl, COCO annotation json"),
+        flag("'shapes', 'scenes' (others: 'shapes-recaption'), or a file: txt, csv, tsv, parquet, jsonl, COCO's json"),
     ] = "shapes"
     limit: Annotated[int | None, flag("use the first N prompts (default: 256 of Shapes, all of a file)", A_NUMBER)] = (
         None
@@ -91,12 +91,14 @@ class Options:
         str | None,
         flag("ddim, dpm, euler, unipc, dpm_3m, dpm_sde, euler_a, deis, heun, pndm, plms (default: the backbone's)"),
     ] = None
-    clip: Annotated[str, flag("CLIP model of the CLIP score (default: mini-clip, or ViT-g-14/laion2b_s34b_b88k)")] = ""
+    clip: Annotated[
+        str, flag("CLIP model of the CLIP score (default: Shapes' or Scenes' own, ViT-g-14/laion2b_s34b_b88k else)")
+    ] = ""
     fid: Annotated[
         str,
         flag(
             "encoder of FID: a CLIP model, or the path of clean-fid's inception-2015-12-05.pt on every worker "
-            "(default: mini-clip for Shapes, inception-2015-12-05.pt else)"
+            "(default: --clip's default for Shapes and Scenes, inception-2015-12-05.pt else)"
         ),
     ] = ""
     dtype: Annotated[str | None, flag("of weights and latents (default: float16 for hub models)", choices=DTYPES)] = (
@@ -159,7 +161,8 @@ def settled(options: Own) -> Own:
         options = protocols.apply(options)
     if options.batch_size == AUTO and not options.probes:
         raise ValueError("--batch-size auto is for jobs/coco_sweep.py alone: expected a number, as that finds it")
-    mini = options.prompts in SHAPES
+    mini = options.prompts in DRAWN
+    scorer = DRAWN[options.prompts][0].clip if mini else ""
     limit = 256 if options.limit is None and mini else options.limit
     if mini:
         try:
@@ -170,8 +173,8 @@ def settled(options: Own) -> Own:
         options,
         limit=limit,
         shard=options.shard or (32 if mini else 256),
-        clip=options.clip or ("mini-clip" if mini else "ViT-g-14/laion2b_s34b_b88k"),
-        fid=options.fid or ("mini-clip" if mini else "inception-2015-12-05.pt"),
+        clip=options.clip or scorer or "ViT-g-14/laion2b_s34b_b88k",
+        fid=options.fid or scorer or "inception-2015-12-05.pt",
     )
 
 
@@ -195,7 +198,7 @@ def read_prompts(options: Options) -> list[Prompt]:
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:
     """Raise ValueError for an option that was given, and that others leave without effect. fid: why a job has none.
     other: another folder of references that a job has."""
-    shapes = options.prompts in SHAPES
+    shapes = options.prompts in DRAWN
     if fid:
         refuse(options, fid, "reference", "n_reference", "fid", "matched")
     if options.reference or not shapes:

@@ -91,7 +91,7 @@ def folders(given: Options) -> list[NamedImages]:
     """The folders that are given, paired with the prompts and each other. Raises ValueError as `named_images` does."""
     listed = options.read_prompts(given)
     beyond: list[records.Prompt] = []
-    if "limit" in given.given and given.prompts not in prompts.SHAPES:
+    if "limit" in given.given and given.prompts not in prompts.DRAWN:
         beyond = options.read_prompts(replace(given, limit=None, given=frozenset()))[len(listed) :]
     paths = [Path(path) for path in (given.folder, given.against) if path is not None]
     result = [named_images.read(path, listed, beyond) for path in paths]

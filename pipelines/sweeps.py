@@ -92,7 +92,7 @@ def entries(options: Options) -> list[Entry]:
     """The grid as configurations with their costs; two names of one computation become one."""
     unique: dict[str, Entry] = {}
     spec = resolve(options.backbone)
-    name = options.grid or ("laptop" if options.prompts in prompts.SHAPES else "full")
+    name = options.grid or ("laptop" if options.prompts in prompts.DRAWN else "full")
     entries = grid(name, spec.settings)
     for file in options.plans:
         with doing(f"reading the plan {file!r}"):

@@ -6,13 +6,14 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipelines.data import images, prompts, rows, shapes
+from pipelines.data import images, prompts, rows
+from pipelines.data.procedural import PROCEDURAL, Procedural
 
 MAX_BYTES = 50 * 2**20  # of a download
 TIMEOUT = 10  # seconds, of a whole download
@@ -73,28 +74,30 @@ def fit(image: Image.Image, pixels: int) -> np.ndarray:
 
 
 def open_pairs(where: str, n: int | None = None) -> Pairs:
-    """`shapes`, a folder of images with captions (x.jpg beside x.txt, or metadata.jsonl), or a parquet (URL, TEXT).
+    """`shapes`, `scenes`, a folder of images with captions (x.jpg beside x.txt, or metadata.jsonl), or a parquet (URL,
+    TEXT).
 
-    n: use the first n only; 40,000 of Shapes by default.
+    n: use the first n only; 40,000 of Shapes and Scenes by default.
 
     Raises: ValueError if there is nothing to train on there, or less than n, or a caption is none, naming its file and
         line. What has no caption beside it is left out, and that is printed.
     """
     if n is not None and n < 1:
         raise ValueError(f"the limit of pairs must be 1 or more, got {n}")
-    if where == "shapes":
-        return Pairs(where, _read_shapes, n or 40_000)
+    if where in PROCEDURAL:
+        return Pairs(where, partial(_drawn, PROCEDURAL[where]), n or 40_000)
     path = Path(where)
     if path.suffix.lower() == ".parquet" and path.is_file():
         return _table(path, n)
     if path.is_dir():
         return _folder(path, n)
-    raise ValueError(f"training pairs must be 'shapes', a folder of images, or a parquet of URLs, got {where!r}")
+    named = ", ".join(map(repr, PROCEDURAL))
+    raise ValueError(f"training pairs must be {named}, a folder of images, or a parquet of URLs, got {where!r}")
 
 
-def _read_shapes(i: int) -> tuple[Image.Image, str]:
-    scene = shapes.scene("train", i)
-    return Image.fromarray(shapes.render(scene)), scene.caption
+def _drawn(data: Procedural, i: int) -> tuple[Image.Image, str]:
+    scene = data.scene("train", i)
+    return Image.fromarray(data.render(scene)), scene.caption
 
 
 def _folder(path: Path, n: int | None) -> Pairs:

@@ -1,4 +1,4 @@
-"""Prompts from Shapes or from files, and their shards. Prompts are data: never part of a path or a command."""
+"""Prompts of procedural data sets or files, and their shards. Prompts are data: never part of a path or a command."""
 
 import json
 import re
@@ -7,14 +7,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pipelines.data import coco, rows, shapes
+from pipelines.data import coco, rows
+from pipelines.data.procedural import PROCEDURAL, SHAPES, Procedural
 from pipelines.engine.records import Prompt
 from postdiff.models.families import FAMILIES
 from postdiff.models.spec import Spec
 
-# Draws of Shapes, and the split that each is of; the second is what another data set is to the first.
-SHAPES = {"shapes": "prompts", "shapes-recaption": "recaption"}
-DRAW = 100_000  # scenes of Shapes from one draw to the next: no draw has more
+# Prompts of the procedural data sets, and the split that each is of; of each data set the second is what another data
+# set is to the first.
+DRAWN: dict[str, tuple[Procedural, str]] = {
+    name + suffix: (data, split)
+    for name, data in PROCEDURAL.items()
+    for suffix, split in (("", "prompts"), ("-recaption", "recaption"))
+}
+DRAW = 100_000  # scenes of them from one draw to the next: no draw has more
 TEXT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "caption_id", "file_name")
 # Control characters that are no white space, a byte order mark inside a text, and halves of a character (surrogates).
@@ -23,7 +29,7 @@ _SHOWN = 60  # characters of a prompt in `describe`
 
 
 def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, draw: int = 0) -> list[Prompt]:
-    """The first `limit` prompts of `source`: `shapes` or `shapes-recaption` (256 if there is no limit), or a file.
+    """The first `limit` prompts of `source`: one of DRAWN (256 if there is no limit), or a file.
 
     .txt: one a line, the line's number is the id; blank lines are layout. .csv, .tsv, .parquet: a column caption,
     prompt or text; ids from a column id, prompt_id, caption_id or file_name, else the row's number, both counted from
@@ -33,7 +39,7 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, 
 
     shuffled: of a file, in the order of a hash of ids and texts: a fixed draw, of which more prompts hold fewer.
     draw: other prompts, so that nothing is shared with those of another draw, noise neither (`seed` is of the id): of
-        Shapes the scenes from number `draw` x DRAW on, of a file its `draw`-th stretch of `limit` prompts, from 0.
+        DRAWN the scenes from number `draw` x DRAW on, of a file its `draw`-th stretch of `limit` prompts, from 0.
 
     Raises: ValueError naming the file, the line (or row, or annotation), and what was expected, if any of the file is
         not what a person would read there: nothing is cut, left out or guessed; if a file has not all the prompts of
@@ -41,11 +47,12 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, 
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the number of prompts must be 1 or more, got {limit}")
-    if source in SHAPES:
+    if source in DRAWN:
         # A caption may come again, with noise of its own: without that, those of one object run out, and 2,000 prompts
         # are no longer what the references are (FID of real renders: 4.6).
         numbers = range(draw * DRAW, draw * DRAW + (limit or 256))
-        return [Prompt(f"{source}-{i}", shapes.scene(SHAPES[source], i).caption) for i in numbers]
+        data, split = DRAWN[source]
+        return [Prompt(f"{source}-{i}", data.scene(split, i).caption) for i in numbers]
     path = Path(source)
     readers = {
         ".txt": _lines,
@@ -58,7 +65,7 @@ def load_prompts(source: str, limit: int | None = None, shuffled: bool = False, 
     read = readers.get(path.suffix.lower())
     if read is None:
         raise ValueError(
-            f"prompts must be {', '.join(map(repr, SHAPES))} or a file ({', '.join(readers)}), got {source!r}"
+            f"prompts must be {', '.join(map(repr, DRAWN))} or a file ({', '.join(readers)}), got {source!r}"
         )
     if not path.exists():
         raise ValueError(
@@ -155,9 +162,19 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, str | None]:
 
 
 def scene(prompt: Prompt) -> str:
-    """The scene of Shapes that a prompt of `load_prompts` is the caption of, as SPLIT/INDEX."""
+    """The scene that a prompt of DRAWN is the caption of, as `real_image` takes it."""
     source, _, number = prompt.id.rpartition("-")
-    return f"{SHAPES[source]}/{number}"
+    return scene_key(*DRAWN[source], int(number))
+
+
+def scene_key(data: Procedural, split: str, index: int) -> str:
+    """Names a scene: `reference/7` of Shapes, `scenes/reference/7`."""
+    return f"{split}/{index}" if data is SHAPES else f"{data.name}/{split}/{index}"
+
+
+def references(source: str, n: int) -> list[str]:
+    """The first `n` references of DRAWN's data set, as `real_image` takes them; [] of a file, which has none."""
+    return [scene_key(DRAWN[source][0], "reference", i) for i in range(n)] if source in DRAWN else []
 
 
 def seed(prompt: Prompt, sample: int = 0) -> int:

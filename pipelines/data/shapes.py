@@ -13,6 +13,7 @@ Captions are divided once, by hash: one in eight is held out, never drawn for `t
 and real renders of the prompts are drawn as the references are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -86,16 +87,9 @@ def is_held_out(caption: str) -> bool:
     return sha256(caption.encode()).digest()[0] % HELD_OUT == 0
 
 
-def distinct_scenes(split: str, n: int) -> list[Scene]:
-    """The first `n` scenes of `split` whose captions differ from all before them. Raises ValueError if it has not so
-    many captions."""
-    seen: dict[str, Scene] = {}
-    for i in range(100 * n + 1000):
-        drawn = scene(split, i)
-        seen.setdefault(drawn.caption, drawn)
-        if len(seen) == n:
-            return list(seen.values())
-    raise ValueError(f"expected {n} different captions of Shapes, its split {split!r} gives {len(seen)}")
+def caption(objects: Sequence[Object], layout: str, background: str) -> str:
+    """What is said of one object (layout `alone`), or of two in a relation, which is their layout."""
+    return f" {layout} ".join(thing.words for thing in objects) + f" on {background}"
 
 
 def vocabulary() -> list[str]:
@@ -110,10 +104,10 @@ def _draw(rng: np.random.Generator) -> Scene:
     tint = tuple(rng.uniform(-12, 12, 3))
     if rng.random() < 0.45:
         only = _object(rng, None, None)
-        return Scene(f"{only.words} on {background}", background, tint, (only,))
+        return Scene(caption([only], "alone", background), background, tint, (only,))
     relation = _pick(rng, RELATIONS)
-    first, second = _pair(rng, relation)
-    return Scene(f"{first.words} {relation} {second.words} on {background}", background, tint, (first, second))
+    pair = _pair(rng, relation)
+    return Scene(caption(pair, relation, background), background, tint, pair)
 
 
 def _object(rng: np.random.Generator, x: float | None, y: float | None) -> Object:
@@ -192,6 +186,7 @@ def _ring(x, y):
 
 
 SHAPES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "heart": _heart, "ring": _ring}
+ATTRIBUTES = {"size": tuple(SIZES), "texture": TEXTURES, "colour": tuple(COLOURS), "shape": tuple(SHAPES)}
 
 
 def _texture(name: str, x, y, phase: float):

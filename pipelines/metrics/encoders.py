@@ -2,7 +2,10 @@
 
 ClipEncoder("mini-clip")                       trained on Shapes, in the repository
 ClipEncoder("mini-clip-reads")                 likewise: a later one, which tells left from right
-JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
+ClipEncoder("mini-clip-scenes")                likewise, on Scenes
+JudgeEncoder("mini-judges")                    likewise: two networks that read a scene of Shapes (judge_models.py)
+JudgeEncoder("mini-judges-scenes")             likewise, of Scenes
+GridEncoder("mini-judges-grid")                what one of the judges sees before it answers
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
 """
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from pipelines.data.procedural import PROCEDURAL
 from pipelines.engine.identity import digest
 from postdiff.models.checkpoints import MINI, digest_of
 
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 # What clean-fid downloads.
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
-JUDGES = "mini-judges"
-CLIPS = ("mini-clip", "mini-clip-reads")  # trained on Shapes, in the repository
+# In the repository: what judges content, and what scores.
+JUDGES = tuple(data.judges for data in PROCEDURAL.values())
+GRIDS = {f"{name}-grid": name for name in JUDGES}  # what one of the judges sees, for a distance of its own
+CLIPS = (*(data.clip for data in PROCEDURAL.values()), "mini-clip-reads")
 
 
 def clip_folder(name: str) -> Path | None:
@@ -51,10 +57,12 @@ def fingerprint(encoder: str) -> str:
     """
     if encoder.endswith(".pt"):
         return f"{Path(encoder).stem}-{_digest([inception_file(encoder)])}"
-    folder = MINI / encoder if encoder == JUDGES else clip_folder(encoder)
+    judges = GRIDS.get(encoder, encoder)
+    folder = MINI / judges if judges in JUDGES else clip_folder(encoder)
     if folder is None:
         return encoder.replace("/", "-")
-    return f"{folder.name}-{_digest(sorted(file for file in folder.iterdir() if file.is_file()))}"
+    digest = _digest(sorted(file for file in folder.iterdir() if file.is_file()))
+    return f"{encoder if encoder in GRIDS else folder.name}-{digest}"
 
 
 def _digest(files: Sequence[Path]) -> str:

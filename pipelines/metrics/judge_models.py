@@ -1,9 +1,10 @@
-"""Two networks that read a scene of Shapes, so that what an image shows can be held against what its caption asks.
+"""Two networks that read a scene of Shapes or Scenes, so that what an image shows can be held against its caption.
 
-Both answer QUESTIONS, and share nothing else: their architectures and the scenes that they were trained on differ, so
-that what one of them imagines in an image the other need not.
+Both answer the questions of their data set, and share nothing else: their architectures and the scenes that they were
+trained on differ, so that what one of them imagines in an image the other need not.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.metrics.judge import NAMES, QUESTIONS, one_hot
+from pipelines.data.procedural import PROCEDURAL, SHAPES, Procedural
+from pipelines.metrics.judge import NAMES, one_hot
 
 WIDTH = 128
 
@@ -37,12 +39,12 @@ class _Residual(nn.Module):
 class Convolutional(nn.Module):
     """A ResNet on pixels and their coordinates, whose 8x8 grid is pooled by three learned attentions."""
 
-    def __init__(self):
+    def __init__(self, data: Procedural):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(5, 24, 3, 2, 1),
             nn.ReLU(),
-            _Residual(24, 32, 1),
+            _Residual(24, 32, data.size // 64),
             _Residual(32, 64, 2),
             _Residual(64, 96, 2),
             _Residual(96, WIDTH, 1),
@@ -53,43 +55,47 @@ class Convolutional(nn.Module):
         self.heads = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.Linear(3 * WIDTH, 96), nn.ReLU(), nn.Linear(96, n))
-                for name, n in QUESTIONS.items()
+                for name, n in data.questions.items()
             }
         )
 
+    def grid(self, images: Tensor) -> Tensor:
+        """float32 [N, 3, size, size] in [-1, 1] -> [N, 128, 8, 8], not negative."""
+        return self.body(_with_coordinates(images))
+
     def forward(self, images: Tensor) -> Tensor:
-        """float32 [N, 3, 64, 64] in [-1, 1] -> logits [N, sum of QUESTIONS], the answers side by side."""
-        grid = self.body(_with_coordinates(images)) + self.position
+        """float32 [N, 3, size, size] in [-1, 1] -> logits [N, answers], those of a question side by side."""
+        grid = self.grid(images) + self.position
         attention = torch.softmax(self.queries @ self.key(grid).flatten(2) / WIDTH**0.5, -1)  # [N, 3, 64]
         pooled = (attention @ grid.flatten(2).mT).flatten(1)
         return torch.cat([head(pooled) for head in self.heads.values()], 1)
 
 
 class Transformer(nn.Module):
-    """Three strided convolutions to an 8x8 grid, a transformer over its cells and one query a question."""
+    """Strided convolutions to an 8x8 grid, a transformer over its cells and one query a question."""
 
-    def __init__(self):
+    def __init__(self, data: Procedural):
         super().__init__()
-        widths = (5, 32, 64, WIDTH)
+        widths, patch = ((5, 32, 64, WIDTH), (3, 2, 1)) if data is SHAPES else ((5, 48, 96, WIDTH), (8, 4, 2))
+        self.asked = len(data.questions)
+        first, *later = pairwise(widths)
+        convolutions = [nn.Conv2d(*first, *patch, bias=False)]
+        convolutions += [nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in later]
         self.stem = nn.Sequential(
-            *(
-                layer
-                for inputs, outputs in pairwise(widths)
-                for layer in (nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU())
-            )
+            *(layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(conv.out_channels), nn.GELU()))
         )
         self.position = nn.Parameter(torch.randn(64, WIDTH) * 0.02)
-        self.queries = nn.Parameter(torch.randn(len(QUESTIONS), WIDTH) * 0.02)
+        self.queries = nn.Parameter(torch.randn(self.asked, WIDTH) * 0.02)
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 3 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(WIDTH)
-        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in QUESTIONS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in data.questions.items()})
 
     def forward(self, images: Tensor) -> Tensor:
         """As `Convolutional.forward`."""
         cells = self.stem(_with_coordinates(images)).flatten(2).mT + self.position
         queries = self.queries.expand(len(images), -1, -1)
-        answers = self.norm(self.encoder(torch.cat([queries, cells], 1))[:, : len(QUESTIONS)])
+        answers = self.norm(self.encoder(torch.cat([queries, cells], 1))[:, : self.asked])
         return torch.cat([head(answers[:, i]) for i, head in enumerate(self.heads.values())], 1)
 
 
@@ -99,7 +105,8 @@ def _with_coordinates(images: Tensor) -> Tensor:
     return torch.cat([images, grid.expand(len(images), -1, -1, -1)], 1)
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = dict(zip(NAMES, (Convolutional, Transformer), strict=True))
+Architecture = Callable[[Procedural], nn.Module]
+ARCHITECTURES: dict[str, Architecture] = dict(zip(NAMES, (Convolutional, Transformer), strict=True))
 
 
 class JudgeEncoder:
@@ -107,9 +114,10 @@ class JudgeEncoder:
 
     def __init__(self, folder: Path, device: str = "cpu"):
         self.device = device
-        self.judges = []
+        self.data = PROCEDURAL[json.loads((folder / "judges.json").read_text())["data"]]
+        self.judges: list = []
         for name, make in ARCHITECTURES.items():
-            judge = make()
+            judge = make(self.data)
             weights = load_file(folder / f"{name}.safetensors")
             judge.load_state_dict(
                 {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
@@ -117,10 +125,11 @@ class JudgeEncoder:
             self.judges.append(judge.to(device).eval())
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """What `encode` takes of an image, uint8 [H, W, 3]: float32 [3, 64, 64] in [-1, 1]."""
+        """What `encode` takes of an image, uint8 [H, W, 3]: float32 [3, size, size] in [-1, 1]."""
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
-        if pixels.shape[-2:] != (64, 64):
-            pixels = F.interpolate(pixels[None], (64, 64), mode="bilinear", antialias=True)[0]
+        size = (self.data.size, self.data.size)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
         return pixels
 
     def images(self, images: np.ndarray) -> np.ndarray:
@@ -128,11 +137,23 @@ class JudgeEncoder:
         return self.encode([self.prepare(image) for image in images])
 
     def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
-        """Probabilities of each answer, those of the one judge and then of the other: float32 [N, 2 x WIDTH]."""
+        """Probabilities of each answer, those of the one judge and then of the other: float32 [N, 2 x width]."""
         batch = torch.stack(list(prepared)).to(self.device)
         with torch.no_grad():
-            logits = [judge(batch).split(list(QUESTIONS.values()), 1) for judge in self.judges]
+            logits = [judge(batch).split(list(self.data.questions.values()), 1) for judge in self.judges]
         return torch.cat([part.softmax(1) for judge in logits for part in judge], 1).cpu().numpy()
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.tile(one_hot(texts), (1, len(self.judges)))
+        return np.tile(one_hot(texts, self.data), (1, len(self.judges)))
+
+
+class GridEncoder(JudgeEncoder):
+    """What the convolutional judge sees before it answers: its last grid, a mean over the cells, float32 [N, 128].
+
+    For a Frechet distance that is not of CLIP's features: these know textures, outlines and how much there is of each.
+    """
+
+    def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
+        batch = torch.stack(list(prepared)).to(self.device)
+        with torch.no_grad():
+            return self.judges[0].grid(batch).mean((2, 3)).cpu().numpy()

@@ -23,7 +23,7 @@ class Metric:
         baseline's images of the same noise, pixel by pixel: `dense`, as many steps with nothing saved, or the
         model's 60-step `solution`.
     encoder: what of a protocol names the network whose features it is of: `fid` (Inception, for real models), `clip`,
-        or `judge`, which prompts of Shapes alone have; `pixels` for none.
+        or the `judge` and its `grid`, which prompts of Shapes and Scenes alone have; `pixels` for none.
     definition: a sentence's beginning for the report, with {encoder} and {reference}.
     score: features of N images [N, D] and of their prompts [N, D] or of M reference images [M, D] -> the number with
         its interval. Raises ValueError if they are too few or not finite.
@@ -42,7 +42,7 @@ class Metric:
     key: str
     title: str
     needs: Literal["prompts", "reference", "dense", "solution"]
-    encoder: Literal["clip", "fid", "judge", "pixels"]
+    encoder: Literal["clip", "fid", "judge", "grid", "pixels"]
     definition: str
     score: Callable[[np.ndarray, np.ndarray], Interval]
     lower_is_better: bool
@@ -63,7 +63,7 @@ class Metric:
     @property
     def only_where_measured(self) -> bool:
         """Tables have no column of it where it was not measured, instead of a word that says so."""
-        return self.is_paired or self.encoder == "judge"
+        return self.is_paired or self.encoder in ("judge", "grid")
 
     @property
     def column(self) -> str:
@@ -159,17 +159,22 @@ METRICS: dict[str, Metric] = {
             "share of {reference} with an image near by {encoder} features; " + _OVER_IMAGES,
             fidelity.coverage, lower_is_better=False, least=128, fewest=(4, 6),
         ),
+        Metric(
+            "fid_content", "content FID", "reference", "grid",
+            "Frechet distance of {encoder} features to {reference}; " + _OVER_IMAGES,
+            fid.fid, lower_is_better=True, biased=True, digits=2, least=128,
+        ),
         _paired("psnr", "PSNR", "solution", pixels.psnr, digits=2, shown=True),
         _paired("ssim", "SSIM", "solution", pixels.ssim, digits=4),
         _paired("psnr_dense", "PSNR to dense", "dense", pixels.psnr, digits=2, ranks=False),
         _paired("ssim_dense", "SSIM to dense", "dense", pixels.ssim, digits=4, ranks=False),
-        *_judged("attributes", "right attributes", "attributes as asked, two objects in their better order",
+        *_judged("attributes", "right attributes", "attributes as asked, the objects in their best order",
                 judge.attributes, shown=True),
         *_judged("content", "right images", "images in which all is as asked", judge.content),
         *_judged("objects", "right counts", "images with as many objects as asked", judge.objects),
         *_judged("binding", "right objects", "objects with all attributes as asked", judge.binding),
-        *_judged("relation", "right relations", "of two objects: pairs that stand as asked", judge.relation,
-                applies=judge.asks_for_two),
+        *_judged("relation", "right relations", "of several objects: those that stand as asked", judge.relation,
+                applies=judge.asks_for_several),
         *_judged("backgrounds", "right backgrounds", "images on the background as asked", judge.background),
         *_judged("agreement", "agreement of the judges", "questions to which both give one answer", judge.agreement,
                 alone=False, ranks=False),

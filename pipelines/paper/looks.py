@@ -52,7 +52,7 @@ def drawn(options: Options, first: Sequence[Prompt]) -> tuple[list[int], tuple[P
     assert options.up_to is not None
     sizes = sequential.sizes(len(first), options.up_to)
     most, why = MOST_OF_SHAPES
-    if options.prompts in prompts.SHAPES and options.up_to > most:
+    if options.prompts in prompts.DRAWN and options.up_to > most:
         raise ValueError(f"--up-to must be at most {most} ({why}), got {options.up_to}")
     listed = tuple(prompts.load_prompts(options.prompts, options.up_to, options.shuffled, options.draw))
     if len(listed) < options.up_to:

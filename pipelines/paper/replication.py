@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data import rows
-from pipelines.data.prompts import SHAPES
+from pipelines.data.prompts import DRAWN
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims
 from pipelines.paper.claims import Judged
@@ -80,7 +80,7 @@ def check(first: Run, protocol: str, options: Options) -> None:
     if first.protocol == protocol:
         raise ValueError(f"--against must be a run of other prompts (--draw), got one of the same protocol, {protocol}")
     begins = options.draw * (options.limit or 0)
-    if options.prompts not in SHAPES and options.draw and begins < first.most:
+    if options.prompts not in DRAWN and options.draw and begins < first.most:
         raise ValueError(
             f"--against must be a run of other prompts, got one of {first.most}: draw {options.draw} of "
             f"{options.prompts!r} begins at prompt {begins}; take a --draw of {-(-first.most // (options.limit or 1))} "

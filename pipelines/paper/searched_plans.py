@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from pipelines.data import prompts, shapes
+from pipelines.data import prompts
 from pipelines.engine import records
 from pipelines.engine.cluster import DamagedError
 from pipelines.engine.identity import digest
@@ -23,13 +23,13 @@ FORMAT = 2  # of what is kept: a search of another one is made anew
 
 
 def calibration_prompts(source: str, calibration: str | None) -> list[str]:
-    """The first of `calibration`, a file; else of Shapes' train split. Raises ValueError where `source` is no Shapes
-    and there is none."""
+    """The first of `calibration`, a file; else of the train split of `source`, a procedural data set. Raises ValueError
+    where it is none and there is no file."""
     if calibration:
         return [prompt.text for prompt in prompts.load_prompts(calibration, CALIBRATION)]
-    if source not in prompts.SHAPES:
+    if source not in prompts.DRAWN:
         raise ValueError(f"--prompts {source} needs --calibration, a file of other prompts ({CALIBRATION} are read)")
-    return [scene.caption for scene in shapes.distinct_scenes("train", CALIBRATION)]
+    return [scene.caption for scene in prompts.DRAWN[source][0].distinct("train", CALIBRATION)]
 
 
 def find(

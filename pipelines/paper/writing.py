@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.data.prompts import SHAPES
+from pipelines.data.prompts import DRAWN
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
 from pipelines.paper import claims, exhibit_text, figures, prose, replication, significance
@@ -72,7 +72,7 @@ def beside(exhibit: Exhibit) -> str:
 def stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
     """What Shapes cannot play of the paper's data set."""
     told = DATASETS[exhibit.dataset].on_shapes
-    return [told] if told and protocol.source in SHAPES else []
+    return [told] if told and protocol.source in DRAWN else []
 
 
 def write_prose(

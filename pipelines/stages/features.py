@@ -14,8 +14,9 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from pipelines.data import images, shapes
+from pipelines.data import images, scenes, shapes
 from pipelines.data.images import decode
+from pipelines.data.procedural import PROCEDURAL, SHAPES
 from pipelines.data.prompts import fingerprint as fingerprint_of
 from pipelines.engine import records
 from pipelines.engine.cluster import Unit
@@ -24,6 +25,7 @@ from pipelines.engine.records import Prompt
 from pipelines.engine.store import Store, shard_name
 from pipelines.metrics import pixels
 from pipelines.metrics.encoders import (
+    GRIDS,
     INCEPTION_URL,
     JUDGES,
     ClipEncoder,
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from pipelines.metrics.judge_models import JudgeEncoder
 
 BATCH = 50
-_SHAPES = re.compile(rf"({'|'.join(shapes.SPLITS)})/\d+")
+_SCENE = re.compile(rf"(?:({'|'.join(PROCEDURAL)})/)?({'|'.join(shapes.SPLITS)})/(\d+)")
+# What draws a data set: Scenes' drawings are partly those of Shapes.
+SOURCES = {"shapes": [Path(shapes.__file__)], "scenes": [Path(shapes.__file__), Path(scenes.__file__)]}
 _LOADING = Lock()  # an encoder: a run has room for one of each
 
 
@@ -60,14 +64,14 @@ class Encoding:
 
 
 def make_encoder(name: str) -> "ClipEncoder | InceptionEncoder | JudgeEncoder":
-    """One of `encoders.CLIPS`, open_clip's `MODEL/WEIGHTS`, the path of clean-fid's Inception, or `mini-judges`."""
+    """One of `encoders.CLIPS`, `JUDGES`, `GRIDS`, open_clip's `MODEL/WEIGHTS`, or the path of clean-fid's Inception."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == JUDGES:
-        from pipelines.metrics.judge_models import JudgeEncoder
+    if name in JUDGES or name in GRIDS:
+        from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder
 
-        return JudgeEncoder(MINI / JUDGES, device)
+        return GridEncoder(MINI / GRIDS[name], device) if name in GRIDS else JudgeEncoder(MINI / name, device)
     return InceptionEncoder(name, device) if name.endswith(".pt") else ClipEncoder(name, device)
 
 
@@ -150,14 +154,15 @@ def reference_name(keys: Sequence[str]) -> str:
     """Names a reference set by all that its features depend on, so that two of them never mix in one store.
 
     Files count by their bytes and the version of their reader, wherever they are and however they are called; scenes
-    of Shapes by their numbers, the program that draws them, and the first picture.
+    by their numbers, the program that draws them, and the first picture.
 
     Raises: ValueError if a file cannot be read as an image.
     """
-    if _SHAPES.fullmatch(keys[0]):
-        source = Path(shapes.__file__)
-        stat = source.stat()
-        facts = [json.dumps(list(keys)).encode(), digest_of(source, stat.st_size, stat.st_mtime_ns)]
+    if match := _SCENE.fullmatch(keys[0]):
+        facts = [json.dumps(list(keys)).encode()]
+        for source in SOURCES[match[1] or SHAPES.name]:
+            stat = source.stat()
+            facts.append(digest_of(source, stat.st_size, stat.st_mtime_ns))
         facts.append(real_image(keys[0]).tobytes())
     else:
         found = images.examine([Path(key) for key in keys], "reference images")
@@ -171,10 +176,10 @@ def _numbered(encoder: str, where: str, shards: Sequence[tuple]) -> list[Unit]:
 
 
 def real_image(key: str) -> np.ndarray:
-    """uint8 [H, W, 3] of `SPLIT/INDEX` (Shapes), as `reference/7`, or of an image file."""
-    if _SHAPES.fullmatch(key):
-        split, _, index = key.partition("/")
-        return shapes.render(shapes.scene(split, int(index)))
+    """uint8 [H, W, 3] of a scene (`prompts.scene_key`), or of an image file."""
+    if match := _SCENE.fullmatch(key):
+        data = PROCEDURAL[match[1] or SHAPES.name]
+        return data.render(data.scene(match[2], int(match[3])))
     return np.asarray(images.open_file(Path(key)).rgb)
 
 

@@ -1,4 +1,4 @@
-"""Training of the denoisers on Shapes' latents. All but mini-SD start from it, or learn its output."""
+"""Training of the denoisers on latents. All but mini-SD start from it, or learn its output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +10,11 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
+from pipelines.data.procedural import Procedural
 from pipelines.training import mini
-from pipelines.training.encoders import TextTeacher
-from pipelines.training.loop import (
-    N_LATENTS,
-    N_TRAIN,
-    Trainer,
-    conditioned_latents,
-    data,
-    latents,
-    load_ema,
-    scaling_factor,
-    tokenise,
-)
+from pipelines.training.latents import N_LATENTS, conditioned_latents, latents, scaling_factor
+from pipelines.training.loop import Trainer, load_ema, tokenise
+from pipelines.training.texts import Reader
 from postdiff.models.lcm import guidance_embedding
 
 ALPHAS = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
@@ -47,18 +39,21 @@ def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.T
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
 
-def captions(work: Path, words=None) -> torch.Tensor:
-    """The training captions as ids [N_TRAIN + 1, L]; the last is empty. words: a tokenizer, mini-SD's by default."""
-    return tokenise(words or mini.tokenizer(), [*data("train", N_TRAIN, work)[1], ""])
+def captions(data: Procedural, words=None) -> torch.Tensor:
+    """The latents' captions as ids [N_LATENTS + 1, L]; the last is empty. words: a tokenizer, mini-SD's by default."""
+    texts = [data.scene("train", i).caption for i in range(N_LATENTS)]
+    return tokenise(words or mini.tokenizer(data), [*texts, ""])
 
 
-def batches(work: Path, sizes: dict[int, int], low_until: int = 0) -> Callable[[int, np.random.Generator], Batch]:
+def batches(
+    work: Path, data: Procedural, sizes: dict[int, int], low_until: int = 0
+) -> Callable[[int, np.random.Generator], Batch]:
     """A function (step, rng) -> Batch, at 16x16 for 70 % of the steps, at 12x12 for 14 %, at 8x8 for 16 %.
 
     sizes: images a batch at each side, for about equal time a step; a side that is left out is 16 instead. Before step
     `low_until`, 8x8 only: words and colours are learned there for a quarter of the price.
     """
-    stored = latents(work)
+    stored = latents(work, data)
     scale = scaling_factor(stored)
 
     def draw(step: int, rng: np.random.Generator) -> Batch:
@@ -96,19 +91,23 @@ def trainable(model):
     return model
 
 
-def mini_sd(work: Path) -> tuple[UNet2DConditionModel, torch.nn.Module]:
+def clip_text(data: Procedural, **config) -> torch.nn.Module:
+    """mini-SD's text encoder, untrained."""
+    return mini.text_encoder(mini.tokenizer(data), layers=mini.TEXT_LAYERS[data.name], **config)
+
+
+def mini_sd(work: Path, data: Procedural) -> tuple[UNet2DConditionModel, torch.nn.Module]:
     """mini-SD as trained: (U-Net, text encoder), frozen."""
-    parts = torch.nn.ModuleDict({"unet": mini.unet(), "text": mini.text_encoder(mini.tokenizer())})
+    parts = torch.nn.ModuleDict({"unet": mini.unet(data), "text": clip_text(data)})
     load_ema(parts, work, "unet")
     return trainable(parts["unet"]), parts["text"]
 
 
-def train_unet(work: Path, steps: int = 5800) -> None:
+def train_unet(work: Path, data: Procedural, steps: int = 12_000) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
-    words = mini.tokenizer()
-    text = load_ema(TextTeacher(words, mini.text_encoder(words)), work, "text").text.train().requires_grad_(True)
-    model = torch.nn.ModuleDict({"unet": trainable(mini.unet()), "text": text})
-    draw, ids = batches(work, {16: 32, 12: 48, 8: 96}, low_until=400), captions(work)
+    text = load_ema(Reader(clip_text(data), mini.TEXT_WIDTH, data.questions), work, "text").encoder
+    model = torch.nn.ModuleDict({"unet": trainable(mini.unet(data)), "text": text.train().requires_grad_(True)})
+    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until=400), captions(data)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
@@ -118,26 +117,26 @@ def train_unet(work: Path, steps: int = 5800) -> None:
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
 
 
-def train_full(work: Path, steps: int = 1600) -> None:
+def train_full(work: Path, data: Procedural, steps: int = 1600) -> None:
     """mini-SD that has seen full-size images alone, as SD1.5 has: what fine-tuning for mixed resolution starts from.
 
     Its U-Net starts from nothing and learns the noise and mini-SD's output; the text encoder is mini-SD's.
     """
-    distil("full", mini.unet(), *mini_sd(work), work, {16: 32}, steps)
+    distil("full", mini.unet(data), *mini_sd(work, data), work, data, {16: 32}, steps)
 
 
-def train_tiny(work: Path, steps: int = 1500) -> None:
+def train_tiny(work: Path, data: Procedural, steps: int = 1500) -> None:
     """mini-BK-SDM, as BK-SDM: what mini-SD shares with it is copied, then it learns the noise and mini-SD's output."""
-    teacher, text = mini_sd(work)
-    model = mini.unet_tiny()
+    teacher, text = mini_sd(work, data)
+    model = mini.unet_tiny(data)
     inherit(model, teacher)
-    distil("tiny", model, teacher, text, work, {16: 40, 12: 64, 8: 120}, steps)
+    distil("tiny", model, teacher, text, work, data, {16: 40, 12: 64, 8: 120}, steps)
 
 
-def distil(stage: str, model, teacher, text, work: Path, sizes: dict[int, int], steps: int) -> None:
+def distil(stage: str, model, teacher, text, work: Path, data: Procedural, sizes: dict[int, int], steps: int) -> None:
     """Train a U-Net that is told the same text as its teacher."""
     model = trainable(model)
-    draw, ids = batches(work, sizes), captions(work)
+    draw, ids = batches(work, data, sizes), captions(data)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
@@ -175,16 +174,16 @@ def inherit(model: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
     return copied
 
 
-def train_lcm(work: Path, steps: int = 500, max_guidance: float = 4.0, skip: int = 60) -> None:
+def train_lcm(work: Path, data: Procedural, steps: int = 500, max_guidance: float = 4.0, skip: int = 60) -> None:
     """mini-LCM: latent consistency distillation of mini-SD (Luo et al. 2023, Alg. 1), guidance told to the model.
 
     The target is the model itself without gradient, one DDIM step of the guided teacher further: `skip` timesteps,
     so that what the teacher knows at t = 0 reaches t = 999 in 17 links. t is one of the 50 that LCMScheduler takes.
     """
-    teacher, text = mini_sd(work)
-    model = trainable(mini.unet_lcm())
+    teacher, text = mini_sd(work, data)
+    model = trainable(mini.unet_lcm(data))
     model.load_state_dict(teacher.state_dict(), strict=False)  # all but the guidance's projection, which starts at 0
-    draw, ids = batches(work, {16: 24, 12: 36, 8: 72}), captions(work)
+    draw, ids = batches(work, data, {16: 24, 12: 36, 8: 72}), captions(data)
     width = model.config.time_cond_proj_dim
 
     def clean(x, t, eps):
@@ -228,32 +227,33 @@ def xl_text(text, second, ids: torch.Tensor, given: torch.Tensor) -> tuple[torch
     return tokens * given[:, None, None], other.text_embeds * given[:, None]
 
 
-def train_xl(work: Path, steps: int = 1300) -> None:
+def train_xl(work: Path, data: Procedural, steps: int = 1300) -> None:
     """mini-SDXL: U-Net and both text encoders, told original size, crop and target size. It starts from mini-SD as
     mini-BK-SDM does. A fifth of the full-size steps sees crops and images that were small, of which mini-SD knows
     nothing: those learn the noise alone.
 
-    Small latents are told original 64, target their own side. The sampler says neither: it names one size for both
-    (`target`: 64; `current`: their own, which as an original also means blur here). So current is the nearer.
+    Small latents are told the full size as original, their own as target. The sampler says neither: it names one for
+    both (`target`: the full size; `current`: their own, which as an original also means blur here; it is the nearer).
     """
-    words = mini.tokenizer()
-    teacher, known = mini_sd(work)
-    text = mini.text_encoder(words, layers=3)
+    words = mini.tokenizer(data)
+    teacher, known = mini_sd(work, data)
+    text = mini.text_encoder(words, layers=mini.TEXT_LAYERS[data.name] + 1)
     text.load_state_dict(known.state_dict(), strict=False)
     for unread in (text.encoder.layers[-1], text.final_layer_norm):  # SDXL takes the layer before the last
         unread.requires_grad_(False)
-    parts = {"unet": trainable(mini.unet_xl()), "text": text, "second": mini.second_text_encoder(words)}
+    parts = {"unet": trainable(mini.unet_xl(data)), "text": text, "second": mini.second_text_encoder(words)}
     inherit(parts["unet"], teacher)
     model = torch.nn.ModuleDict(parts)
-    draw, ids = batches(work, {16: 32, 12: 52, 8: 100}), captions(work)
-    stored, conditions = conditioned_latents(work)
-    scale = scaling_factor(latents(work))
+    draw, ids = batches(work, data, {16: 32, 12: 52, 8: 100}), captions(data)
+    stored, conditions = conditioned_latents(work, data)
+    scale = scaling_factor(latents(work, data))
+    full = data.size
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        n, size = len(batch.t), 4 * batch.x0.shape[-1]
-        time_ids = torch.tensor([[64, 64, 0, 0, size, size]]).repeat(n, 1)
-        alone = size == 64 and rng.random() < 0.2
+        n, size = len(batch.t), full // mini.LATENT_SIDE * batch.x0.shape[-1]
+        time_ids = torch.tensor([[full, full, 0, 0, size, size]]).repeat(n, 1)
+        alone = size == full and rng.random() < 0.2
         if alone:
             pick = np.sort(rng.choice(len(stored), n, replace=False))
             batch.x0, time_ids = torch.from_numpy(stored[pick]).float() * scale, torch.from_numpy(conditions[pick])

@@ -1,13 +1,17 @@
-"""Training of what denoisers stand on: the autoencoder, the CLIP that scores, the text encoders' first words."""
+"""Training of what denoisers stand on, the autoencoder, and of the CLIP that scores Shapes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+from pipelines.data.procedural import Procedural
+from pipelines.data.shapes import Scene
 from pipelines.training import mini
-from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, data, to_tensor, tokenise
+from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, drawn, to_tensor, tokenise
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -15,31 +19,49 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(a, b)))
 
 
-def train_autoencoder(work: Path, steps: int = 1800) -> None:
-    images, _ = data("train", N_TRAIN, work)
-    held = to_tensor(data("val", N_VAL, work)[0][:128])
-    model, probe = mini.autoencoder(), mini.autoencoder()
+def train_autoencoder(work: Path, data: Procedural, steps: int = 10_000) -> None:
+    """Crops of half a side for 90 % of the steps, which teach a convolutional net as much for a quarter of the time,
+    and whole images after; a quarter of the steps at half the resolution, which mixed resolution decodes too."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    held = to_tensor(data.drawn([data.scene("val", i) for i in range(64)]))
+    model, probe = mini.autoencoder(data), mini.autoencoder(data)
 
     def loss_of(step, rng):
-        batch = to_tensor(images[np.sort(rng.integers(len(images), size=32))])
-        if step < 0.8 * steps:  # the net is convolutional: quarter images teach it as much for a quarter of the time
-            y, x = rng.integers(0, 33, 2)
-            batch = batch[:, :, y : y + 32, x : x + 32]
-        else:
-            batch = batch[:8] if step % 2 else F.avg_pool2d(batch, 2)
+        whole, small = step >= 0.9 * steps, step % 4 == 3
+        first = (step * world + rank) * 16  # drawn anew: none is seen twice
+        scenes = [data.scene("train", first + i) for i in range(4 if whole and not small else 16)]
+        images = data.drawn(scenes)
+        batch = to_tensor(images if whole or small else around_objects(images, scenes, rng))
+        batch = F.avg_pool2d(batch, 2) if small else batch
         posterior = model.encode(batch).latent_dist
         out = model.decode(posterior.sample()).sample
         mse, l1 = F.mse_loss(out, batch), F.l1_loss(out, batch)
+        edges = sum(F.l1_loss(out.diff(dim=axis), batch.diff(dim=axis)) for axis in (2, 3))
         kl = posterior.kl().mean() / batch[0].numel()
-        return 2 * mse + 0.5 * l1 + 1e-6 * kl, {"mse": float(mse.detach())}
+        return 2 * mse + 0.5 * l1 + 0.5 * edges + 1e-6 * kl, {
+            "mse": float(mse.detach()),
+            "edges": float(edges.detach()),
+        }
 
     @torch.no_grad()
     def validate(ema):
         probe.load_state_dict(ema)
-        out = torch.cat([probe.decode(probe.encode(x).latent_dist.mean).sample for x in held.split(32)])
+        out = torch.cat([probe.decode(probe.encode(x).latent_dist.mean).sample for x in held.split(16)])
         return {"val_psnr": round(psnr(out, held), 2)}
 
     Trainer("autoencoder", model, steps, 2e-3, work, ema=0.995).run(loss_of, validate)
+
+
+def around_objects(images: np.ndarray, scenes: Sequence[Scene], rng: np.random.Generator) -> np.ndarray:
+    """A crop of half a side of each image [N, size, size, 3], near one of its objects: most of a scene is background,
+    and what is hard to keep is on the objects."""
+    half, crops = images.shape[1] // 2, []
+    for image, scene in zip(images, scenes, strict=True):
+        thing = scene.objects[rng.integers(len(scene.objects))]
+        corner = np.array([thing.y, thing.x]) * 2 * half - half / 2 + rng.uniform(-half / 3, half / 3, 2)
+        y, x = np.clip(corner.round().astype(int), 0, half)
+        crops.append(image[y : y + half, x : x + half])
+    return np.stack(crops)
 
 
 def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, dict]:
@@ -50,12 +72,12 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"accuracy": accuracy}
 
 
-def train_clip(work: Path, steps: int = 900) -> None:
-    """The scoring model: image and text tower, contrastive."""
-    words = mini.tokenizer()
-    images, captions = data("train", N_TRAIN, work)
+def train_clip(work: Path, data: Procedural, steps: int = 900) -> None:
+    """mini-CLIP: image and text tower, contrastive. It scores Shapes; what scores Scenes is mini-CLIP-reads."""
+    words = mini.tokenizer(data)
+    images, captions = drawn(data, "train", N_TRAIN, work)
     tokens = tokenise(words, captions)
-    val_images, val_captions = data("val", N_VAL, work)
+    val_images, val_captions = drawn(data, "val", N_VAL, work)
     model, probe = mini.clip(words), mini.clip(words)
 
     def loss_of(step, rng):
@@ -83,46 +105,3 @@ def choice_of_100(image: torch.Tensor, text: torch.Tensor, captions: list[str]) 
         ]
         right += bool((row[others[:99]] < row[i]).all())
     return right / len(similarity)
-
-
-class TextTeacher(torch.nn.Module):
-    """What a denoiser's text encoder learns words from, before it meets the denoiser: another, smaller CLIP."""
-
-    def __init__(self, words, text):
-        super().__init__()
-        self.visual = mini.clip(words, width=16).visual
-        self.text = text
-        self.projection = torch.nn.Linear(mini.TEXT_WIDTH, 128, bias=False)
-        self.logit_scale = torch.nn.Parameter(torch.tensor(2.66))
-
-
-def train_text(work: Path, steps: int = 800) -> None:
-    """The denoiser's text encoder, as Stable Diffusion's came from CLIP; not the model that scores it."""
-    words = mini.tokenizer()
-    images, captions = data("train", N_TRAIN, work)
-    tokens = tokenise(words, captions)
-    model = TextTeacher(words, mini.text_encoder(words))
-
-    def loss_of(step, rng):
-        pick = np.sort(rng.choice(len(images), 80, replace=False))
-        text = model.projection(model.text(tokens[pick]).pooler_output)
-        return contrastive_loss(model.visual(to_tensor(images[pick])), text, model.logit_scale)
-
-    Trainer("text", model, steps, 2e-3, work, ema=0.99).run(loss_of)
-
-
-def train_t5(work: Path, steps: int = 800) -> None:
-    """mini-PixArt's text encoder, likewise; it has no pooled output, so the mean of its tokens is compared."""
-    pieces = mini.t5_tokenizer()
-    images, captions = data("train", N_TRAIN, work)
-    tokens = tokenise(pieces, captions)
-    model = TextTeacher(mini.tokenizer(), mini.t5_encoder(pieces))
-
-    def loss_of(step, rng):
-        pick = np.sort(rng.choice(len(images), 80, replace=False))
-        mask = tokens[pick] != pieces.pad_token_id
-        hidden = model.text(tokens[pick], attention_mask=mask).last_hidden_state
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return contrastive_loss(model.visual(to_tensor(images[pick])), model.projection(mean), model.logit_scale)
-
-    Trainer("t5", model, steps, 2e-3, work, ema=0.99).run(loss_of)

@@ -1,5 +1,6 @@
-"""Training of the judges that read scenes of Shapes (pipelines/metrics/judge.py), and how often they are right."""
+"""Training of the judges that read scenes (pipelines/metrics/judge.py), and how often they are right."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from pipelines.data import shapes
-from pipelines.metrics.judge import JUDGES, QUESTIONS, answers, asked
+from pipelines.data.procedural import Procedural
+from pipelines.metrics.judge import JUDGES, answers
 from pipelines.metrics.judge_models import ARCHITECTURES, JudgeEncoder
 from pipelines.training.accuracy import Row, row
 from pipelines.training.loop import Trainer, load_ema, to_tensor
@@ -19,26 +20,26 @@ from pipelines.training.loop import Trainer, load_ema, to_tensor
 BATCH = 48  # scenes a process and step, drawn anew: none is seen twice
 STEPS = {"convolutional": 1800, "transformer": 1600}
 FIRST = {"convolutional": 5_000_000, "transformer": 9_000_000}  # scenes of `train`: the judges share none
-KINDS = ("count", "axis", "background", "size", "texture", "colour", "shape")
 
 
-def train(name: str, work: Path) -> None:
+def train(name: str, work: Path, data: Procedural) -> None:
     """Cross-entropy over all questions that a scene's caption answers."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    model, probe = ARCHITECTURES[name](), ARCHITECTURES[name]()
-    held_images, held_answers = _scenes("val", 30_000, 256)
+    model, probe = ARCHITECTURES[name](data), ARCHITECTURES[name](data)
+    held_images, held_answers = _scenes(data, "val", 30_000, 256)
+    sizes = list(data.questions.values())
 
     def loss_of(step, rng):
-        images, right = _scenes("train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
+        images, right = _scenes(data, "train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
         images = degraded(images, rng) if step % 2 else images
-        parts = model(images).split(list(QUESTIONS.values()), 1)
+        parts = model(images).split(sizes, 1)
         losses = [F.cross_entropy(part, right[:, i], ignore_index=-1) for i, part in enumerate(parts)]
         return torch.stack(losses).sum(), {}
 
     @torch.no_grad()
     def validate(ema):
         probe.load_state_dict(ema)
-        parts = probe.eval()(held_images).split(list(QUESTIONS.values()), 1)
+        parts = probe.eval()(held_images).split(sizes, 1)
         right = torch.stack([part.argmax(1) for part in parts], 1) == held_answers
         return {"val_accuracy": round(float(right[held_answers >= 0].float().mean()), 4)}
 
@@ -48,11 +49,10 @@ def train(name: str, work: Path) -> None:
 STAGES = {f"judge-{name}": partial(train, name) for name in ARCHITECTURES}  # of jobs/train_mini.py
 
 
-def _scenes(split: str, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [n, 3, 64, 64] in [-1, 1] and the right answers, int64 [n, questions], of n scenes from `first` on."""
-    scenes = [shapes.scene(split, first + i) for i in range(n)]
-    images = to_tensor(np.stack([shapes.render(scene) for scene in scenes]))
-    return images, torch.tensor([asked(scene.caption) for scene in scenes])
+def _scenes(data: Procedural, split: str, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, 3, size, size] in [-1, 1] and the right answers, int64 [n, questions], of n scenes from `first` on."""
+    scenes = [data.scene(split, first + i) for i in range(n)]
+    return to_tensor(data.drawn(scenes)), torch.tensor([data.answers(scene.caption) for scene in scenes])
 
 
 def degraded(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -66,11 +66,12 @@ def _blurred(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
 
-def export(work: Path, folder: Path) -> None:
+def export(work: Path, folder: Path, data: Procedural) -> None:
     """The trained judges as fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "judges.json").write_text(json.dumps({"data": data.name}) + "\n")
     for name, make in ARCHITECTURES.items():
-        state = load_ema(make(), work, f"judge-{name}").state_dict()
+        state = load_ema(make(data), work, f"judge-{name}").state_dict()
         weights = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
         save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{name}.safetensors")
 
@@ -78,17 +79,21 @@ def export(work: Path, folder: Path) -> None:
 def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
     """How often each judge is right on `n` real renders that no judge was trained on, with Wilson's 95 % intervals: as
     they are, blurred (a mean over 3x3 pixels) and noisy (standard deviation 0.05 of the range from -1 to 1)."""
-    scenes = [shapes.scene("val", 40_000 + i) for i in range(n)]
-    drawn = to_tensor(np.stack([shapes.render(scene) for scene in scenes]))
+    judges = JudgeEncoder(folder)
+    data = judges.data
+    scenes = [data.scene("val", 40_000 + i) for i in range(n)]
+    drawn = to_tensor(data.drawn(scenes))
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(drawn.shape, np.float32))
     shown = {"": drawn, ", blurred": _blurred(drawn), ", noisy": drawn + 0.05 * noise}
-    right, judges = np.array([asked(scene.caption) for scene in scenes]), JudgeEncoder(folder)
+    right = np.array([data.answers(scene.caption) for scene in scenes])
+    kinds = [question.rstrip("0123456789") for question in data.questions]
     for how, images in shown.items():
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        given = answers(np.concatenate([judges.images(part) for part in np.array_split(pixels, n // 50)]))
+        features = np.concatenate([judges.images(part) for part in np.array_split(pixels, n // 50)])
+        given = answers(features, data)
         by_judge = dict(zip(ARCHITECTURES, given == right, strict=True)) | {"agreement": given[0] == given[JUDGES - 1]}
         for who, correct in by_judge.items():
-            for kind in KINDS:
-                columns = [i for i, question in enumerate(QUESTIONS) if question.rstrip("01") == kind]
+            for kind in dict.fromkeys(kinds):
+                columns = [i for i, own in enumerate(kinds) if own == kind]
                 asked_for = right[:, columns] >= 0
                 yield row(f"{who}: {kind}{how}", correct[:, columns][asked_for])

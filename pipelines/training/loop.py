@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from pipelines.data import shapes
-from pipelines.training import mini
+from pipelines.data.procedural import Procedural
 
 SEED = 20261122
 CHECKPOINT_SECONDS = 120
-N_TRAIN, N_LATENTS, N_VAL = 40_000, 24_000, 512
+N_TRAIN, N_VAL = 40_000, 512
 
 
 class Muon(torch.optim.Optimizer):
@@ -173,13 +171,13 @@ class Trainer:
         os.replace(self.file.with_suffix(".tmp"), self.file)
 
 
-def data(split: str, n: int, work: Path) -> tuple[np.ndarray, list[str]]:
-    """The first `n` scenes of `split`: uint8 [n, 64, 64, 3] (memory-mapped) and their captions."""
+def drawn(data: Procedural, split: str, n: int, work: Path) -> tuple[np.ndarray, list[str]]:
+    """The first `n` scenes of `split`: uint8 [n, size, size, 3] (memory-mapped) and their captions."""
     file = work / f"{split}-{n}.npy"
-    scenes = [shapes.scene(split, i) for i in range(n)]
+    scenes = [data.scene(split, i) for i in range(n)]
     if not file.exists():
         work.mkdir(parents=True, exist_ok=True)
-        images = np.stack([shapes.render(s) for s in tqdm(scenes, desc=f"draw {split}")])
+        images = np.stack([data.render(s) for s in tqdm(scenes, desc=f"draw {split}")])
         np.save(file.with_suffix(".tmp.npy"), images)
         os.replace(file.with_suffix(".tmp.npy"), file)
     return np.load(file, mmap_mode="r"), [s.caption for s in scenes]
@@ -200,59 +198,3 @@ def load_ema(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:
         raise FileNotFoundError(f"{stage} is not trained yet: expected {file}; run jobs/train_mini.py {stage}")
     model.load_state_dict(torch.load(file, weights_only=True)["ema"])
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def conditioned_latents(work: Path, n: int = 8000) -> tuple[np.ndarray, np.ndarray]:
-    """What teaches SDXL its size and crop conditions: latents [n, C, 16, 16] and ids [n, 6] of
-
-    (original height, width, crop top, left, target height, width). Half are crops of images enlarged to 80 px, half
-    were enlarged from fewer pixels than they have now, which shows as blur.
-    """
-    files = work / "latents-conditioned.npy", work / "ids-conditioned.npy"
-    if not all(file.exists() for file in files):
-        images, _ = data("train", N_TRAIN, work)
-        vae = load_ema(mini.autoencoder(), work, "autoencoder")
-        rng, latents, ids = np.random.default_rng(SEED), [], []
-        for i in tqdm(range(n), desc="encode crops and small originals"):
-            image = to_tensor(images[i : i + 1])
-            if i % 2:
-                top, left = (int(x) for x in rng.integers(0, 17, 2))
-                image = F.interpolate(image, 80, mode="bilinear")[:, :, top : top + 64, left : left + 64]
-                ids.append([64, 64, top, left, 64, 64])
-            else:
-                small = int(rng.integers(20, 49))
-                image = F.interpolate(F.interpolate(image, small, mode="bilinear", antialias=True), 64, mode="bilinear")
-                ids.append([small, small, 0, 0, 64, 64])
-            latents.append(vae.encode(image).latent_dist.mean.half().numpy())
-        for file, values in zip(files, (np.concatenate(latents), np.array(ids, np.int64)), strict=True):
-            np.save(file.with_suffix(".tmp.npy"), values)
-            os.replace(file.with_suffix(".tmp.npy"), file)
-    return np.load(files[0], mmap_mode="r"), np.load(files[1])
-
-
-@torch.no_grad()
-def latents(work: Path) -> dict[int, np.ndarray]:
-    """The first training images as latents, {side: float16 [N, C, side, side]}, of the full and of downsampled images.
-
-    Low-resolution latents encode downsampled images, which is what a real model has seen; pooled latents are not.
-    """
-    files = {side: work / f"latents-{side}.npy" for side in (16, 12, 8)}
-    if not all(file.exists() for file in files.values()):
-        images, _ = data("train", N_TRAIN, work)
-        vae = load_ema(mini.autoencoder(), work, "autoencoder")
-        torch.set_num_threads(os.cpu_count() or 1)
-        for side, file in files.items():
-            parts = []
-            for start in tqdm(range(0, N_LATENTS, 100), desc=f"encode {side}x{side}"):
-                batch = to_tensor(images[start : min(start + 100, N_LATENTS)])
-                batch = F.interpolate(batch, 4 * side, mode="bilinear", antialias=True) if side < 16 else batch
-                parts.append(vae.encode(batch).latent_dist.mean.half().numpy())
-            np.save(file.with_suffix(".tmp.npy"), np.concatenate(parts))
-            os.replace(file.with_suffix(".tmp.npy"), file)
-    return {side: np.load(file, mmap_mode="r") for side, file in files.items()}
-
-
-def scaling_factor(stored: dict[int, np.ndarray]) -> float:
-    """What brings the latents to unit variance (AutoencoderKL's `scaling_factor`)."""
-    return round(1 / float(np.std(stored[16][:4000].astype(np.float32))), 5)

@@ -31,16 +31,18 @@ from transformers import (
     T5Tokenizer,
 )
 
-from pipelines.data import shapes
+from pipelines.data.procedural import SHAPES, Procedural
 
-IMAGE_SIZE = 64
+UNETS = {"shapes": (32, 64, 128, 128), "scenes": (32, 64, 96, 96)}  # widths of mini-SD's, by level
+LATENT_SIDE = 16  # of either data set's images: a step costs the same
 LATENT_CHANNELS = 8
-TEXT_TOKENS = 20  # the longest caption is 14 words
 TEXT_WIDTH = 96
+TEXT_LAYERS = {"shapes": 2, "scenes": 4}
+AUTOENCODERS = {"shapes": (24, 48, 64), "scenes": (16, 24, 48, 128)}  # widths, by level: a quarter and an eighth a side
 
 
-def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE with merges learned on Shapes' words: each of them is one token, any other is spelled."""
+def tokenizer(data: Procedural = SHAPES) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with merges learned on a data set's words: each is one token, any other is spelled."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     endings = [letter + "</w>" for letter in alphabet]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -54,7 +56,7 @@ def tokenizer() -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    learner.train_from_iterator(shapes.vocabulary(), trainer)
+    learner.train_from_iterator(data.vocabulary(), trainer)
     with tempfile.TemporaryDirectory() as folder:
         learner.model.save(folder)
         lines = (Path(folder) / "merges.txt").read_text().splitlines()
@@ -67,19 +69,20 @@ def tokenizer() -> CLIPTokenizer:
         "<|endoftext|>",
     ]  # the end token is highest
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=data.tokens)
 
 
-def autoencoder() -> AutoencoderKL:
+def autoencoder(data: Procedural = SHAPES) -> AutoencoderKL:
+    widths = AUTOENCODERS[data.name]
     model = AutoencoderKL(
-        block_out_channels=(24, 48, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        sample_size=IMAGE_SIZE,
+        sample_size=data.size,
     )
     return start_as_identity(model)
 
@@ -103,7 +106,7 @@ def text_encoder(words: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=TEXT_TOKENS,
+        max_position_embeddings=words.model_max_length,
         projection_dim=width,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
@@ -114,7 +117,7 @@ def text_encoder(words: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2,
 
 def _unet(**config) -> UNet2DConditionModel:
     model = UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 4,
+        sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -123,27 +126,27 @@ def _unet(**config) -> UNet2DConditionModel:
     return start_as_identity(model)
 
 
-def unet(**config) -> UNet2DConditionModel:
+def unet(data: Procedural = SHAPES, **config) -> UNet2DConditionModel:
     """SD1.5's topology: 4 levels of 2 layers, cross-attention in the first three, 12 skips, 16 cross-attentions."""
     return _unet(
-        block_out_channels=(32, 64, 128, 128),
+        block_out_channels=UNETS[data.name],
         attention_head_dim=(1, 2, 4, 4),  # diffusers' name for the number of heads
         cross_attention_dim=TEXT_WIDTH,
         **config,
     )
 
 
-def unet_lcm() -> UNet2DConditionModel:
+def unet_lcm(data: Procedural = SHAPES) -> UNet2DConditionModel:
     """mini-SD's, told its guidance as LCM is. The new weights are 0, so that it starts as mini-SD."""
-    model = unet(time_cond_proj_dim=64)
+    model = unet(data, time_cond_proj_dim=64)
     torch.nn.init.zeros_(model.time_embedding.cond_proj.weight)
     return model
 
 
-def unet_tiny() -> UNet2DConditionModel:
+def unet_tiny(data: Procedural = SHAPES) -> UNet2DConditionModel:
     """BK-SDM-Tiny's topology: 3 levels of 1 layer, cross-attention in each, no mid block, 6 skips."""
     return _unet(
-        block_out_channels=(32, 64, 128),
+        block_out_channels=UNETS[data.name][:3],
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
         mid_block_type=None,
@@ -156,10 +159,10 @@ def unet_tiny() -> UNet2DConditionModel:
 XL_WIDTHS = (TEXT_WIDTH, 64)  # of the two text encoders
 
 
-def unet_xl() -> UNet2DConditionModel:
+def unet_xl(data: Procedural = SHAPES) -> UNet2DConditionModel:
     """SDXL's topology: 3 levels, no attention in the first, ever deeper below; text, pooled text, size and crop in."""
     model = _unet(
-        block_out_channels=(32, 64, 128),
+        block_out_channels=UNETS[data.name][:3],
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 1, 2),
@@ -197,13 +200,13 @@ def transformer() -> PixArtTransformer2DModel:
     return model
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """T5's unigram pieces: each of Shapes' words is one, any other is spelled."""
-    words = [f"▁{word}" for word in sorted({word for caption in shapes.vocabulary() for word in caption.split()})]
+def t5_tokenizer(data: Procedural = SHAPES) -> T5Tokenizer:
+    """T5's unigram pieces: each of a data set's words is one, any other is spelled."""
+    words = [f"▁{word}" for word in data.vocabulary()]
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,'-"]
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
     scores += [(word, -1.0) for word in words] + [(letter, -10.0) for letter in letters]
-    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=TEXT_TOKENS)
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=data.tokens)
 
 
 def t5_encoder(pieces: T5Tokenizer) -> T5EncoderModel:
@@ -225,9 +228,9 @@ def clip_config(words: CLIPTokenizer, width: int = 24) -> dict:
     """A ResNet CLIP in open_clip's terms. `width` is the ResNet's first width."""
     return {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": width, "patch_size": None},
+        "vision_cfg": {"image_size": SHAPES.size, "layers": [1, 1, 1, 1], "width": width, "patch_size": None},
         "text_cfg": {
-            "context_length": TEXT_TOKENS,
+            "context_length": words.model_max_length,
             "vocab_size": len(words),
             "hf_tokenizer_name": "mini-clip",
             "width": 128,

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.multiprocessing.spawn import ProcessException
 
 import postdiff
-from pipelines.data import shapes
+from pipelines.data.procedural import PROCEDURAL, SHAPES, Procedural
 from pipelines.engine.cluster import Stopped
-from pipelines.metrics.encoders import JUDGES, ClipEncoder
+from pipelines.metrics.encoders import ClipEncoder
 from pipelines.training import judges, mini, reading
 from pipelines.training.denoisers import (
     mini_sd,
@@ -25,25 +25,17 @@ from pipelines.training.denoisers import (
     train_unet,
     train_xl,
 )
-from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip, train_t5, train_text
-from pipelines.training.loop import (
-    N_TRAIN,
-    N_VAL,
-    SEED,
-    conditioned_latents,
-    data,
-    latents,
-    load_ema,
-    scaling_factor,
-    to_tensor,
-)
+from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip
+from pipelines.training.latents import conditioned_latents, latents, scaling_factor
+from pipelines.training.loop import N_TRAIN, N_VAL, SEED, drawn, load_ema, to_tensor
+from pipelines.training.texts import train_t5, train_text
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
 from postdiff.models.checkpoints import resolve, write_run
 from postdiff.models.families import FAMILIES
 from postdiff.models.hub import TINY_SETTINGS
 
-STAGES: dict[str, Callable[[Path], None]] = {
+STAGES: dict[str, Callable[[Path, Procedural], None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "text": train_text,
@@ -58,6 +50,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     **judges.STAGES,
     reading.STAGE: reading.train,
 }
+DENOISERS = ("unet", "tiny", "lcm", "xl", "pixart", "refine", "full")  # stages that are trained on latents
 # And the stage that each is finished by. The last is exported only where it is named.
 MODELS = {
     "mini-sd": "unet",
@@ -78,43 +71,44 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def pipeline(name: str, work: Path):
+def pipeline(name: str, work: Path, data: Procedural):
     """The diffusers pipeline of a mini model, from its checkpoints' EMA weights."""
-    words = mini.tokenizer()
-    vae = load_ema(mini.autoencoder(), work, "autoencoder")
-    vae.register_to_config(scaling_factor=scaling_factor(latents(work)))
+    words = mini.tokenizer(data)
+    vae = load_ema(mini.autoencoder(data), work, "autoencoder")
+    vae.register_to_config(scaling_factor=scaling_factor(latents(work, data)))
     if name == "mini-sdxl":
-        texts = {"text": mini.text_encoder(words, layers=3), "second": mini.second_text_encoder(words)}
-        parts = load_ema(torch.nn.ModuleDict({"unet": mini.unet_xl(), **texts}), work, "xl")
+        layers = mini.TEXT_LAYERS[data.name] + 1
+        texts = {"text": mini.text_encoder(words, layers=layers), "second": mini.second_text_encoder(words)}
+        parts = load_ema(torch.nn.ModuleDict({"unet": mini.unet_xl(data), **texts}), work, "xl")
         return mini.stable_diffusion_xl(vae, (parts["text"], parts["second"]), parts["unet"], words)
     if name == "mini-pixart":
-        pieces = mini.t5_tokenizer()
+        pieces = mini.t5_tokenizer(data)
         parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(pieces)})
         load_ema(parts, work, "refine")
         return mini.pixart(vae, parts["text"], parts["transformer"], pieces)
-    unet, text = mini_sd(work)
+    unet, text = mini_sd(work, data)
     unet.set_default_attn_processor()
     if name == "mini-lcm":
-        return mini.consistency_model(vae, text, load_ema(mini.unet_lcm(), work, "lcm"), words)
+        return mini.consistency_model(vae, text, load_ema(mini.unet_lcm(data), work, "lcm"), words)
     if name == "mini-sd-full":
-        return mini.stable_diffusion(vae, text, load_ema(mini.unet(), work, "full"), words)
+        return mini.stable_diffusion(vae, text, load_ema(mini.unet(data), work, "full"), words)
     if name == "mini-bk-sdm":
-        return mini.stable_diffusion(vae, text, load_ema(mini.unet_tiny(), work, "tiny"), words)
+        return mini.stable_diffusion(vae, text, load_ema(mini.unet_tiny(data), work, "tiny"), words)
     return mini.stable_diffusion(vae, text, unet, words)
 
 
-def export(work: Path, out: Path, names: list[str]) -> None:
+def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     """Write the trained EMA weights as folders in the ordinary formats."""
-    words = mini.tokenizer()
+    words = mini.tokenizer(data)
     for name in names:
-        mini.save(pipeline(name, work), out / name)
+        mini.save(pipeline(name, work, data), out / name)
         write_run(resolve(out / name), out / name, **RUNS[name])
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
     if (work / f"{reading.STAGE}.pt").exists():
-        reading.export(work, out / "mini-clip-reads")
+        reading.export(work, out / ("mini-clip-reads" if data is SHAPES else data.clip), data)
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
-        judges.export(work, out / JUDGES)
+        judges.export(work, out / data.judges, data)
     minis.write_sums(out)
 
 
@@ -137,17 +131,17 @@ def restore(work: Path, folder: Path) -> None:
         torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
 
 
-def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
+def evaluate(out: Path, names: list[str], data: Procedural, n: int = 256) -> dict[str, float]:
     """What was asked of the models, measured on the exported fp16 folders; and a picture of 64 samples of each."""
     torch.set_num_threads(os.cpu_count() or 1)
-    clip = ClipEncoder(str(out / "mini-clip"))
-    val = [shapes.scene("val", i) for i in range(N_VAL)]
-    drawn = np.stack([shapes.render(scene) for scene in val])
-    x = to_tensor(drawn)
+    clip = ClipEncoder(str(out / data.clip))
+    val = [data.scene("val", i) for i in range(N_VAL)]
+    real = data.drawn(val)
+    x = to_tensor(real)
     file = out / "evaluation.json"
     numbers = json.loads(file.read_text()) if file.exists() else {}
-    numbers["mini_clip_choice_of_100"] = choice(clip, drawn, [scene.caption for scene in val])
-    prompts = [scene.caption for scene in shapes.distinct_scenes("prompts", n)]
+    numbers[f"{key(data.clip)}_choice_of_100"] = choice(clip, real, [scene.caption for scene in val])
+    prompts = [scene.caption for scene in data.distinct("prompts", n)]
     for name in names:
         backbone = postdiff.load(out / name, device="cpu")
         vae, steps = backbone.pipe.vae, backbone.spec.settings["steps"]
@@ -157,13 +151,18 @@ def evaluate(out: Path, names: list[str], n: int = 256) -> dict[str, float]:
             numbers["autoencoder_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
         for t in {steps, 4} if not FAMILIES[backbone.spec.family].guided else {steps}:
             images = postdiff.sample(backbone, prompts, list(range(n)), postdiff.methods.dense(t), batch_size=32)
-            numbers[f"{name.replace('-', '_')}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
+            numbers[f"{key(name)}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
             if t == steps:
-                rows = images[:64].reshape(8, 8, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(512, 512, 3)
+                side = 8 * data.size
+                rows = images[:64].reshape(8, 8, *images.shape[1:]).transpose(0, 2, 1, 3, 4).reshape(side, side, 3)
                 picture = Image.fromarray(rows).resize((1024, 1024), Image.Resampling.NEAREST)
                 picture.save(out / f"samples-{name}.png", optimize=True)
     file.write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
+
+
+def key(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def choice(clip: ClipEncoder, images: np.ndarray, captions: list[str]) -> float:
@@ -171,25 +170,25 @@ def choice(clip: ClipEncoder, images: np.ndarray, captions: list[str]) -> float:
     return round(choice_of_100(image, text, captions), 4)
 
 
-def _worker(rank: int, world: int, port: int, stage: str, work: Path) -> None:
+def _worker(rank: int, world: int, port: int, stage: str, work: Path, data: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.manual_seed(SEED)
-    STAGES[stage](work)
+    STAGES[stage](work, PROCEDURAL[data])
     dist.destroy_process_group()
 
 
-def train(stage: str, work: Path, workers: int) -> None:
+def train(stage: str, work: Path, data: Procedural, workers: int) -> None:
     """Run a stage in processes of its own. Raises Stopped, with the last line of what they raised."""
     work.mkdir(parents=True, exist_ok=True)
-    if stage not in (*judges.STAGES, reading.STAGE):  # which draw their own
-        data("train", N_TRAIN, work), data("val", N_VAL, work)
-    if (work / "autoencoder.pt").exists():  # once, not in every process
-        latents(work)
+    if stage == "clip":
+        drawn(data, "train", N_TRAIN, work), drawn(data, "val", N_VAL, work)
+    if stage in DENOISERS:  # once, not in every process
+        latents(work, data)
     if stage == "xl":
-        conditioned_latents(work)
+        conditioned_latents(work, data)
     port = 29500 + os.getpid() % 1000
     try:
-        torch.multiprocessing.spawn(_worker, (workers, port, stage, work), nprocs=workers)
+        torch.multiprocessing.spawn(_worker, (workers, port, stage, work, data.name), nprocs=workers)
     except ProcessException as error:
         raise Stopped(str(error).strip().rpartition("\n")[2]) from error

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from pipelines.data import changes, shapes
-from pipelines.data.changes import ATTRIBUTES, CHANGES
+from pipelines.data.changes import CHANGES
+from pipelines.data.procedural import SHAPES, Procedural
 from pipelines.data.shapes import Scene
 from pipelines.metrics.encoders import CLIPS, ClipEncoder
 from pipelines.training import mini
@@ -24,48 +25,19 @@ from pipelines.training.accuracy import Row, row
 from pipelines.training.encoders import contrastive_loss
 from pipelines.training.judges import degraded
 from pipelines.training.loop import Trainer, load_ema, to_tensor, tokenise
+from pipelines.training.texts import Reader
 
 STAGE = "clip-reads"
 BATCH = 64  # scenes a process and step, drawn anew: none is seen twice
 STEPS, TAUGHT = 1500, 700  # of both together; of them, those before the contrast
 FIRST = 13_000_000  # scenes of `train`: the judges share none
 WATCHED, MEASURED = 50_000, 100_000  # first scenes of `val` that are watched in training, and measured after it
-PLACES = ("alone", "left", "right", "above", "below")  # of an object
-QUESTIONS = {  # and how many answers each has
-    "count": 2,
-    "axis": 2,
-    "background": len(shapes.BACKGROUNDS),
-    **{f"{name} {place}": len(values) for place in PLACES for name, values in ATTRIBUTES.items()},
-}
 
 
-def answers(scene: Scene) -> list[int]:
-    """The right answer to each of QUESTIONS, -1 where there is none: to what is left if nothing is."""
-    right = {"count": len(scene.objects) - 1, "background": tuple(shapes.BACKGROUNDS).index(scene.background)}
-    relation = changes.relation(scene)
-    things = {"alone": scene.objects[0]}
-    if relation:
-        right["axis"] = shapes.RELATIONS.index(relation) // 2
-        place, opposite = (name.removesuffix(" of") for name in (relation, changes.OPPOSITES[relation]))
-        things = dict(zip((place, opposite), scene.objects, strict=True))
-    for place, thing in things.items():
-        right |= {f"{name} {place}": values.index(getattr(thing, name)) for name, values in ATTRIBUTES.items()}
-    return [right.get(question, -1) for question in QUESTIONS]
-
-
-class Reader(torch.nn.Module):
-    """A CLIP, and the head that reads QUESTIONS in an embedding of either of its towers."""
-
-    def __init__(self, words):
-        super().__init__()
-        self.clip = mini.reading_clip(words)
-        self.head = torch.nn.Linear(self.clip.text_projection.shape[1], sum(QUESTIONS.values()))
-
-    def reading_loss(self, embeddings: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the answers, summed over an embedding's questions: [N, D], int64 [N, questions] -> []."""
-        parts = self.head(10 * F.normalize(embeddings, dim=-1)).split(list(QUESTIONS.values()), 1)
-        losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
-        return torch.stack(losses).sum() / len(embeddings)
+def reader(data: Procedural) -> Reader:
+    """A CLIP, and the head that reads a data set's questions in an embedding of either of its towers."""
+    clip = mini.reading_clip(mini.tokenizer(data))
+    return Reader(clip, clip.text_projection.shape[1], data.questions)
 
 
 def hard_loss(image: torch.Tensor, text: torch.Tensor, wrong: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -76,8 +48,8 @@ def hard_loss(image: torch.Tensor, text: torch.Tensor, wrong: torch.Tensor, scal
 
 
 def seen(images: torch.Tensor) -> torch.Tensor:
-    """Images [N, 3, 64, 64] at the tower's size, enlarged as Pillow does in open_clip's own transform: one axis, then
-    the other, no value beyond the range after either.
+    """Images [N, 3, side, side] at the tower's size, smaller ones enlarged as Pillow does in open_clip's own transform:
+    one axis, then the other, no value beyond the range after either.
 
     A pixel's channels lie side by side: a CPU's convolutions, so few channels wide, take two thirds of the time so.
     """
@@ -86,27 +58,27 @@ def seen(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def train(work: Path, steps: int = STEPS, taught: int = TAUGHT) -> None:
+def train(work: Path, data: Procedural, steps: int = STEPS, taught: int = TAUGHT) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    words = mini.tokenizer()
-    model, probe = Reader(words), Reader(words)
-    held = held_out(WATCHED, 256)
-    shown = seen(to_tensor(drawn(held)))
+    words = mini.tokenizer(data)
+    model, probe = reader(data), reader(data)
+    held = held_out(data, WATCHED, 256)
+    shown = seen(to_tensor(data.drawn(held)))
 
     def loss_of(step, rng):
         first = FIRST + (step * world + rank) * BATCH
-        scenes = [shapes.scene("train", first + i) for i in range(BATCH)]
-        images = to_tensor(drawn(scenes))
+        scenes = [data.scene("train", first + i) for i in range(BATCH)]
+        images = to_tensor(data.drawn(scenes))
         images = degraded(images, rng) if step % 2 else images
-        right = torch.tensor([answers(scene) for scene in scenes])
+        right = torch.tensor([data.answers(scene.caption) for scene in scenes])
         captions = [scene.caption for scene in scenes]
         contrasted = step >= taught
         if contrasted:
-            captions += [wrong for scene in scenes for wrong in changes.hard_negatives(scene, rng)]
-        image = model.clip.encode_image(seen(images))
-        text = model.clip.encode_text(tokenise(words, captions))
-        own, scale = text[:BATCH], model.clip.logit_scale
-        read = [model.reading_loss(embeddings, right) for embeddings in (image, own)]
+            captions += [wrong for scene in scenes for wrong in changes.hard_negatives(data, scene, rng)]
+        image = model.encoder.encode_image(seen(images))
+        text = model.encoder.encode_text(tokenise(words, captions))
+        own, scale = text[:BATCH], model.encoder.logit_scale
+        read = [model.loss(10 * F.normalize(embeddings, dim=-1), right) for embeddings in (image, own)]
         contrast, numbers = contrastive_loss(image, own, scale)
         numbers |= {"read_image": float(read[0].detach()), "read_text": float(read[1].detach())}
         if not contrasted:
@@ -118,30 +90,25 @@ def train(work: Path, steps: int = STEPS, taught: int = TAUGHT) -> None:
     def validate(ema):
         probe.load_state_dict(ema)
         probe.eval()
-        image = torch.cat([probe.clip.encode_image(part) for part in shown.split(64)])
+        image = torch.cat([probe.encoder.encode_image(part) for part in shown.split(64)])
 
         def texts(captions):
-            return probe.clip.encode_text(tokenise(words, captions)).numpy()
+            return probe.encoder.encode_text(tokenise(words, captions)).numpy()
 
-        shares = {kind: float(np.mean(right)) for kind, right in compared(held, image.numpy(), texts).items()}
+        shares = {kind: float(np.mean(right)) for kind, right in compared(data, held, image.numpy(), texts).items()}
         return {f"val_{kind.replace(' ', '_')}": round(share, 3) for kind, share in shares.items()}
 
     Trainer(STAGE, model, steps, 2e-3, work, ema=0.99).run(loss_of, validate)
 
 
-def held_out(first: int, n: int) -> list[Scene]:
+def held_out(data: Procedural, first: int, n: int) -> list[Scene]:
     """The first `n` scenes of `val` from `first` on whose captions are held out: no model was trained on them."""
-    scenes = (shapes.scene("val", index) for index in count(first))
+    scenes = (data.scene("val", index) for index in count(first))
     return list(islice((scene for scene in scenes if shapes.is_held_out(scene.caption)), n))
 
 
-def drawn(scenes: Sequence[Scene]) -> np.ndarray:
-    """Real renders, uint8 [N, 64, 64, 3]."""
-    return np.stack([shapes.render(scene) for scene in scenes])
-
-
 def compared(
-    scenes: Sequence[Scene], images: np.ndarray, texts: Callable[[list[str]], np.ndarray]
+    data: Procedural, scenes: Sequence[Scene], images: np.ndarray, texts: Callable[[list[str]], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """{kind of change: does its own caption suit the render better than the changed one? of the scenes it can change}.
 
@@ -154,7 +121,7 @@ def compared(
     images, own, right = unit(images), unit(texts([scene.caption for scene in scenes])), {}
     for kind, change in CHANGES.items():
         rng = np.random.default_rng(0)
-        wrong = {i: changed for i, scene in enumerate(scenes) if (changed := change(scene, rng))}
+        wrong = {i: changed for i, scene in enumerate(scenes) if (changed := change(data, scene, rng))}
         rows = list(wrong)
         against = unit(texts(list(wrong.values())))
         right[kind] = (images[rows] * own[rows]).sum(1) > (images[rows] * against).sum(1)
@@ -164,16 +131,16 @@ def compared(
 def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
     """How often each mini-CLIP of `folder` scores a real render's own caption above a changed one, by kind of change:
     on `n` renders each of held-out captions, with Wilson's 95 % intervals."""
-    scenes = held_out(MEASURED, 4 * n)  # of which a quarter are of objects side by side
+    scenes = held_out(SHAPES, MEASURED, 4 * n)  # of which a quarter are of objects side by side
     for name in CLIPS:
         clip = ClipEncoder(str(folder / name))
-        images = np.concatenate([clip.images(drawn(scenes[i : i + 100])) for i in range(0, len(scenes), 100)])
-        for kind, right in compared(scenes, images, clip.texts).items():
+        images = np.concatenate([clip.images(SHAPES.drawn(scenes[i : i + 100])) for i in range(0, len(scenes), 100)])
+        for kind, right in compared(SHAPES, scenes, images, clip.texts).items():
             yield row(f"{name}: {kind}", right[:n])
 
 
-def export(work: Path, folder: Path) -> None:
+def export(work: Path, folder: Path, data: Procedural) -> None:
     """The trained CLIP as a folder of open_clip's, fp16; the head that read is left behind."""
-    words = mini.tokenizer()
-    model = load_ema(Reader(words), work, STAGE).clip
+    words = mini.tokenizer(data)
+    model = load_ema(reader(data), work, STAGE).encoder
     mini.save_clip(model, mini.reading_clip_config(words), words, folder)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pipelines.data import prompts, shapes
+from pipelines.data.procedural import SHAPES
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.metrics.encoders import ClipEncoder
@@ -40,7 +41,7 @@ def scored(tmp_path_factory):
     torch.jit.script(Few()).save(weights)
     rng = np.random.default_rng(0)
     listed = prompts.load_prompts("shapes", N)
-    scenes = shapes.distinct_scenes("prompts", N)
+    scenes = SHAPES.distinct("prompts", N)
     noise = rng.normal(0, 5, (N, 64, 64, 3))
     images = (np.stack([shapes.render(scene) for scene in scenes]) + noise).clip(0, 255).astype(np.uint8)
     store, half = Store(str(root / "store")), N // 2

@@ -5,70 +5,76 @@ import pytest
 
 from pipelines.data import changes, shapes
 from pipelines.data.changes import CHANGES
-from pipelines.metrics.judge import QUESTIONS, asked
+from pipelines.data.procedural import PROCEDURAL, SHAPES, layout
 
-SCENES = [shapes.scene("val", i) for i in range(600)]
-# What alone may change in the answers to a caption, by kind; the others change which object is which.
-ALLOWED = {
-    "axis": {"axis", *(q for q in QUESTIONS if q[-1] in "01")},
-    "background": {"background"},
-    **{name: {f"{name}0", f"{name}1"} for name in changes.ATTRIBUTES},
-}
+BOTH = pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
+DRAWN = {data.name: [data.scene("val", i) for i in range(600)] for data in PROCEDURAL.values()}
 
 
-def differences(caption: str, other: str) -> set[str]:
-    pairs = zip(QUESTIONS, asked(caption), asked(other), strict=True)
+def allowed(data, kind) -> set[str]:
+    """What alone may change in the answers to a caption, by kind; the others change which object is which."""
+    if kind in data.attributes:
+        return {f"{kind}{i}" for i in range(data.most)}
+    return {"background"} if kind == "background" else set(data.questions)
+
+
+def differences(data, caption: str, other: str) -> set[str]:
+    pairs = zip(data.questions, data.answers(caption), data.answers(other), strict=True)
     return {question for question, one, two in pairs if one != two}
 
 
-def test_a_scenes_own_words_are_what_shapes_says():
-    for scene in SCENES:
-        own = changes.caption(scene.objects, changes.relation(scene), scene.background)
-        assert own == scene.caption
-
-
+@BOTH
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_changed_caption_is_wrong_in_that_and_in_nothing_else(kind):
+def test_a_changed_caption_is_wrong_in_that_and_in_nothing_else(data, kind):
     rng = np.random.default_rng(0)
-    changed = [(scene.caption, wrong) for scene in SCENES if (wrong := CHANGES[kind](scene, rng))]
-    assert len(changed) > 100
+    changed = [(scene.caption, wrong) for scene in DRAWN[data.name] if (wrong := CHANGES[kind](data, scene, rng))]
+    assert len(changed) > 80
     for own, wrong in changed:
-        differing = differences(own, wrong)
+        differing = differences(data, own, wrong)
         assert differing
-        assert differing <= ALLOWED.get(kind, set(QUESTIONS)), (own, wrong)
-        if kind in changes.ATTRIBUTES:
+        assert differing <= allowed(data, kind), (own, wrong)
+        if kind in data.attributes:
             assert len(differing) == 1
 
 
-def test_order_is_changed_with_the_same_words_and_only_where_there_is_one():
-    """The attributes of both objects, read in canonical order, change places."""
+@BOTH
+def test_order_is_changed_with_the_same_words_and_only_where_there_is_one(data):
+    """Of two objects, the attributes of both, read in canonical order, change places."""
     rng = np.random.default_rng(0)
-    for scene in SCENES:
+    relations = {"left and right": ("left of", "right of"), "above and below": ("above", "below")}
+    for scene in DRAWN[data.name]:
+        told, objects, _ = data.parse(scene.caption)
         for kind in changes.ORDER:
-            wrong = CHANGES[kind](scene, rng)
-            alike = len(scene.objects) == 2 and scene.objects[0].words == scene.objects[1].words
-            axis = {"left and right": 0, "above and below": 1}.get(kind, asked(scene.caption)[1])
-            assert (wrong is None) == (len(scene.objects) == 1 or alike or asked(scene.caption)[1] != axis)
+            wrong = CHANGES[kind](data, scene, rng)
+            there = kind not in relations or told in relations[kind]
+            assert (wrong is not None) == (there and len(set(objects)) > 1)
             if wrong:
-                own, other = asked(scene.caption), asked(wrong)
-                assert other == own[:3] + own[7:] + own[3:7]
+                assert sorted(data.parse(wrong)[1]) == sorted(objects)
+            if wrong and len(objects) == 2:
+                own, other = data.answers(scene.caption), data.answers(wrong)
+                start, kinds = list(data.questions).index("background") + 1, len(data.attributes)
+                swapped = own[start + kinds : start + 2 * kinds] + own[start : start + kinds]
+                assert other == own[:start] + swapped + own[start + 2 * kinds :]
 
 
 def test_two_alike_have_no_other_order():
     one = shapes.Object("big", "plain", "red", "star", 0.3, 0.5, 0.2, 0.0)
     twins = shapes.Scene("a big red star left of a big red star on snow", "snow", (0, 0, 0), (one, one))
     for kind in (*changes.ORDER, "attribute swapped"):
-        assert CHANGES[kind](twins, np.random.default_rng(0)) is None
-    hard = changes.hard_negatives(twins, np.random.default_rng(0))
-    assert all(asked(wrong) != asked(twins.caption) for wrong in hard)
+        assert CHANGES[kind](SHAPES, twins, np.random.default_rng(0)) is None
+    hard = changes.hard_negatives(SHAPES, twins, np.random.default_rng(0))
+    assert all(SHAPES.answers(wrong) != SHAPES.answers(twins.caption) for wrong in hard)
 
 
-def test_four_hard_negatives_of_every_scene_are_wrong_and_of_two_objects_one_has_the_other_order():
+@BOTH
+def test_four_hard_negatives_of_every_scene_are_wrong_and_of_several_objects_one_has_another_order(data):
     rng = np.random.default_rng(0)
-    for scene in SCENES:
-        wrong = changes.hard_negatives(scene, rng)
+    for scene in DRAWN[data.name]:
+        wrong = changes.hard_negatives(data, scene, rng)
         assert len(wrong) == 4
-        assert all(differences(scene.caption, caption) for caption in wrong)
-        if len(scene.objects) == 2 and scene.objects[0].words != scene.objects[1].words:
-            own = asked(scene.caption)
-            assert own[:3] + own[7:] + own[3:7] in [asked(caption) for caption in wrong]
+        assert all(differences(data, scene.caption, caption) for caption in wrong)
+        objects = data.parse(scene.caption)[1]
+        if len(set(objects)) > 1:
+            orders = [data.parse(caption) for caption in wrong]
+            same_words = [own for own in orders if sorted(own[1]) == sorted(objects) and own[2] == scene.background]
+            assert any(own[:2] != (layout(scene), objects) for own in same_words)

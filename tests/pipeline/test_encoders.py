@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.data import shapes
+from pipelines.data.procedural import SHAPES
 from pipelines.metrics import encoders
 from pipelines.metrics.encoders import ClipEncoder, InceptionEncoder
 from pipelines.metrics.metric import METRICS
@@ -51,7 +52,7 @@ def test_inception_features_equal_clean_fids(tmp_path):
 
 def test_mini_clip_chooses_the_caption_of_a_scene():
     clip = ClipEncoder("mini-clip")
-    scenes = shapes.distinct_scenes("val", 100)
+    scenes = SHAPES.distinct("val", 100)
     image = clip.images(np.stack([shapes.render(scene) for scene in scenes]))
     text = clip.texts([scene.caption for scene in scenes])
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
@@ -77,7 +78,10 @@ def test_an_encoder_is_named_by_its_weights(tmp_path):
 
 
 def test_unknown_encoders_are_told(tmp_path):
-    with pytest.raises(ValueError, match="expected mini-clip, mini-clip-reads, a folder, or open_clip's MODEL/WEIGHTS"):
+    with pytest.raises(
+        ValueError,
+        match="expected mini-clip, mini-clip-scenes, mini-clip-reads, a folder, or open_clip's MODEL/WEIGHTS",
+    ):
         ClipEncoder("maxi-clip")
     with pytest.raises(ValueError, match="no Inception weights at"):
         InceptionEncoder(tmp_path / "missing.pt")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines import calibration, comparison
+from pipelines.data.procedural import SHAPES
 from pipelines.engine import records
 from pipelines.engine.store import Store
 from pipelines.evaluation import Protocol
@@ -134,7 +135,11 @@ def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):
         "recall": "fewer than 6 images",
         "density": "fewer than 6 reference images",
         "coverage": "fewer than 6 reference images",
-        **{metric.key: "nothing judges images of x" for metric in METRICS.values() if metric.encoder == "judge"},
+        **{
+            metric.key: "nothing judges images of x"
+            for metric in METRICS.values()
+            if metric.only_where_measured and not metric.is_paired
+        },
     }
     without = Protocol("x", listed, 4, (), "mini-clip", "mini-clip")
     assert [metric.key for metric in METRICS.values() if not without.lacks(metric)] == [
@@ -148,13 +153,16 @@ def test_what_can_be_measured_depends_on_prompts_references_and_encoders(toy):
     assert other.lacks(METRICS["cmmd"]) == "no features of the reference images by ViT-L-14/openai (--fid)"
 
 
+TWO = "a big red star above a small blue ring on snow"
+
+
 def test_every_metric_scores_the_fewest_images_that_it_says(toy):
     rng = np.random.default_rng(0)
     for metric in METRICS.values():
         images, references = metric.fewest
         against = rng.normal(size=(references if metric.needs == "reference" else images, 3))
         if metric.encoder == "judge":
-            against = np.tile(judge.one_hot(["a big red star above a small blue ring on snow"] * images), (1, 2))
+            against = np.tile(judge.one_hot([TWO] * images, SHAPES), (1, 2))
         assert metric.score(rng.normal(size=(images, against.shape[1])), against).n == images
         assert metric.least >= images
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from pipelines import command_line
 from pipelines.data import prompts, shapes
+from pipelines.data.procedural import SHAPES
 from pipelines.engine.records import Prompt
 from pipelines.paper import published
 
@@ -80,7 +82,7 @@ BAD = [
     ("id.json", COCO % '{"id": null, "image_id": 1, "caption": "a"}', "number 1 of .* id must be a whole number"),
     ("ids.json", COCO % ", ".join(['{"id": 1, "image_id": 1, "caption": "a"}'] * 2), "two annotations of one id, 1"),
     ("broken.parquet", "x", "not readable as .parquet"),
-    ("p.docx", "x", "prompts must be 'shapes', 'shapes-recaption' or a file"),
+    ("p.docx", "x", "prompts must be 'shapes', 'shapes-recaption', 'scenes', 'scenes-recaption' or a file"),
 ]
 
 
@@ -197,9 +199,11 @@ def test_a_byte_order_mark_and_unicodes_line_ends_are_no_part_of_the_format(tmp_
 
 
 def test_more_captions_than_shapes_has_are_told(monkeypatch):
-    monkeypatch.setattr(prompts.shapes, "scene", lambda split, i: prompts.shapes.Scene("one", "snow", (0, 0, 0), ()))
-    with pytest.raises(ValueError, match="expected 2 different captions of Shapes, its split 'prompts' gives 1"):
-        prompts.shapes.distinct_scenes("prompts", 2)
+    drawn = lambda split, i: shapes.Scene("one", "snow", (0, 0, 0), ())  # noqa: E731
+    monkeypatch.setattr(shapes, "scene", drawn)
+    monkeypatch.setitem(prompts.DRAWN, "shapes", (replace(SHAPES, scene=drawn), "prompts"))
+    with pytest.raises(ValueError, match="expected 2 different captions of shapes, its split 'prompts' gives 1"):
+        replace(SHAPES, scene=drawn).distinct("prompts", 2)
     assert [(p.id, p.text) for p in prompts.load_prompts("shapes", 2)] == [("shapes-0", "one"), ("shapes-1", "one")]
 
 
@@ -209,7 +213,7 @@ def test_many_prompts_of_shapes_are_drawn_as_the_references_are():
     shares = []
     for captions in (
         [prompt.text for prompt in prompts.load_prompts("shapes", 2000)],
-        [prompts.shapes.scene("reference", i).caption for i in range(2000)],
+        [shapes.scene("reference", i).caption for i in range(2000)],
     ):
         shares.append(np.mean([" a " not in caption[1:] for caption in captions]))
     assert shares == pytest.approx([0.45, 0.45], abs=0.04)

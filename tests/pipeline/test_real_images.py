@@ -25,14 +25,16 @@ ROWS = pages.sweep()
 REAL = {"fid": pages.interval(1.0), "clip": pages.interval(90.0)}
 
 
-@pytest.mark.parametrize("source", prompts.SHAPES)
+@pytest.mark.parametrize("source", prompts.DRAWN)
 @pytest.mark.parametrize("draw", [0, 2])
 def test_a_prompts_real_image_is_the_scene_that_it_is_the_caption_of(source, draw):
     for prompt in prompts.load_prompts(source, 5, draw=draw):
-        split, _, index = prompts.scene(prompt).partition("/")
-        scene = shapes.scene(split, int(index))
+        data, split = prompts.DRAWN[source]
+        *name, own, index = prompts.scene(prompt).split("/")
+        scene = data.scene(split, int(index))
+        assert (name, own) == ([] if data.name == "shapes" else [data.name], split)
         assert scene.caption == prompt.text
-        np.testing.assert_array_equal(features.real_image(prompts.scene(prompt)), shapes.render(scene))
+        np.testing.assert_array_equal(features.real_image(prompts.scene(prompt)), data.render(scene))
 
 
 def test_references_are_what_they_were():

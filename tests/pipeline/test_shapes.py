@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.data import shapes
+from pipelines.data.procedural import SHAPES
 
 
 def test_a_scene_is_a_pure_function_of_split_and_index():
@@ -18,7 +19,7 @@ def test_a_scene_is_a_pure_function_of_split_and_index():
 
 def test_evaluation_prompts_never_occur_in_training():
     train = {shapes.scene("train", i).caption for i in range(5000)}
-    prompts = {scene.caption for scene in shapes.distinct_scenes("prompts", 500)}
+    prompts = {scene.caption for scene in SHAPES.distinct("prompts", 500)}
     assert len(prompts) == 500
     assert not train & prompts
     words = {word for caption in train for word in caption.split()}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import postdiff
+from pipelines.data.procedural import SHAPES
 from pipelines.training import denoisers, mini, models
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
 from pipelines.training.loop import Trainer, block_matrices, load_ema
@@ -49,10 +50,10 @@ def test_mini_bk_sdm_keeps_the_first_and_last_layer_of_a_decoder_level(teacher):
 def test_a_batch_names_its_captions_and_drops_a_tenth(monkeypatch, tmp_path):
     stored = {side: np.full((200, 8, side, side), side, np.float16) for side in (16, 12, 8)}
     stored[16] += np.arange(200, dtype=np.float16)[:, None, None, None]  # so that a latent names its row
-    monkeypatch.setattr(denoisers, "latents", lambda work: stored)
+    monkeypatch.setattr(denoisers, "latents", lambda work, data: stored)
     monkeypatch.setattr(denoisers, "scaling_factor", lambda stored: 1.0)
     monkeypatch.setattr(denoisers, "N_LATENTS", 200)
-    draw = denoisers.batches(tmp_path, {16: 100}, low_until=3)
+    draw = denoisers.batches(tmp_path, SHAPES, {16: 100}, low_until=3)
     dropped = 0
     for step in range(20):
         batch = draw(step, np.random.default_rng(step))
