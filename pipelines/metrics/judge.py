@@ -82,8 +82,8 @@ class _Reading:
         self.matches = same.sum(4)  # [2, N, object that is read, object that is asked for]
         self.twins = (second[..., :, None, :] == second[..., None, :, :]).all(4)
         # Of three that are asked for and two that are there, two are credited, in the places that suit them best.
-        there = np.arange(data.most) < np.minimum(counts[shown], self.asked)[..., None]
-        self.credited = self.matches * there[..., None]
+        shows = np.arange(data.most) < np.minimum(counts[shown], self.asked)[..., None]
+        self.credited = self.matches * shows[..., None]
         self.ordered = np.diagonal(self.matches, axis1=2, axis2=3)  # [2, N, object], in canonical order
 
     def best(self) -> np.ndarray:
@@ -141,9 +141,9 @@ def _content(read: _Reading) -> np.ndarray:
     return (read.arrangement & read.background & whole).astype(float)
 
 
-def _score(of: Callable[[_Reading], np.ndarray], documentation: str) -> Callable[..., Interval]:
+def _score(points: Callable[[_Reading], np.ndarray], documentation: str) -> Callable[..., Interval]:
     def score(images: np.ndarray, prompts: np.ndarray, judge: int | None = None) -> Interval:
-        by_judge = of(_Reading(images, prompts))
+        by_judge = points(_Reading(images, prompts))
         values = by_judge.mean(0) if judge is None else by_judge[judge]
         return mean_interval(100 * values[np.isfinite(values)])
 

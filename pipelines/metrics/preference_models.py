@@ -71,16 +71,16 @@ class PickScoreEncoder:
     def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
         """Embeddings of length 1, float32 [N, D]."""
         with torch.no_grad():
-            found = self.model.get_image_features(pixel_values=_batch(prepared, self.device)).pooler_output
-        return F.normalize(found, dim=-1).cpu().numpy()
+            features = self.model.get_image_features(pixel_values=_batch(prepared, self.device)).pooler_output
+        return F.normalize(features, dim=-1).cpu().numpy()
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings as long as the logit scale, float32 [N, D]."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         with torch.no_grad():
-            found = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-            return (self.model.logit_scale.exp() * F.normalize(found, dim=-1)).cpu().numpy()
+            features = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+            return (self.model.logit_scale.exp() * F.normalize(features, dim=-1)).cpu().numpy()
 
 
 class HpsEncoder:
@@ -118,14 +118,14 @@ class HpsEncoder:
     def encode(self, prepared: Sequence[Tensor]) -> np.ndarray:
         """Embeddings of length 1, float32 [N, D]."""
         with torch.no_grad(), self._autocast():
-            found = self.model.encode_image(_batch(prepared, self.device), normalize=True)
-        return found.float().cpu().numpy()
+            features = self.model.encode_image(_batch(prepared, self.device), normalize=True)
+        return features.float().cpu().numpy()
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """As `encode`."""
         with torch.no_grad(), self._autocast():
-            found = self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True)
-        return found.float().cpu().numpy()
+            features = self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True)
+        return features.float().cpu().numpy()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cuda", enabled=self.device.startswith("cuda"))
