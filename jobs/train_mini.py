@@ -10,7 +10,7 @@ NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a ki
 (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
-    mini-judges; of Scenes, what scores: mini-clip-scenes, mini-judges-scenes
+    mini-judges; of Scenes, what scores: mini-clip-scenes
 
 `accuracy` asks the judges about 1,000 real renders, and the CLIPs whether a render's own caption suits it better than a
 changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines import command_line
 from pipelines.data.procedural import PROCEDURAL
+from pipelines.metrics.encoders import JUDGES
 from pipelines.training import accuracy, judges, models, reading
 from postdiff.models.checkpoints import MINI
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "accuracy":
-        read = chain.from_iterable(judges.accuracy(args.out / data.judges) for data in PROCEDURAL.values())
+        read = chain.from_iterable(judges.accuracy(args.out / name) for name in JUDGES)
         accuracy.write(read, RESULTS / "accuracy-judge.csv")
         accuracy.write(reading.accuracy(args.out), RESULTS / "accuracy-clip.csv")
     if args.stage == "restore":

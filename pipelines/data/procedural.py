@@ -30,7 +30,7 @@ class Procedural:
     scene: (split, index) -> Scene. render: a scene -> uint8 [size, size, 3]. caption: (objects, layout, background) ->
     what is said of them. attributes: {name: values} of an object. most: objects a scene. tokens: what a text encoder
     reads of a caption; the longest has 14 words (Shapes) or 32 (Scenes), a start and an end. clip, judges: the names of
-    what was trained on it and scores it by default (pipelines/metrics/encoders.py).
+    what was trained on it and scores it by default (pipelines/metrics/encoders.py); no judges if it is empty.
     """
 
     name: str
@@ -136,6 +136,6 @@ SHAPES = Procedural(
 )  # fmt: skip
 SCENES = Procedural(
     "scenes", scenes.SIZE, scenes.scene, scenes.render, scenes.caption, scenes.vocabulary, scenes.ATTRIBUTES,
-    most=4, tokens=36, clip="mini-clip-scenes", judges="mini-judges-scenes",
+    most=4, tokens=36, clip="mini-clip-scenes", judges="",
 )  # fmt: skip
 PROCEDURAL = {data.name: data for data in (SHAPES, SCENES)}

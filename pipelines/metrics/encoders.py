@@ -4,7 +4,6 @@ ClipEncoder("mini-clip")                       trained on Shapes, in the reposit
 ClipEncoder("mini-clip-reads")                 likewise: a later one, which tells left from right
 ClipEncoder("mini-clip-scenes")                likewise, on Scenes
 JudgeEncoder("mini-judges")                    likewise: two networks that read a scene of Shapes (judge_models.py)
-JudgeEncoder("mini-judges-scenes")             likewise, of Scenes
 GridEncoder("mini-judges-grid")                what one of the judges sees before it answers
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception
@@ -34,7 +33,7 @@ INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrain
 
 LONGEST = 200  # bytes of a file's or folder's own name in an encoder's
 # In the repository: what judges content, and what scores.
-JUDGES = tuple(data.judges for data in PROCEDURAL.values())
+JUDGES = tuple(data.judges for data in PROCEDURAL.values() if data.judges)
 GRIDS = {f"{name}-grid": name for name in JUDGES}  # what one of the judges sees, for a distance of its own
 CLIPS = (*(data.clip for data in PROCEDURAL.values()), "mini-clip-reads")
 

@@ -44,7 +44,7 @@ class Convolutional(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(5, 24, 3, 2, 1),
             nn.ReLU(),
-            _Residual(24, 32, 1),
+            _Residual(24, 32, data.size // 64),
             _Residual(32, 64, 2),
             _Residual(64, 96, 2),
             _Residual(96, WIDTH, 1),
@@ -69,33 +69,6 @@ class Convolutional(nn.Module):
         attention = torch.softmax(self.queries @ self.key(grid).flatten(2) / WIDTH**0.5, -1)  # [N, 3, 64]
         pooled = (attention @ grid.flatten(2).mT).flatten(1)
         return torch.cat([head(pooled) for head in self.heads.values()], 1)
-
-
-class Flat(nn.Module):
-    """A ResNet whose last grid of 4x4 cells is read as one vector: which cell is which is known from the start. What
-    attends to cells, as the other two do, learns far later where up to four objects stand (NOTES.md)."""
-
-    def __init__(self, data: Procedural):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 24, 3, 2, 1),
-            nn.ReLU(),
-            _Residual(24, 48, 2),
-            _Residual(48, 96, 2),
-            _Residual(96, WIDTH, 2),
-        )
-        self.deeper = _Residual(WIDTH, 192, 2)
-        self.read = nn.Sequential(nn.Flatten(), nn.Linear(16 * 192, 256), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in data.questions.items()})
-
-    def grid(self, images: Tensor) -> Tensor:
-        """As `Convolutional.grid`."""
-        return self.body(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """As `Convolutional.forward`."""
-        seen = self.read(self.deeper(self.grid(images)))
-        return torch.cat([head(seen) for head in self.heads.values()], 1)
 
 
 class Transformer(nn.Module):
@@ -132,12 +105,8 @@ def _with_coordinates(images: Tensor) -> Tensor:
     return torch.cat([images, grid.expand(len(images), -1, -1, -1)], 1)
 
 
-def convolutional(data: Procedural) -> nn.Module:
-    return Convolutional(data) if data is SHAPES else Flat(data)
-
-
 Architecture = Callable[[Procedural], nn.Module]
-ARCHITECTURES: dict[str, Architecture] = dict(zip(NAMES, (convolutional, Transformer), strict=True))
+ARCHITECTURES: dict[str, Architecture] = dict(zip(NAMES, (Convolutional, Transformer), strict=True))
 
 
 class JudgeEncoder:

@@ -109,7 +109,7 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     if (work / f"{reading.STAGE}.pt").exists():
         reading.export(work, out / ("mini-clip-reads" if data is SHAPES else data.clip), data)
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
-        judges.export(work, out / data.judges, data)
+        judges.export(work, out / (data.judges or f"mini-judges-{data.name}"), data)
     minis.write_sums(out)
 
 

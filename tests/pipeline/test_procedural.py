@@ -5,6 +5,8 @@ import pytest
 
 from pipelines.data import prompts, scenes, shapes
 from pipelines.data.procedural import COUNTS, PROCEDURAL, SCENES, layout
+from pipelines.evaluation import Protocol
+from pipelines.metrics.metric import METRICS
 from pipelines.stages.features import SOURCES, real_image, reference_name
 
 BOTH = pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
@@ -123,6 +125,19 @@ def test_real_images_of_prompts_and_references_are_drawn_by_their_names(data):
     assert np.array_equal(real_image(keys[1]), data.render(data.scene("reference", 1)))
     assert reference_name(keys) == reference_name(keys)
     assert SOURCES[data.name][-1].stem == data.name
+
+
+def test_what_is_scored_depends_on_what_was_trained_on_the_data_set():
+    """Each has a CLIP; judges, and the distance of what they see, where it has judges."""
+    for name, data in PROCEDURAL.items():
+        listed = tuple(prompts.load_prompts(name, 32))
+        keys = tuple(prompts.references(name, 8))
+        protocol = Protocol(name, listed, 4, keys, data.clip, data.clip)
+        judged = {metric.key for metric in METRICS.values() if metric.encoder in ("judge", "grid")}
+        lacking = {key for key in judged if protocol.lacks(METRICS[key])}
+        assert lacking == (set() if data.judges else judged)
+        assert protocol.encoder(METRICS["clip"]) == data.clip
+        assert protocol.encoder(METRICS["fid_content"]) == (f"{data.judges}-grid" if data.judges else "")
 
 
 def test_references_of_the_data_sets_have_names_of_their_own():
