@@ -248,12 +248,12 @@ def clip(words: CLIPTokenizer, width: int = 24) -> open_clip.CLIP:
 READING_SIZE = 128
 
 
-def reading_clip_config(words: CLIPTokenizer) -> dict:
+def reading_clip_config(words: CLIPTokenizer, name: str = "mini-clip-reads") -> dict:
     """Likewise, for a CLIP that tells left from right: open_clip's ResNet ends in a 32nd of the image's side, which of
     64 px is 2x2, so it is shown images enlarged twice; and its text tower is deeper, as wide as mini-SD's."""
     config = clip_config(words, width=16)
     config["vision_cfg"]["image_size"] = READING_SIZE
-    config["text_cfg"] |= {"hf_tokenizer_name": "mini-clip-reads", "width": TEXT_WIDTH, "layers": 4}
+    config["text_cfg"] |= {"hf_tokenizer_name": name, "width": TEXT_WIDTH, "layers": 4}
     return config
 
 

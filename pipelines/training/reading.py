@@ -123,7 +123,9 @@ def compared(
     for kind, change in CHANGES.items():
         rng = np.random.default_rng(0)
         wrong = {i: changed for i, scene in enumerate(scenes) if (changed := change(data, scene, rng))}
-        rows = list(wrong)
+        if not (rows := list(wrong)):
+            right[kind] = np.zeros(0, bool)
+            continue
         against = unit(texts(list(wrong.values())))
         right[kind] = (images[rows] * own[rows]).sum(1) > (images[rows] * against).sum(1)
     return right
@@ -144,4 +146,4 @@ def export(work: Path, folder: Path, data: Procedural) -> None:
     """The trained CLIP as a folder of open_clip's, fp16; the head that read is left behind."""
     words = mini.tokenizer(data)
     model = load_ema(reader(data), work, STAGE).encoder
-    mini.save_clip(model, mini.reading_clip_config(words), words, folder)
+    mini.save_clip(model, mini.reading_clip_config(words, folder.name), words, folder)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from pipelines.data import changes, shapes
 from pipelines.data.changes import CHANGES
-from pipelines.data.procedural import SHAPES, layout
-from pipelines.metrics.encoders import ClipEncoder
+from pipelines.data.procedural import SCENES, SHAPES, layout
+from pipelines.metrics.encoders import CLIPS, ClipEncoder
 from pipelines.training import mini, reading
 from pipelines.training.loop import to_tensor
 from postdiff.models.checkpoints import MINI
@@ -124,12 +124,28 @@ def test_the_same_said_the_other_way_round_suits_as_well(clip):
     assert (suits > does_not).mean() >= 0.8
 
 
+@pytest.mark.parametrize("kind", ["objects exchanged", "axis", "texture", "object missing"])
+def test_the_clip_of_scenes_tells_up_to_four_objects_apart(kind, scenes_clip):
+    scenes = [scene for scene in reading.held_out(SCENES, 0, 150) if len(scene.objects) > 2][:32]
+    right = reading.compared(SCENES, scenes, scenes_clip.images(SCENES.drawn(scenes)), scenes_clip.texts)
+    assert len(scenes) == 32
+    assert right[kind].mean() >= 0.85
+
+
+@pytest.fixture(scope="module")
+def scenes_clip():
+    return ClipEncoder("mini-clip-scenes")
+
+
 def test_its_accuracy_is_written_down_for_every_kind():
     rows = list(csv.DictReader((ROOT / "jobs/results/accuracy-clip.csv").open()))
     assert list(rows[0]) == ["kind", "accuracy", "low", "high", "n"]
     shares = {row["kind"]: float(row["accuracy"]) for row in rows}
-    assert set(shares) == {f"{name}: {kind}" for name in ("mini-clip", "mini-clip-reads") for kind in CHANGES}
+    assert set(shares) == {f"{name}: {kind}" for name in CLIPS for kind in CHANGES}
+    assert set(reading.TRAINED_ON) == set(CLIPS)
     assert all(int(row["n"]) == 1000 for row in rows)
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in rows)
     assert all(0.4 < shares[f"mini-clip: {kind}"] < 0.6 for kind in changes.ORDER)  # chance
     assert min(shares[f"mini-clip-reads: {kind}"] for kind in CHANGES) >= 0.95
+    assert min(shares[f"mini-clip-scenes: {kind}"] for kind in CHANGES if kind != "shape") >= 0.95
+    assert shares["mini-clip-scenes: shape"] >= 0.9
