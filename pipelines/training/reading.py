@@ -119,7 +119,8 @@ def compared(
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    images, own, right = unit(images), unit(texts([scene.caption for scene in scenes])), {}
+    images, own = unit(images), unit(texts([scene.caption for scene in scenes]))
+    right: dict[str, np.ndarray] = {}
     for kind, change in CHANGES.items():
         rng = np.random.default_rng(0)
         wrong = {i: changed for i, scene in enumerate(scenes) if (changed := change(data, scene, rng))}
