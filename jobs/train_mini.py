@@ -10,7 +10,7 @@ NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a ki
 (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
-    mini-judges; of Scenes, what scores: mini-clip-scenes
+    mini-judges; of Scenes, what scores, mini-clip-scenes, and what its denoisers will stand on, mini-parts-scenes
 
 `accuracy` asks the judges about 1,000 real renders, and the CLIPs whether a render's own caption suits it better than a
 changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         accuracy.write(read, RESULTS / "accuracy-judge.csv")
         accuracy.write(reading.accuracy(args.out), RESULTS / "accuracy-clip.csv")
     if args.stage == "restore":
-        models.restore(args.work, args.out)
+        models.restore(args.work, args.out, PROCEDURAL[args.data])
     if args.stage in ("export", "all"):
         models.export(args.work, args.out, names, PROCEDURAL[args.data])
     if args.stage in ("evaluate", "all"):

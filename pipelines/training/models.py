@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import postdiff
 from pipelines.data.procedural import PROCEDURAL, SHAPES, Procedural
 from pipelines.engine.cluster import Stopped
 from pipelines.metrics.encoders import ClipEncoder
-from pipelines.training import judges, mini, reading
+from pipelines.training import judges, mini, parts, reading
 from pipelines.training.denoisers import (
     mini_sd,
     train_full,
@@ -110,26 +110,36 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
         reading.export(work, out / ("mini-clip-reads" if data is SHAPES else data.clip), data)
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
         judges.export(work, out / (data.judges or f"mini-judges-{data.name}"), data)
+    if not names and data is not SHAPES and (work / "autoencoder.pt").exists():
+        parts.export(work, out, data)
     minis.write_sums(out)
 
 
-def restore(work: Path, folder: Path) -> None:
-    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
+def restore(work: Path, folder: Path, data: Procedural) -> None:
+    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from.
+    Of a data set that has no model yet, those of what its denoisers stand on."""
+    claim(work, data)
+    if parts.folder(folder, data).exists():
+        refuse_existing(work, parts.modules(data))
+        return parts.restore(work, folder, data)
     stages = {**MODELS, "mini-pixart": "pixart"}
     pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
     modules = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
     for name, pipe in pipes.items():
-        parts = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
+        trained = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
         if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
-            parts |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
-            modules[stages[name]] = torch.nn.ModuleDict({part: module for part, module in parts.items() if module})
+            trained |= {"text": pipe.text_encoder, "second": getattr(pipe, "text_encoder_2", None)}
+            modules[stages[name]] = torch.nn.ModuleDict({part: module for part, module in trained.items() if module})
         else:
             modules[stages[name]] = pipe.unet
-    if existing := [f"{stage}.pt" for stage in modules if (work / f"{stage}.pt").exists()]:
-        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(existing)} in {work}")
-    work.mkdir(parents=True, exist_ok=True)
+    refuse_existing(work, modules)
     for stage, module in modules.items():
         torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
+
+
+def refuse_existing(work: Path, stages: Iterable[str]) -> None:
+    if existing := [f"{stage}.pt" for stage in stages if (work / f"{stage}.pt").exists()]:
+        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(existing)} in {work}")
 
 
 def evaluate(out: Path, names: list[str], data: Procedural, n: int = 256) -> dict[str, float]:

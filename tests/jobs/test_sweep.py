@@ -198,7 +198,10 @@ def given_args(given):
         ),
         (("--out", "/proc/nowhere/sweep"), "is not writable"),
         (("--reference", "/proc/nowhere"), "--reference must be a folder of at least 2 images"),
-        (("--clip", "maxi-clip"), "unknown CLIP model 'maxi-clip': expected mini-clip, mini-clip-reads, a folder, or"),
+        (
+            ("--clip", "maxi-clip"),
+            "unknown CLIP model 'maxi-clip': expected mini-clip, mini-clip-scenes, mini-clip-reads, a folder",
+        ),
         (("--clip", "TMP"), "a CLIP folder must hold open_clip_config.json"),
         (("--fid", "nowhere.pt"), "no Inception weights at nowhere.pt"),
         (("--fid", "BROKEN"), "must be a TorchScript file with `layers`"),

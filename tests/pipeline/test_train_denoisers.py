@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import postdiff
 from pipelines.data.procedural import SCENES, SHAPES
-from pipelines.training import denoisers, mini, models
+from pipelines.training import denoisers, mini, models, parts
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
-from pipelines.training.loop import Trainer, block_matrices, load_ema
+from pipelines.training.encoders import psnr
+from pipelines.training.loop import Trainer, block_matrices, load_ema, to_tensor, tokenise
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
 
@@ -97,19 +99,20 @@ def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
 
 
 def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_path):
-    models.restore(tmp_path, MINI)
-    parts = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
-    load_ema(parts, tmp_path, "pixart")
+    models.restore(tmp_path, MINI, SHAPES)
+    model = torch.nn.ModuleDict({"transformer": mini.transformer(), "text": mini.t5_encoder(mini.t5_tokenizer())})
+    load_ema(model, tmp_path, "pixart")
     shipped = postdiff.load("mini-pixart", device="cpu").pipe
     for part, module in (("transformer", shipped.transformer), ("text", shipped.text_encoder)):
-        have = parts[part].state_dict()
+        have = model[part].state_dict()
         assert all(value.equal(have[name]) for name, value in module.state_dict().items())
     assert load_ema(mini.autoencoder(), tmp_path, "autoencoder")
-    assert {file.stem for file in tmp_path.iterdir()} == {"autoencoder", "clip", "unet", "tiny", "lcm", "xl", "pixart"}
+    stages = {"autoencoder", "clip", "unet", "tiny", "lcm", "xl", "pixart"}
+    assert {file.stem for file in tmp_path.iterdir()} == {*stages, "data"}
     with pytest.raises(SystemExit, match="was restored from finished weights"):
-        Trainer("pixart", parts, 10, 1e-3, tmp_path)
+        Trainer("pixart", model, 10, 1e-3, tmp_path)
     with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt"):
-        models.restore(tmp_path, MINI)
+        models.restore(tmp_path, MINI, SHAPES)
 
 
 def test_a_work_folder_is_of_one_data_set(tmp_path):
@@ -117,3 +120,34 @@ def test_a_work_folder_is_of_one_data_set(tmp_path):
     models.claim(tmp_path / "work", SHAPES)
     with pytest.raises(ValueError, match=r"--work .*work is of shapes: expected a folder of its own for scenes"):
         models.claim(tmp_path / "work", SCENES)
+
+
+def test_what_denoisers_of_scenes_stand_on_is_restored_as_it_was_exported(tmp_path):
+    torch.manual_seed(0)
+    work, again = tmp_path / "work", tmp_path / "again"
+    made = parts.modules(SCENES)
+    models.claim(work, SCENES)
+    for stage, module in made.items():
+        torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
+    models.export(work, tmp_path, [], SCENES)
+    models.restore(again, tmp_path, SCENES)
+    for stage, module in parts.modules(SCENES).items():
+        have, expected = load_ema(module, again, stage).state_dict(), made[stage].state_dict()
+        assert all(value.equal(expected[key].half().float()) for key, value in have.items())
+    with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt, text\.pt"):
+        models.restore(again, tmp_path, SCENES)
+
+
+def test_the_shipped_parts_of_scenes_read_captions_and_keep_images():
+    """All but the rarest captions are read; a render goes through the autoencoder with 28 dB or more."""
+    text, vae = (parts.modules(SCENES)[stage] for stage in ("text", "autoencoder"))
+    for module, stage in ((text, "text"), (vae, "autoencoder")):
+        weights = load_file(parts.folder(MINI, SCENES) / f"{stage}.safetensors")
+        module.load_state_dict({key: value.float() for key, value in weights.items()})
+    scenes = [SCENES.scene("val", 5000 + i) for i in range(64)]
+    ids = tokenise(mini.tokenizer(SCENES), [scene.caption for scene in scenes])
+    right = torch.tensor([SCENES.answers(scene.caption) for scene in scenes])
+    images = to_tensor(SCENES.drawn(scenes[:16]))
+    with torch.no_grad():
+        assert text.eval().right(text.encoder(ids).pooler_output, right) >= 0.99
+        assert psnr(vae.eval().decode(vae.encode(images).latent_dist.mean).sample, images) >= 28
