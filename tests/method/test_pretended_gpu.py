@@ -59,6 +59,9 @@ def pairs():
     def get(kind):
         if kind not in made:
             host, there = (postdiff.load(MINIS[kind], "cpu") for _ in "ab")
+            # As on the pretended GPU: torch folds a batched product or not by whether its weights are trained, also
+            # under `no_grad`, and on processors with AVX-512 the two differ in their last bits.
+            host.denoiser.requires_grad_(False)
             to_gpu(there.denoiser)
             to_gpu(there.pipe.vae)
             made[kind] = host, there, postdiff.encode(host, PROMPTS[:N], N)
