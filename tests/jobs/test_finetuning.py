@@ -234,7 +234,7 @@ def test_more_pairs_than_there_are_are_refused(tmp_path):
 def test_bad_data_is_told(tmp_path):
     pq.write_table(pa.table({"picture": [1]}), tmp_path / "bad.parquet")
     for where, message in (
-        (tmp_path / "nowhere", "must be 'shapes', a folder of images, or a parquet"),
+        (tmp_path / "nowhere", "must be 'shapes', 'scenes', a folder of images, or a parquet"),
         (tmp_path, "holds no image with a caption"),
         (tmp_path / "bad.parquet", "needs columns URL and TEXT; it has picture"),
     ):
