@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BATCH = 50
 _SCENE = re.compile(rf"(?:({'|'.join(PROCEDURAL)})/)?({'|'.join(shapes.SPLITS)})/(\d+)")
 # What draws a data set: Scenes' drawings are partly those of Shapes.
-SOURCES = {"shapes": [Path(shapes.__file__)], "scenes": [Path(shapes.__file__), Path(scenes.__file__)]}
+SOURCES = {"shapes": (shapes,), "scenes": (shapes, scenes)}
 _LOADING = Lock()  # an encoder: a run has room for one of each
 
 
@@ -173,8 +173,8 @@ def reference_name(keys: Sequence[str]) -> str:
     if match := _SCENE.fullmatch(keys[0]):
         facts = [json.dumps(list(keys)).encode()]
         for source in SOURCES[match[1] or SHAPES.name]:
-            stat = source.stat()
-            facts.append(digest_of(source, stat.st_size, stat.st_mtime_ns))
+            file = Path(str(source.__file__))
+            facts.append(digest_of(file, file.stat().st_size, file.stat().st_mtime_ns))
         facts.append(real_image(keys[0]).tobytes())
     else:
         examined = images.examine([Path(key) for key in keys], "reference images")

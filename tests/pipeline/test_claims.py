@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipelines.data.procedural import SHAPES
 from pipelines.metrics import judge as judging
 from pipelines.metrics.intervals import Interval, mean_interval
 from pipelines.metrics.metric import METRICS
@@ -96,9 +97,12 @@ def test_what_the_legend_says_of_half_widths_is_so():
 
 
 def test_each_judge_is_scored_alone_and_the_mean_is_theirs():
-    wanted = np.tile(judging.one_hot(["a big red star on snow", "a small blue ring on sand"] * 4), (1, 2))
+    wanted = np.tile(judging.one_hot(["a big red star on snow", "a small blue ring on sand"] * 4, SHAPES), (1, 2))
     images = wanted.copy()
-    images[0, : judging.WIDTH] = wanted[1, : judging.WIDTH]  # the first judge takes the first image for the second
+    width = judging.width(SHAPES)
+    images[0, :width] = wanted[1, :width]  # the first judge takes the first image for the second
+        1, : judging.width(SHAPES)
+    ]  # the first judge takes the first image for the second
     mean, (one, other) = METRICS["content"], METRICS["content"].judges
     assert [of.score(images, wanted).value for of in (mean, one, other)] == [93.75, 87.5, 100.0]
     assert [of.key for of in (one, other)] == ["content_convolutional", "content_transformer"]
