@@ -101,8 +101,6 @@ def test_each_judge_is_scored_alone_and_the_mean_is_theirs():
     images = wanted.copy()
     width = judging.width(SHAPES)
     images[0, :width] = wanted[1, :width]  # the first judge takes the first image for the second
-        1, : judging.width(SHAPES)
-    ]  # the first judge takes the first image for the second
     mean, (one, other) = METRICS["content"], METRICS["content"].judges
     assert [of.score(images, wanted).value for of in (mean, one, other)] == [93.75, 87.5, 100.0]
     assert [of.key for of in (one, other)] == ["content_convolutional", "content_transformer"]
