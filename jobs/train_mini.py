@@ -57,12 +57,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         command_line.refuse(args, f"on {args.stage}", "workers")
     if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
         raise ValueError("mini-sd-full is not shipped: give --out")
+    if args.data != "shapes" and args.stage == "clip":
+        raise ValueError(f"mini-clip is of shapes alone: what scores {args.data} is trained by clip-reads")
+    if args.stage in ("export", "all"):
+        named = args.models or (list(models.MODELS) if args.stage == "all" else [])  # which trains them all
+        models.check_export(args.out, named, PROCEDURAL[args.data])
     return args
 
 
 def run(args: argparse.Namespace) -> None:
     for stage in models.STAGES if args.stage == "all" else [args.stage]:
-        if stage in models.STAGES:
+        if stage in models.STAGES and (stage != "clip" or args.data == "shapes"):
             models.train(stage, args.work, PROCEDURAL[args.data], args.workers)
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
     names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]

@@ -159,9 +159,10 @@ def protocol(options: Options) -> Protocol:
     reference = _reference(options, listed)  # last: it reads every file
     name = protocols.name(options, reference)
     pictures = dict(zip((prompt.id for prompt in listed), reference, strict=False)) if options.matched else {}
-    own, references = options, tuple(reference)
-    whole = own.prompts, tuple(listed), own.shard, references, own.clip, own.fid, name, "", pictures, own.preference
-    return Protocol(*whole)
+    return Protocol(
+        options.prompts, tuple(listed), options.shard, tuple(reference), options.clip, options.fid, name,
+        pictures=pictures, preference=options.preference,
+    )  # fmt: skip
 
 
 def _gpu_is_here() -> bool:

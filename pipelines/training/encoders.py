@@ -71,7 +71,7 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 
 
 def train_clip(work: Path, data: Procedural, steps: int = 900) -> None:
-    """mini-CLIP: image and text tower, contrastive. It scores Shapes; what scores Scenes is mini-CLIP-reads."""
+    """mini-CLIP: image and text tower, contrastive. It scores Shapes; what scores Scenes is mini-clip-scenes."""
     words = mini.tokenizer(data)
     images, captions = drawn(data, "train", N_TRAIN, work)
     tokens = tokenise(words, captions)

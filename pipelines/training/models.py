@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pipelines.training.loop import N_TRAIN, N_VAL, SEED, drawn, load_ema, to_te
 from pipelines.training.texts import train_t5, train_text
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
-from postdiff.models.checkpoints import resolve, write_run
+from postdiff.models.checkpoints import MINI, resolve, write_run
 from postdiff.models.families import FAMILIES
 from postdiff.models.hub import TINY_SETTINGS
 
@@ -66,7 +66,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
     "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
     "mini-sdxl": {"guidance": 2.0},
-    "mini-pixart": {"guidance": 2.0, "size": 64},  # its config says 128 cells
+    "mini-pixart": {"guidance": 2.0, "size": SHAPES.size},  # or its own data set's: its config says 128 cells
     "mini-sd-full": {"guidance": 2.0},
 }
 
@@ -97,13 +97,21 @@ def pipeline(name: str, work: Path, data: Procedural):
     return mini.stable_diffusion(vae, text, unet, words)
 
 
+def check_export(out: Path, names: Sequence[str], data: Procedural) -> None:
+    """Raise ValueError if models of another data set would take the places of those that are shipped, of Shapes."""
+    if names and data is not SHAPES and out.resolve() == MINI.resolve():
+        raise ValueError(f"{names[0]} of {data.name} would replace the one of shapes that is shipped: give --out")
+
+
 def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
-    """Write the trained EMA weights as folders in the ordinary formats."""
+    """Write the trained EMA weights as folders in the ordinary formats. Raises ValueError as `check_export` does."""
     claim(work, data)
+    check_export(out, names, data)
     words = mini.tokenizer(data)
     for name in names:
         mini.save(pipeline(name, work, data), out / name)
-        write_run(resolve(out / name), out / name, **RUNS[name])
+        sized = {"size": data.size} if "size" in RUNS[name] else {}
+        write_run(resolve(out / name), out / name, **RUNS[name] | sized)
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
     if (work / f"{reading.STAGE}.pt").exists():

@@ -1,5 +1,8 @@
 """What the mini models inherit from mini-SD, and the captions that they learn from."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,9 @@ from pipelines.training.encoders import psnr
 from pipelines.training.loop import Trainer, block_matrices, load_ema, to_tensor, tokenise
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+import train_mini
 
 
 @pytest.fixture
@@ -120,6 +126,18 @@ def test_a_work_folder_is_of_one_data_set(tmp_path):
     models.claim(tmp_path / "work", SHAPES)
     with pytest.raises(ValueError, match=r"--work .*work is of shapes: expected a folder of its own for scenes"):
         models.claim(tmp_path / "work", SCENES)
+
+
+def test_models_of_scenes_take_the_place_of_no_shipped_one(tmp_path):
+    with pytest.raises(
+        ValueError, match="mini-sd of scenes would replace the one of shapes that is shipped: give --out"
+    ):
+        models.export(tmp_path / "work", MINI, ["mini-sd"], SCENES)
+    models.check_export(tmp_path, ["mini-sd"], SCENES)
+    models.check_export(MINI, ["mini-sd"], SHAPES)
+    for stage, message in (("clip", "mini-clip is of shapes alone"), ("all", "mini-sd of scenes would replace")):
+        with pytest.raises(ValueError, match=message):
+            train_mini.parse([stage, "--data", "scenes", "--work", str(tmp_path / "work")])
 
 
 def test_what_denoisers_of_scenes_stand_on_is_restored_as_it_was_exported(tmp_path):
