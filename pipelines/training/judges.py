@@ -32,10 +32,7 @@ def train(name: str, work: Path, data: Procedural) -> None:
     def loss_of(step, rng):
         images, right = _scenes(data, "train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
         images = degraded(images, rng) if step % 2 else images
-        parts = model(images).split(sizes, 1)
-        losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
-        # A batch may ask nothing of a fourth object, and a mean over nothing is not a number.
-        return (torch.stack(losses) / (right >= 0).sum(0).clamp(min=1)).sum(), {}
+        return asked_loss(model(images), right, sizes), {}
 
     @torch.no_grad()
     def validate(ema):
@@ -45,6 +42,14 @@ def train(name: str, work: Path, data: Procedural) -> None:
         return {"val_accuracy": round(float(right[held_answers >= 0].float().mean()), 4)}
 
     Trainer(f"judge-{name}", model, STEPS[name], 2e-3, work, ema=0.99).run(loss_of, validate)
+
+
+def asked_loss(logits: torch.Tensor, right: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Cross-entropy, a mean over those that are asked a question, summed over questions: [N, sum of sizes], int64
+    [N, questions] -> []. A batch may ask nothing of a fourth object, and a mean over nothing is not a number."""
+    parts = logits.split(sizes, 1)
+    losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
+    return (torch.stack(losses) / (right >= 0).sum(0).clamp(min=1)).sum()
 
 
 STAGES = {f"judge-{name}": partial(train, name) for name in ARCHITECTURES}  # of jobs/train_mini.py

@@ -1,17 +1,20 @@
 """The judges of content: what captions ask, what scores count, and that the shipped two read real renders."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.data import shapes
 from pipelines.data.procedural import SCENES, SHAPES
 from pipelines.data.prompts import DRAWN, load_prompts
 from pipelines.metrics import judge
-from pipelines.metrics.judge_models import JudgeEncoder
+from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder, _with_coordinates
 from pipelines.metrics.metric import METRICS
+from pipelines.training.judges import asked_loss
 from postdiff.models.checkpoints import MINI
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +162,30 @@ def test_the_shipped_judges_read_real_renders(judges):
     assert METRICS["content"].score(images, texts).value > 90
     others = np.roll(texts, 1, 0)
     assert METRICS["content"].score(images, others).value < 5
+
+
+def test_what_a_judge_sees_is_the_mean_of_its_grid_and_is_far_for_other_textures():
+    encoder = GridEncoder(MINI / "mini-judges")
+    scenes = [SHAPES.scene("val", i) for i in range(300)]
+    real = SHAPES.drawn(scenes)
+    features = encoder.images(real[:150])
+    with torch.no_grad():
+        grid = encoder.judges[0].body(_with_coordinates(torch.stack([encoder.prepare(image) for image in real[:4]])))
+    np.testing.assert_allclose(features[:4], grid.mean((2, 3)), rtol=0, atol=1e-5)
+    plain = [replace(s, objects=tuple(replace(t, texture="plain") for t in s.objects)) for s in scenes[150:]]
+    same, other = (METRICS["fid_content"].score(features, encoder.images(x)) for x in (real[150:], SHAPES.drawn(plain)))
+    assert other.low > same.high
+
+
+def test_a_batch_that_asks_nothing_of_a_fourth_object_has_a_loss():
+    sizes = list(SCENES.questions.values())
+    right = torch.tensor([SCENES.answers(ROW), SCENES.answers(TWO)])
+    logits = torch.zeros(2, sum(sizes), requires_grad=True)
+    loss = asked_loss(logits, right, sizes)
+    asked = (right >= 0).any(0)
+    assert float(loss) == pytest.approx(sum(np.log(n) for n, there in zip(sizes, asked, strict=True) if there))
+    loss.backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_their_accuracy_is_told_and_above_95_percent_by_question():
