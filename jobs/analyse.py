@@ -32,6 +32,10 @@ class Options(options.Options):
     )
     out: Out = "out/analysis"
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return (self.backbone,)
+
 
 def run(given: Options) -> None:
     protocol, spec = evaluation.protocol(given), resolve(given.backbone)

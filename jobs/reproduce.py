@@ -51,6 +51,8 @@ def refuse_unused(given: Options) -> None:
         other = given.recaption_reference or ("shapes" if shapes else None)
         options.refuse_unused(replace(given, given=given.given - used), other=other)
     if given.mini:
+        for own in plays:
+            options.check_drawn(own.prompts, exhibits.MINI.values())
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
     else:
         refuse(given, "with --models real, which draw all", "whole")

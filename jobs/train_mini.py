@@ -10,7 +10,7 @@ NOTES.md), checkpoints every few minutes, resumes from the checkpoint after a ki
 (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
-    mini-judges; of Scenes, what scores, mini-clip-scenes, and what its denoisers will stand on, mini-parts-scenes
+    mini-judges; those of Scenes end in -scenes
 
 `accuracy` asks the judges about 1,000 real renders, and the CLIPs whether a render's own caption suits it better than a
 changed one, and writes how often they are right: accuracy-judge.csv and accuracy-clip.csv.
@@ -47,7 +47,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", nargs="+", choices=list(models.MODELS),
         help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
     add("--out", type=Path, default=MINI, help="finished folders")
-    add("--workers", type=command_line.whole(1, 64), default=2, help="processes; part of what the weights depend on")
+    add(
+        "--workers",
+        type=command_line.whole(1, 64),
+        default=2,
+        help="processes; part of what the weights depend on, as is the processor: some multiply in bfloat16",
+    )
     args = parser.parse_args(argv)
     if args.stage not in ("export", "evaluate", "accuracy", "all"):
         command_line.refuse(args, f"on {args.stage}", "models", *([] if args.stage == "restore" else ["out"]))
@@ -59,9 +64,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise ValueError("mini-sd-full is not shipped: give --out")
     if args.data != "shapes" and args.stage == "clip":
         raise ValueError(f"mini-clip is of shapes alone: what scores {args.data} is trained by clip-reads")
-    if args.stage in ("export", "all"):
-        named = args.models or (list(models.MODELS) if args.stage == "all" else [])  # which trains them all
-        models.check_export(args.out, named, PROCEDURAL[args.data])
     return args
 
 

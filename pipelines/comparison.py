@@ -41,6 +41,10 @@ class Options(Evaluation):
     size_conditions: Annotated[bool, flag("compare target with current on one backbone")] = False
     out: Out = "out/compare"
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return self.backbones
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -1,7 +1,7 @@
 """The options of an evaluation: one frozen value, whose command line is made from its fields."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, TypeVar
 
@@ -22,6 +22,7 @@ from pipelines.command_line import (
     refuse,
     whole,
 )
+from pipelines.data.procedural import drawn_by
 from pipelines.data.prompts import DRAWN, load_prompts
 from pipelines.engine.records import Prompt
 from pipelines.metrics import preference as preferences
@@ -135,6 +136,11 @@ class Options:
     probes: ClassVar[bool] = False  # can it find a batch size?
 
     @property
+    def evaluated(self) -> tuple[str, ...]:
+        """What is evaluated, where options say it."""
+        return ()
+
+    @property
     def names(self) -> tuple[str | None, ...]:
         """What prompts, references and encoders are named by: some are paths."""
         folders = (str(preferences.parse(name).folder) for name in self.preference)
@@ -154,6 +160,10 @@ class OfOneModel(Options):
         ),
     ] = None
     dry_run: Annotated[bool, flag("print what would run, and stop")] = False
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return (self.backbone,)
 
     @property
     def speed(self) -> float:
@@ -217,10 +227,18 @@ def check_batch(options: Options, unit: int) -> None:
         raise ValueError(f"--batch-size must be at most the {unit} prompts of a unit, got {options.batch_size}")
 
 
+def check_drawn(source: str, models: Iterable[str]) -> None:
+    """Raise ValueError for the prompts of a data set that one of the mini `models` does not draw."""
+    for name in models if source in DRAWN else ():
+        if (data := drawn_by(name)) and data is not DRAWN[source][0]:
+            raise ValueError(f"{name} draws {data.name}: expected --prompts {data.name}, got {source}")
+
+
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:
-    """Raise ValueError for an option that was given, and that others leave without effect. fid: why a job has none.
-    other: another folder of references that a job has."""
+    """Raise ValueError for an option that was given, and that others leave without effect; for prompts of a data set
+    that a mini model does not draw. fid: why a job has none. other: another folder of references that a job has."""
     shapes = options.prompts in DRAWN
+    check_drawn(options.prompts, options.evaluated)
     if fid:
         refuse(options, fid, "reference", "n_reference", "fid", "matched")
     if options.reference or not shapes:

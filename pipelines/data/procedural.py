@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.data import scenes, shapes
 from pipelines.data.shapes import RELATIONS, Object, Scene
+from postdiff.models import additions, minis
 
 COUNTS = {"alone": 1, "beside": 2, "above": 2, "row": 3, "column": 3, "grid": 4}  # objects of each arrangement
 ARRANGEMENTS = {  # what a picture shows of each layout: of two objects, either may be named first
@@ -136,6 +137,14 @@ SHAPES = Procedural(
 )  # fmt: skip
 SCENES = Procedural(
     "scenes", scenes.SIZE, scenes.scene, scenes.render, scenes.caption, scenes.vocabulary, scenes.ATTRIBUTES,
-    most=4, tokens=36, clip="mini-clip-scenes", judges="",
+    most=4, tokens=36, clip="mini-clip-scenes", judges="mini-judges-scenes",
 )  # fmt: skip
 PROCEDURAL = {data.name: data for data in (SHAPES, SCENES)}
+
+
+def drawn_by(model: str) -> Procedural | None:
+    """The data set that a mini model draws, whatever is loaded beside it (`+vae=...`); None of other models and of
+    folders, which may draw anything."""
+    name, _ = additions.split(model)
+    of_another = (data for data in PROCEDURAL.values() if name.endswith(f"-{data.name}"))
+    return next(of_another, SHAPES) if name in minis.NAMES else None

@@ -3,7 +3,7 @@
 ClipEncoder("mini-clip")                       trained on Shapes, in the repository
 ClipEncoder("mini-clip-reads")                 likewise: a later one, which tells left from right
 ClipEncoder("mini-clip-scenes")                likewise, on Scenes
-JudgeEncoder("mini-judges")                    likewise: two networks that read a scene of Shapes (judge_models.py)
+JudgeEncoder("mini-judges")                    likewise: two networks that read a scene (judge_models.py)
 GridEncoder("mini-judges-grid")                what one of the judges sees before it answers
 ClipEncoder("ViT-g-14/laion2b_s34b_b88k")      any open_clip model and weights
 InceptionEncoder("inception-2015-12-05.pt")    clean-fid's own resizer and TorchScript Inception

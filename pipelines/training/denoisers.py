@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from pipelines.data.procedural import Procedural
 from pipelines.training import mini
 from pipelines.training.latents import N_LATENTS, conditioned_latents, latents, scaling_factor
-from pipelines.training.loop import Trainer, load_ema, tokenise
+from pipelines.training.loop import Trainer, half_precision, load_ema, tokenise
 from pipelines.training.texts import Reader
 from postdiff.models.lcm import guidance_embedding
 
@@ -79,8 +79,8 @@ def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str,
 def distillation_loss(out: torch.Tensor, batch: Batch, teacher: UNet2DConditionModel, words: torch.Tensor) -> tuple:
     """The noise loss, and the squared distance to what mini-SD says of `words`, its own embeddings of the captions:
     the same mean as the noise has, without its variance."""
-    with torch.no_grad():
-        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0]
+    with torch.no_grad(), half_precision():
+        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0].float()
     loss, numbers = noise_loss(out, batch)
     distance = F.mse_loss(out, wanted)
     return loss + distance, {**numbers, f"to_teacher_{out.shape[-1]}": float(distance.detach())}
@@ -103,16 +103,18 @@ def mini_sd(work: Path, data: Procedural) -> tuple[UNet2DConditionModel, torch.n
     return trainable(parts["unet"]), parts["text"]
 
 
-def train_unet(work: Path, data: Procedural, steps: int = 12_000) -> None:
+def train_unet(work: Path, data: Procedural, steps: int = 3400) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
     text = load_ema(Reader(clip_text(data), mini.TEXT_WIDTH, data.questions), work, "text").encoder
     model = torch.nn.ModuleDict({"unet": trainable(mini.unet(data)), "text": text.train().requires_grad_(True)})
-    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until=400), captions(data)
+    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until=700), captions(data)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        states = model["text"](ids[batch.rows]).last_hidden_state
-        return noise_loss(model["unet"](batch.noisy, batch.t, states, return_dict=False)[0], batch)
+        with half_precision():
+            states = model["text"](ids[batch.rows]).last_hidden_state
+            out = model["unet"](batch.noisy, batch.t, states, return_dict=False)[0].float()
+        return noise_loss(out, batch)
 
     Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
 
@@ -140,8 +142,9 @@ def distil(stage: str, model, teacher, text, work: Path, data: Procedural, sizes
 
     def loss_of(step, rng):
         batch = draw(step, rng)
-        states = text(ids[batch.rows]).last_hidden_state
-        out = model(batch.noisy, batch.t, states, return_dict=False)[0]
+        with half_precision():
+            states = text(ids[batch.rows]).last_hidden_state
+            out = model(batch.noisy, batch.t, states, return_dict=False)[0].float()
         return distillation_loss(out, batch, teacher, states)
 
     Trainer(stage, model, steps, 1.2e-3, work).run(loss_of)
@@ -258,9 +261,10 @@ def train_xl(work: Path, data: Procedural, steps: int = 1300) -> None:
             pick = np.sort(rng.choice(len(stored), n, replace=False))
             batch.x0, time_ids = torch.from_numpy(stored[pick]).float() * scale, torch.from_numpy(conditions[pick])
             batch.rows = torch.where(batch.rows < 0, -1, torch.from_numpy(pick))
-        hidden, pooled = xl_text(model["text"], model["second"], ids[batch.rows], batch.rows >= 0)
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        out = model["unet"](batch.noisy, batch.t, hidden, added_cond_kwargs=added, return_dict=False)[0]
+        with half_precision():
+            hidden, pooled = xl_text(model["text"], model["second"], ids[batch.rows], batch.rows >= 0)
+            added = {"text_embeds": pooled, "time_ids": time_ids}
+            out = model["unet"](batch.noisy, batch.t, hidden, added_cond_kwargs=added, return_dict=False)[0].float()
         if alone:
             loss, numbers = noise_loss(out, batch)
             return loss, {f"alone_{name}": value for name, value in numbers.items()}

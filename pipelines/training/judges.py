@@ -12,27 +12,35 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from pipelines.data.procedural import Procedural
-from pipelines.metrics.judge import JUDGES, answers
-from pipelines.metrics.judge_models import ARCHITECTURES, JudgeEncoder
+from pipelines.data.shapes import Scene
+from pipelines.metrics.detectors import Detector
+from pipelines.metrics.judge import JUDGES, NAMES, answers
+from pipelines.metrics.judge_models import JudgeEncoder, architectures
 from pipelines.training.accuracy import Row, row
-from pipelines.training.loop import Trainer, load_ema, to_tensor
+from pipelines.training.loop import Trainer, half_precision, load_ema, to_tensor
 
 BATCH = 48  # scenes a process and step, drawn anew: none is seen twice
 STEPS = {"convolutional": 1800, "transformer": 1600}
+STEPS_OF_DETECTORS = 400
 FIRST = {"convolutional": 5_000_000, "transformer": 9_000_000}  # scenes of `train`: the judges share none
 
 
 def train(name: str, work: Path, data: Procedural) -> None:
-    """Cross-entropy over all questions that a scene's caption answers."""
+    """Cross-entropy over all questions that a scene's caption answers, or of a detector its own loss."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    model, probe = ARCHITECTURES[name](data), ARCHITECTURES[name](data)
-    held_images, held_answers = _scenes(data, "val", 30_000, 256)
+    model, probe = (architectures(data)[name](data) for _ in range(2))
+    held_images, held_answers, _ = _scenes(data, "val", 30_000, 256)
     sizes = list(data.questions.values())
+    steps = STEPS_OF_DETECTORS if isinstance(model, Detector) else STEPS[name]
 
     def loss_of(step, rng):
-        images, right = _scenes(data, "train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
+        images, right, scenes = _scenes(data, "train", FIRST[name] + (step * world + rank) * BATCH, BATCH)
         images = degraded(images, rng) if step % 2 else images
-        return asked_loss(model(images), right, sizes), {}
+        if not isinstance(model, Detector):
+            return asked_loss(model(images), right, sizes), {}
+        with half_precision():
+            read = model.read(images)
+        return model.loss(read, scenes), {}
 
     @torch.no_grad()
     def validate(ema):
@@ -41,7 +49,7 @@ def train(name: str, work: Path, data: Procedural) -> None:
         right = torch.stack([part.argmax(1) for part in parts], 1) == held_answers
         return {"val_accuracy": round(float(right[held_answers >= 0].float().mean()), 4)}
 
-    Trainer(f"judge-{name}", model, STEPS[name], 2e-3, work, ema=0.99).run(loss_of, validate)
+    Trainer(f"judge-{name}", model, steps, 2e-3, work, ema=0.99).run(loss_of, validate)
 
 
 def asked_loss(logits: torch.Tensor, right: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -52,13 +60,13 @@ def asked_loss(logits: torch.Tensor, right: torch.Tensor, sizes: list[int]) -> t
     return (torch.stack(losses) / (right >= 0).sum(0).clamp(min=1)).sum()
 
 
-STAGES = {f"judge-{name}": partial(train, name) for name in ARCHITECTURES}  # of jobs/train_mini.py
+STAGES = {f"judge-{name}": partial(train, name) for name in NAMES}  # of jobs/train_mini.py
 
 
-def _scenes(data: Procedural, split: str, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _scenes(data: Procedural, split: str, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
     """Images [n, 3, size, size] in [-1, 1] and the right answers, int64 [n, questions], of n scenes from `first` on."""
     scenes = [data.scene(split, first + i) for i in range(n)]
-    return to_tensor(data.drawn(scenes)), torch.tensor([data.answers(scene.caption) for scene in scenes])
+    return to_tensor(data.drawn(scenes)), torch.tensor([data.answers(scene.caption) for scene in scenes]), scenes
 
 
 def degraded(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -76,7 +84,7 @@ def export(work: Path, folder: Path, data: Procedural) -> None:
     """The trained judges as fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "judges.json").write_text(json.dumps({"data": data.name}) + "\n")
-    for name, make in ARCHITECTURES.items():
+    for name, make in architectures(data).items():
         state = load_ema(make(data), work, f"judge-{name}").state_dict()
         weights = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
         save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{name}.safetensors")
@@ -97,7 +105,7 @@ def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         features = np.concatenate([judges.images(part) for part in np.array_split(pixels, n // 50)])
         given = answers(features, data)
-        by_judge = dict(zip(ARCHITECTURES, given == right, strict=True)) | {"agreement": given[0] == given[JUDGES - 1]}
+        by_judge = dict(zip(NAMES, given == right, strict=True)) | {"agreement": given[0] == given[JUDGES - 1]}
         for who, correct in by_judge.items():
             for kind in dict.fromkeys(kinds):
                 columns = [i for i, own in enumerate(kinds) if own == kind]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipelines.data.procedural import Procedural
 from pipelines.training import mini
-from pipelines.training.loop import SEED, load_ema, to_tensor
+from pipelines.training.loop import SEED, half_precision, load_ema, to_tensor
 
 N_LATENTS = 32_000
 SIDES = (16, 12, 8)
@@ -25,7 +25,7 @@ def latents(work: Path, data: Procedural) -> dict[int, np.ndarray]:
     """
     files = {side: work / f"latents-{side}.npy" for side in SIDES}
     if not all(file.exists() for file in files.values()):
-        vae = load_ema(mini.autoencoder(data), work, "autoencoder")
+        vae = load_ema(mini.autoencoder(data), work, "autoencoder").to(memory_format=torch.channels_last)
         torch.set_num_threads(os.cpu_count() or 1)
         parts: dict[int, list[np.ndarray]] = {side: [] for side in SIDES}
         for start in tqdm(range(0, N_LATENTS, CHUNK), desc=f"encode {data.name}"):
@@ -44,7 +44,8 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def encoded(vae, images: torch.Tensor) -> np.ndarray:
-    return vae.encode(images).latent_dist.mean.half().numpy()
+    with half_precision():
+        return vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean.half().numpy()
 
 
 def _save(file: Path, values: np.ndarray) -> None:
@@ -61,7 +62,7 @@ def conditioned_latents(work: Path, data: Procedural, n: int = 8000) -> tuple[np
     """
     files = work / "latents-conditioned.npy", work / "ids-conditioned.npy"
     if not all(file.exists() for file in files):
-        vae = load_ema(mini.autoencoder(data), work, "autoencoder")
+        vae = load_ema(mini.autoencoder(data), work, "autoencoder").to(memory_format=torch.channels_last)
         rng, stored, ids, size = np.random.default_rng(SEED), [], [], data.size
         for i in tqdm(range(n), desc="encode crops and small originals"):
             image = to_tensor(data.drawn([data.scene("train", i)]))

@@ -1,5 +1,6 @@
 """How mini models are trained: the loop (data-parallel, checkpointed, resumable, logged), and its data."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
@@ -104,9 +105,9 @@ class Trainer:
         """Take the steps left. `loss_of(step, rng) -> (loss, {name: number})`; rng differs by step and rank."""
         rank, saved_at, seen = dist.get_rank(), time.monotonic(), []
         bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=rank > 0, mininterval=10)
-        parent = os.getppid()
+        launcher = multiprocessing.parent_process()  # None where the trainer runs in the process that was started
         while self.step < self.steps:
-            if os.getppid() != parent:  # a killed launcher must not leave its workers training on
+            if launcher and not launcher.is_alive():  # a killed launcher must not leave its workers training on
                 raise SystemExit("the process that started this worker is gone")
             seen.append(self._take_step(loss_of, rank))
             bar.update()
@@ -190,6 +191,11 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 def tokenise(words, captions: list[str]) -> torch.Tensor:
     return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def half_precision() -> torch.autocast:
+    """A context of bfloat16 where the processor multiplies in it (AMX), of nothing elsewhere: there it is emulated."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported())
 
 
 def load_ema(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:

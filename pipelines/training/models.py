@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import postdiff
 from pipelines.data.procedural import PROCEDURAL, SHAPES, Procedural
 from pipelines.engine.cluster import Stopped
 from pipelines.metrics.encoders import ClipEncoder
-from pipelines.training import judges, mini, parts, reading
+from pipelines.training import judges, mini, reading
 from pipelines.training.denoisers import (
     mini_sd,
     train_full,
@@ -31,7 +31,7 @@ from pipelines.training.loop import N_TRAIN, N_VAL, SEED, drawn, load_ema, to_te
 from pipelines.training.texts import train_t5, train_text
 from pipelines.training.transformer import refine_pixart, train_pixart
 from postdiff.models import minis
-from postdiff.models.checkpoints import MINI, resolve, write_run
+from postdiff.models.checkpoints import resolve, write_run
 from postdiff.models.families import FAMILIES
 from postdiff.models.hub import TINY_SETTINGS
 
@@ -97,42 +97,42 @@ def pipeline(name: str, work: Path, data: Procedural):
     return mini.stable_diffusion(vae, text, unet, words)
 
 
-def check_export(out: Path, names: Sequence[str], data: Procedural) -> None:
-    """Raise ValueError if models of another data set would take the places of those that are shipped, of Shapes."""
-    if names and data is not SHAPES and out.resolve() == MINI.resolve():
-        raise ValueError(f"{names[0]} of {data.name} would replace the one of shapes that is shipped: give --out")
+def folder_name(name: str, data: Procedural) -> str:
+    """What the folder of a model is called: of Shapes as the model, of another data set with its name behind."""
+    return name if data is SHAPES else f"{name}-{data.name}"
 
 
 def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
-    """Write the trained EMA weights as folders in the ordinary formats. Raises ValueError as `check_export` does."""
+    """Write the trained EMA weights as folders in the ordinary formats."""
     claim(work, data)
-    check_export(out, names, data)
     words = mini.tokenizer(data)
     for name in names:
-        mini.save(pipeline(name, work, data), out / name)
+        folder = out / folder_name(name, data)
+        mini.save(pipeline(name, work, data), folder)
         sized = {"size": data.size} if "size" in RUNS[name] else {}
-        write_run(resolve(out / name), out / name, **RUNS[name] | sized)
+        write_run(resolve(folder), folder, **RUNS[name] | sized)
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
     if (work / f"{reading.STAGE}.pt").exists():
         reading.export(work, out / ("mini-clip-reads" if data is SHAPES else data.clip), data)
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
-        judges.export(work, out / (data.judges or f"mini-judges-{data.name}"), data)
-    if not names and data is not SHAPES and (work / "autoencoder.pt").exists():
-        parts.export(work, out, data)
+        judges.export(work, out / data.judges, data)
+    for file in out.glob("mini-*/**/*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that their owner alone can read
     minis.write_sums(out)
 
 
 def restore(work: Path, folder: Path, data: Procedural) -> None:
-    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from.
-    Of a data set that has no model yet, those of what its denoisers stand on."""
+    """Checkpoints of finished folders, as far as `load_ema` reads them; mini-PixArt's is what `refine` starts from."""
     claim(work, data)
-    if parts.folder(folder, data).exists():
-        refuse_existing(work, parts.modules(data))
-        return parts.restore(work, folder, data)
     stages = {**MODELS, "mini-pixart": "pixart"}
-    pipes = {name: postdiff.load(folder / name, device="cpu").pipe for name in stages if (folder / name).exists()}
-    modules = {"autoencoder": pipes["mini-sd"].vae, "clip": ClipEncoder(str(folder / "mini-clip")).model}
+    folders = {name: folder / folder_name(name, data) for name in stages}
+    pipes = {name: postdiff.load(own, device="cpu").pipe for name, own in folders.items() if own.exists()}
+    if "mini-sd" not in pipes:
+        raise FileNotFoundError(f"expected {folders['mini-sd']}, whose parts the others share, found no such folder")
+    modules = {"autoencoder": pipes["mini-sd"].vae}
+    if data is SHAPES:
+        modules["clip"] = ClipEncoder(str(folder / "mini-clip")).model
     for name, pipe in pipes.items():
         trained = {"unet": getattr(pipe, "unet", None), "transformer": getattr(pipe, "transformer", None)}
         if name in ("mini-sd", "mini-sdxl", "mini-pixart"):  # trained with their text encoders
@@ -140,14 +140,10 @@ def restore(work: Path, folder: Path, data: Procedural) -> None:
             modules[stages[name]] = torch.nn.ModuleDict({part: module for part, module in trained.items() if module})
         else:
             modules[stages[name]] = pipe.unet
-    refuse_existing(work, modules)
+    if existing := [f"{stage}.pt" for stage in modules if (work / f"{stage}.pt").exists()]:
+        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(existing)} in {work}")
     for stage, module in modules.items():
         torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
-
-
-def refuse_existing(work: Path, stages: Iterable[str]) -> None:
-    if existing := [f"{stage}.pt" for stage in stages if (work / f"{stage}.pt").exists()]:
-        raise SystemExit(f"error: expected a folder without checkpoints, found {', '.join(existing)} in {work}")
 
 
 def evaluate(out: Path, names: list[str], data: Procedural, n: int = 256) -> dict[str, float]:
@@ -162,20 +158,21 @@ def evaluate(out: Path, names: list[str], data: Procedural, n: int = 256) -> dic
     numbers[f"{key(data.clip)}_choice_of_100"] = choice(clip, real, [scene.caption for scene in val])
     prompts = [scene.caption for scene in data.distinct("prompts", n)]
     for name in names:
-        backbone = postdiff.load(out / name, device="cpu")
+        folder = folder_name(name, data)
+        backbone = postdiff.load(out / folder, device="cpu")
         vae, steps = backbone.pipe.vae, backbone.spec.settings["steps"]
         if name == "mini-sd":
             with torch.no_grad():
                 decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(32)])
-            numbers["autoencoder_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
+            numbers[f"{key(folder_name('autoencoder', data))}_psnr_db"] = round(psnr(decoded.clamp(-1, 1), x), 2)
         for t in {steps, 4} if not FAMILIES[backbone.spec.family].guided else {steps}:
             images = postdiff.sample(backbone, prompts, list(range(n)), postdiff.methods.dense(t), batch_size=32)
-            numbers[f"{key(name)}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
+            numbers[f"{key(folder)}_T{t}_choice_of_100_n{n}"] = choice(clip, images, prompts)
             if t == steps:
                 side = 8 * data.size
                 rows = images[:64].reshape(8, 8, *images.shape[1:]).transpose(0, 2, 1, 3, 4).reshape(side, side, 3)
                 picture = Image.fromarray(rows).resize((1024, 1024), Image.Resampling.NEAREST)
-                picture.save(out / f"samples-{name}.png", optimize=True)
+                picture.save(out / f"samples-{folder}.png", optimize=True)
     file.write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
 

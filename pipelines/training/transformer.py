@@ -9,7 +9,7 @@ import torch
 from pipelines.data.procedural import Procedural
 from pipelines.training import mini
 from pipelines.training.denoisers import ALPHAS, Batch, batches, captions, distillation_loss, mini_sd, trainable
-from pipelines.training.loop import Trainer, block_matrices, load_ema
+from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema
 from pipelines.training.texts import Reader
 from postdiff.models.families import FAMILIES
 
@@ -51,8 +51,8 @@ def teacher_loss(
     out: torch.Tensor, batch: Batch, teacher, words: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Min-SNR weighted (gamma 5) squared distance to what mini-SD says; no noise, and none of its variance."""
-    with torch.no_grad():
-        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0]
+    with torch.no_grad(), half_precision():
+        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0].float()
     distance = (out - wanted).square().mean((1, 2, 3))
     snr = ALPHAS[batch.t] / (1 - ALPHAS[batch.t])
     return (distance * (5 / snr).clamp(max=1)).mean(), {f"to_teacher_{out.shape[-1]}": float(distance.detach().mean())}
@@ -76,11 +76,13 @@ def teach(
         batch = draw(step, rng)
         tokens = ids[batch.rows]
         mask = (tokens != pieces.pad_token_id).long()
-        hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
         size = data.size // mini.LATENT_SIDE * batch.x0.shape[-1]
-        text, rules = {"text": hidden, "mask": mask}, FAMILIES["pixart"]
-        conditions = rules.conditions(text, (size, size), 1.0, model["transformer"].config)
-        out = rules.predict(model["transformer"], batch.noisy, batch.t, text, conditions)
-        return loss(out, batch, teacher, known(known_ids[batch.rows]).last_hidden_state)
+        with half_precision():
+            hidden = model["text"](tokens, attention_mask=mask).last_hidden_state
+            text, rules = {"text": hidden, "mask": mask}, FAMILIES["pixart"]
+            conditions = rules.conditions(text, (size, size), 1.0, model["transformer"].config)
+            out = rules.predict(model["transformer"], batch.noisy, batch.t, text, conditions).float()
+            words = known(known_ids[batch.rows]).last_hidden_state
+        return loss(out, batch, teacher, words)
 
     Trainer(stage, model, steps, lr, work, matrices=block_matrices(model)).run(loss_of)

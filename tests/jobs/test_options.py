@@ -183,6 +183,11 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys):
     [
         (analyse, ["--reference", "x"], "--reference has no effect here: there is no FID"),
         (analyse, ["--limit", "-1"], "--limit must be 1 or more, got -1"),
+        (analyse, ["--prompts", "scenes"], "mini-sd draws shapes: expected --prompts shapes, got scenes"),
+        (compare, ["--backbones", "x", "mini-sd", "--prompts", "scenes"], "mini-sd draws shapes: expected --prompts"),
+        (coco_sweep, ["--prompts", "scenes-recaption"], "mini-sd draws shapes: expected --prompts shapes, got scenes-"),
+        (coco_sweep, ["--backbone", "mini-sd-scenes"], "mini-sd-scenes draws scenes: expected --prompts scenes, got"),
+        (reproduce, ["table2", "--prompts", "scenes"], "mini-sd draws shapes: expected --prompts shapes, got scenes"),
         (bench, ["latency", "--methods", "warp"], "unknown method 'warp': expected one of dense, "),
         (bench, ["overhead", "--backbone", "sd15"], "--backbone has no effect on overhead"),
         (bench, ["planning", "--pairs", "3"], "--pairs has no effect on planning"),

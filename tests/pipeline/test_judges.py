@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data import shapes
-from pipelines.data.procedural import SCENES, SHAPES
+from pipelines.data.procedural import PROCEDURAL, SCENES, SHAPES
 from pipelines.data.prompts import DRAWN, load_prompts
 from pipelines.metrics import judge
-from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder, _with_coordinates
+from pipelines.metrics.judge_models import GridEncoder, JudgeEncoder
 from pipelines.metrics.metric import METRICS
 from pipelines.training.judges import asked_loss
 from postdiff.models.checkpoints import MINI
@@ -146,16 +145,13 @@ def test_features_of_another_layout_are_refused():
         judge.attributes(np.full((4, 100), np.nan), read(*[TWO] * 4))
 
 
-@pytest.fixture(scope="module")
-def judges():
-    return JudgeEncoder(MINI / "mini-judges")
-
-
-def test_the_shipped_judges_read_real_renders(judges):
-    scenes = SHAPES.distinct("prompts", 200)
-    images = judges.images(np.stack([shapes.render(scene) for scene in scenes]))
-    asked = np.array([SHAPES.answers(scene.caption) for scene in scenes])
-    right = judge.answers(images, SHAPES) == asked
+@pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
+def test_the_shipped_judges_read_real_renders(data):
+    judges = JudgeEncoder(MINI / data.judges)
+    scenes = data.distinct("prompts", 200)
+    images = judges.images(data.drawn(scenes))
+    asked = np.array([data.answers(scene.caption) for scene in scenes])
+    right = judge.answers(images, data) == asked
     assert right[0][asked >= 0].mean() > 0.97
     assert right[1][asked >= 0].mean() > 0.97
     texts = judges.texts([scene.caption for scene in scenes])
@@ -164,16 +160,17 @@ def test_the_shipped_judges_read_real_renders(judges):
     assert METRICS["content"].score(images, others).value < 5
 
 
-def test_what_a_judge_sees_is_the_mean_of_its_grid_and_is_far_for_other_textures():
-    encoder = GridEncoder(MINI / "mini-judges")
-    scenes = [SHAPES.scene("val", i) for i in range(300)]
-    real = SHAPES.drawn(scenes)
+@pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
+def test_what_a_judge_sees_is_the_mean_of_its_grid_and_is_far_for_other_textures(data):
+    encoder = GridEncoder(MINI / data.judges)
+    scenes = [data.scene("val", i) for i in range(300)]
+    real = data.drawn(scenes)
     features = encoder.images(real[:150])
     with torch.no_grad():
-        grid = encoder.judges[0].body(_with_coordinates(torch.stack([encoder.prepare(image) for image in real[:4]])))
+        grid = encoder.judges[0].grid(torch.stack([encoder.prepare(image) for image in real[:4]]))
     np.testing.assert_allclose(features[:4], grid.mean((2, 3)), rtol=0, atol=1e-5)
     plain = [replace(s, objects=tuple(replace(t, texture="plain") for t in s.objects)) for s in scenes[150:]]
-    same, other = (METRICS["fid_content"].score(features, encoder.images(x)) for x in (real[150:], SHAPES.drawn(plain)))
+    same, other = (METRICS["fid_content"].score(features, encoder.images(x)) for x in (real[150:], data.drawn(plain)))
     assert other.low > same.high
 
 
@@ -192,7 +189,7 @@ def test_their_accuracy_is_told_and_above_95_percent_by_question():
     rows = list(csv.DictReader((ROOT / "jobs/results/accuracy-judge.csv").open()))
     assert list(rows[0]) == ["kind", "accuracy", "low", "high", "n"]
     plain = {row["kind"]: float(row["accuracy"]) for row in rows if "," not in row["kind"]}
-    assert len(plain) == 3 * 7
+    assert len(plain) == 3 * (7 + 6)  # by each judge and both alike: kinds of questions, of Shapes and of Scenes
     assert min(plain.values()) >= 0.95
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in rows)
     assert max(int(row["n"]) for row in rows) >= 1000

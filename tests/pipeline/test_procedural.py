@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from pipelines.data import prompts, scenes, shapes
-from pipelines.data.procedural import COUNTS, PROCEDURAL, SCENES, layout
+from pipelines.data.procedural import COUNTS, PROCEDURAL, SCENES, SHAPES, drawn_by, layout
 from pipelines.evaluation import Protocol
 from pipelines.metrics.metric import METRICS
 from pipelines.stages.features import SOURCES, real_image, reference_name
+from postdiff.models.minis import MINI
 
 BOTH = pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
 
@@ -146,3 +147,9 @@ def test_references_of_the_data_sets_have_names_of_their_own():
         prompts.references("shapes-recaption", 2) == prompts.references("shapes", 2) == ["reference/0", "reference/1"]
     )
     assert prompts.references("captions.txt", 2) == []
+
+
+def test_mini_models_draw_one_data_set_and_others_may_draw_any():
+    assert drawn_by("mini-sd") is drawn_by(f"mini-lcm+vae={MINI}/mini-sd/vae") is SHAPES
+    assert drawn_by("mini-sd-scenes") is SCENES
+    assert drawn_by("sd15") is drawn_by("out/mini-sd") is None

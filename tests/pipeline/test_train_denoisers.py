@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import postdiff
 from pipelines.data.procedural import SCENES, SHAPES
-from pipelines.training import denoisers, mini, models, parts
+from pipelines.training import denoisers, mini, models
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
-from pipelines.training.encoders import psnr
-from pipelines.training.loop import Trainer, block_matrices, load_ema, to_tensor, tokenise
+from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
 
@@ -128,44 +126,34 @@ def test_a_work_folder_is_of_one_data_set(tmp_path):
         models.claim(tmp_path / "work", SCENES)
 
 
-def test_models_of_scenes_take_the_place_of_no_shipped_one(tmp_path):
-    with pytest.raises(
-        ValueError, match="mini-sd of scenes would replace the one of shapes that is shipped: give --out"
-    ):
-        models.export(tmp_path / "work", MINI, ["mini-sd"], SCENES)
-    models.check_export(tmp_path, ["mini-sd"], SCENES)
-    models.check_export(MINI, ["mini-sd"], SHAPES)
-    for stage, message in (("clip", "mini-clip is of shapes alone"), ("all", "mini-sd of scenes would replace")):
-        with pytest.raises(ValueError, match=message):
-            train_mini.parse([stage, "--data", "scenes", "--work", str(tmp_path / "work")])
+def test_models_of_scenes_have_names_of_their_own():
+    assert models.folder_name("mini-sd", SHAPES) == "mini-sd"
+    assert models.folder_name("mini-sd", SCENES) == "mini-sd-scenes"
+    with pytest.raises(ValueError, match="mini-clip is of shapes alone"):
+        train_mini.parse(["clip", "--data", "scenes", "--work", "work"])
 
 
-def test_what_denoisers_of_scenes_stand_on_is_restored_as_it_was_exported(tmp_path):
-    torch.manual_seed(0)
-    work, again = tmp_path / "work", tmp_path / "again"
-    made = parts.modules(SCENES)
-    models.claim(work, SCENES)
-    for stage, module in made.items():
-        torch.save({"ema": module.state_dict()}, work / f"{stage}.pt")
-    models.export(work, tmp_path, [], SCENES)
-    models.restore(again, tmp_path, SCENES)
-    for stage, module in parts.modules(SCENES).items():
-        have, expected = load_ema(module, again, stage).state_dict(), made[stage].state_dict()
-        assert all(value.equal(expected[key].half().float()) for key, value in have.items())
-    with pytest.raises(SystemExit, match=r"expected a folder without checkpoints, found autoencoder\.pt, text\.pt"):
-        models.restore(again, tmp_path, SCENES)
+def test_a_model_of_scenes_is_exported_beside_the_shipped_one_and_says_its_size(tmp_path, monkeypatch):
+    written = {}
+    monkeypatch.setattr(models, "pipeline", lambda name, work, data: (name, data.name))
+    monkeypatch.setattr(mini, "save", lambda pipe, folder: written.update({folder: pipe}))
+    monkeypatch.setattr(models, "resolve", lambda folder: folder)
+    monkeypatch.setattr(models, "write_run", lambda spec, folder, **run: written.update({spec: run}))
+    monkeypatch.setattr(models.minis, "write_sums", lambda out: None)
+    models.export(tmp_path / "work", tmp_path, ["mini-pixart"], SCENES)
+    assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 2.0, "size": 128}}
+    models.export(tmp_path / "other", tmp_path, ["mini-sd"], SHAPES)
+    assert written[tmp_path / "mini-sd"] == {"guidance": 2.0}
 
 
-def test_the_shipped_parts_of_scenes_read_captions_and_keep_images():
-    """All but the rarest captions are read; a render goes through the autoencoder with 28 dB or more."""
-    text, vae = (parts.modules(SCENES)[stage] for stage in ("text", "autoencoder"))
-    for module, stage in ((text, "text"), (vae, "autoencoder")):
-        weights = load_file(parts.folder(MINI, SCENES) / f"{stage}.safetensors")
-        module.load_state_dict({key: value.float() for key, value in weights.items()})
-    scenes = [SCENES.scene("val", 5000 + i) for i in range(64)]
-    ids = tokenise(mini.tokenizer(SCENES), [scene.caption for scene in scenes])
-    right = torch.tensor([SCENES.answers(scene.caption) for scene in scenes])
-    images = to_tensor(SCENES.drawn(scenes[:16]))
-    with torch.no_grad():
-        assert text.eval().right(text.encoder(ids).pooler_output, right) >= 0.99
-        assert psnr(vae.eval().decode(vae.encode(images).latent_dist.mean).sample, images) >= 28
+def test_what_is_not_there_is_not_restored(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected .*mini-sd-scenes, whose parts the others share"):
+        models.restore(tmp_path / "work", tmp_path, SCENES)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_half_precision_is_that_of_processors_that_multiply_in_it(amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with half_precision():
+        assert torch.is_autocast_enabled("cpu") == amx
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if amx else torch.float32)

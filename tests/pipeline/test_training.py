@@ -1,5 +1,7 @@
 """The mini models' training loop: killed and resumed, it ends with the same weights; Muon is torch's, in float32."""
 
+import multiprocessing
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -71,3 +73,15 @@ def test_an_orthogonal_matrix_has_singular_values_near_one_and_the_same_directio
     assert values.min() > 0.6
     assert values.max() < 1.3
     assert torch.dist(found, u @ torch.diag(values) @ v) < 1e-4
+
+
+def test_a_worker_whose_launcher_is_gone_before_its_first_step_takes_none(alone, tmp_path, monkeypatch):
+    """Its parent is another process by then, which cannot be told from one that started it."""
+    context = multiprocessing.get_context("spawn")
+    gone = context.Process(target=print)
+    gone.start()
+    gone.join()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: gone)
+    with pytest.raises(SystemExit, match="the process that started this worker is gone"):
+        trained(tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir())
