@@ -106,8 +106,17 @@ def mini_sd(work: Path, data: Procedural) -> tuple[UNet2DConditionModel, torch.n
 def train_unet(work: Path, data: Procedural, steps: int = 3400) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
     text = load_ema(Reader(clip_text(data), mini.TEXT_WIDTH, data.questions), work, "text").encoder
-    model = torch.nn.ModuleDict({"unet": trainable(mini.unet(data)), "text": text.train().requires_grad_(True)})
-    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until=700), captions(data)
+    _learn_noise(work, data, mini.unet(data), text, steps, low_until=700)
+
+
+def train_unet_on(work: Path, data: Procedural, steps: int = 5000) -> None:
+    """mini-SD trained on from a checkpoint that was restored: as long again as one can spend."""
+    _learn_noise(work, data, mini.unet(data), clip_text(data), steps, on=True)
+
+
+def _learn_noise(work: Path, data: Procedural, unet, text, steps: int, low_until: int = 0, on: bool = False) -> None:
+    model = torch.nn.ModuleDict({"unet": trainable(unet), "text": text.train().requires_grad_(True)})
+    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until), captions(data)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
@@ -116,7 +125,7 @@ def train_unet(work: Path, data: Procedural, steps: int = 3400) -> None:
             out = model["unet"](batch.noisy, batch.t, states, return_dict=False)[0].float()
         return noise_loss(out, batch)
 
-    Trainer("unet", model, steps, 1.2e-3, work).run(loss_of)
+    Trainer("unet", model, steps, 1.2e-3, work, on=on).run(loss_of)
 
 
 def train_full(work: Path, data: Procedural, steps: int = 1600) -> None:

@@ -60,7 +60,8 @@ def block_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 class Trainer:
     """AdamW, warm-up and cosine, clipping, EMA, gradient averaging, checkpoints, a CSV of losses.
 
-    `matrices` are parameters that Muon trains instead.
+    `matrices` are parameters that Muon trains instead. on: weights that were restored from a finished model are trained
+    on, with a schedule of their own.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trainer:
         work: Path,
         ema: float = 0.999,
         matrices: Sequence[torch.nn.Parameter] = (),
+        on: bool = False,
     ):
         self.stage, self.model, self.steps, self.lr, self.work, self.decay = stage, model, steps, lr, work, ema
         self.params = [p for p in model.parameters() if p.requires_grad]
@@ -90,12 +92,15 @@ class Trainer:
         self.file = work / f"{stage}.pt"
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
-            if "optimizers" not in saved:
+            restored = "optimizers" not in saved
+            if restored and not on:
                 raise SystemExit(f"error: {self.file} was restored from finished weights, which cannot be resumed")
-            model.load_state_dict(saved["model"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            self.ema, self.step = saved["ema"], saved["step"]
+            model.load_state_dict(saved["ema" if restored else "model"])
+            self.ema = saved["ema"]
+            if not restored:
+                for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
+                self.step = saved["step"]
 
     def learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / 100)

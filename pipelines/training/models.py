@@ -23,6 +23,7 @@ from pipelines.training.denoisers import (
     train_lcm,
     train_tiny,
     train_unet,
+    train_unet_on,
     train_xl,
 )
 from pipelines.training.encoders import choice_of_100, psnr, train_autoencoder, train_clip
@@ -40,6 +41,7 @@ STAGES: dict[str, Callable[[Path, Procedural], None]] = {
     "clip": train_clip,
     "text": train_text,
     "unet": train_unet,
+    "unet-on": train_unet_on,
     "tiny": train_tiny,
     "lcm": train_lcm,
     "xl": train_xl,
@@ -50,7 +52,7 @@ STAGES: dict[str, Callable[[Path, Procedural], None]] = {
     **judges.STAGES,
     reading.STAGE: reading.train,
 }
-DENOISERS = ("unet", "tiny", "lcm", "xl", "pixart", "refine", "full")  # stages that are trained on latents
+DENOISERS = ("unet", "unet-on", "tiny", "lcm", "xl", "pixart", "refine", "full")  # stages that are trained on latents
 # And the stage that each is finished by. The last is exported only where it is named.
 MODELS = {
     "mini-sd": "unet",

@@ -16,7 +16,7 @@ def alone(tmp_path):
     dist.destroy_process_group()
 
 
-def trained(work, stop_at=None, broken_at=None):
+def trained(work, stop_at=None, broken_at=None, **kept):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
 
@@ -27,7 +27,7 @@ def trained(work, stop_at=None, broken_at=None):
         return (model(x) - x[:, :4]).square().mean(), {}
 
     work.mkdir(exist_ok=True)
-    loop.Trainer("toy", model, 8, 1e-2, work, matrices=[model[2].weight]).run(loss_of)
+    loop.Trainer("toy", model, 8, 1e-2, work, matrices=[model[2].weight], **kept).run(loss_of)
     return torch.load(work / "toy.pt", weights_only=True)
 
 
@@ -85,3 +85,21 @@ def test_a_worker_whose_launcher_is_gone_before_its_first_step_takes_none(alone,
     with pytest.raises(SystemExit, match="the process that started this worker is gone"):
         trained(tmp_path / "work")
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_restored_weights_are_trained_on_from_where_they_are_and_resumed_like_others(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    first = trained(tmp_path / "a")
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        torch.save({"ema": first["ema"]}, tmp_path / name / "toy.pt")
+    with pytest.raises(SystemExit, match="was restored from finished weights"):
+        trained(tmp_path / "b")
+    whole = trained(tmp_path / "b", on=True)
+    assert whole["step"] == 8
+    moved = {key: float((value - first["ema"][key]).abs().max()) for key, value in whole["model"].items()}
+    assert all(0 < distance < 0.1 for distance in moved.values())
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "c", on=True, stop_at=5)
+    again = trained(tmp_path / "c", on=True)
+    assert all(value.equal(whole["model"][key]) for key, value in again["model"].items())
