@@ -75,9 +75,8 @@ def test_a_job_package_leaves_room_and_holds_what_a_cluster_needs(checkout, pack
     assert package.stat().st_size <= DASHBOARD_CLIENT_MAX_SIZE - 35 * MIB
     files = {str(file.relative_to(checkout)) for file in checkout.rglob("*") if file.is_file()}
     code = {file for file in files if file.startswith(("postdiff/", "pipelines/", "jobs/"))}
-    models = tuple(
-        f"postdiff/mini/{name}" for name in ("mini-sd/", "mini-clip/", "mini-clip-reads/", "mini-judges/", "SHA256SUMS")
-    )
+    scorers = "mini-clip", "mini-judges"  # of either data set
+    models = tuple(f"postdiff/mini/{name}" for name in ("mini-sd/", *scorers, "SHA256SUMS"))
     aside = ("postdiff/mini/", "jobs/results/")
     needed = {file for file in code if not file.startswith(aside) or file.startswith(models)} | {"captions.tsv"}
     assert needed >= {
@@ -132,7 +131,7 @@ def test_the_sums_are_those_of_the_models(tmp_path):
     shutil.copytree(minis.MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("SHA256SUMS"), copy_function=link)
     minis.write_sums(tmp_path / "mini")
     assert (tmp_path / "mini" / "SHA256SUMS").read_text() == (minis.MINI / "SHA256SUMS").read_text()
-    assert minis.NAMES == ("mini-bk-sdm", "mini-lcm", "mini-pixart", "mini-sd", "mini-sdxl")
+    assert minis.NAMES == ("mini-bk-sdm", "mini-lcm", "mini-pixart", "mini-sd", "mini-sd-scenes", "mini-sdxl")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Where the mini models are: beside this file, in a checkout and in an installed package.
 
-A job on a Ray cluster is sent mini-SD and what scores alone (`.rayignore`): all of them nearly fill the 100 MiB that
+A job on a Ray cluster is sent mini-SD and what scores alone (`.rayignore`): all of them are more than the 100 MiB that
 Ray takes. The others are read from the package that is installed on the node, and must be what the job's SHA256SUMS
 says.
 """
