@@ -89,12 +89,18 @@ class Trainer:
         self.optimizers = [adamw, *([Muon(matrices, lr)] if matrices else [])]
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
         self.step = 0
-        self.file = work / f"{stage}.pt"
+        self.file, self.on = work / f"{stage}.pt", on
+        if on and not self.file.exists():
+            raise SystemExit(f"error: expected weights to train on, found no {self.file} (train_mini.py restore)")
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
             restored = "optimizers" not in saved
             if restored and not on:
                 raise SystemExit(f"error: {self.file} was restored from finished weights, which cannot be resumed")
+            if not restored and saved.get("on", False) != on:
+                raise SystemExit(
+                    f"error: {self.file} is of another schedule: expected one that was begun by this stage"
+                )
             model.load_state_dict(saved["ema" if restored else "model"])
             self.ema = saved["ema"]
             if not restored:
@@ -172,6 +178,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
             "step": self.step,
+            "on": self.on,
         }
         torch.save(state, self.file.with_suffix(".tmp"))
         os.replace(self.file.with_suffix(".tmp"), self.file)

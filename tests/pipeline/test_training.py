@@ -89,7 +89,11 @@ def test_a_worker_whose_launcher_is_gone_before_its_first_step_takes_none(alone,
 
 def test_restored_weights_are_trained_on_from_where_they_are_and_resumed_like_others(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    with pytest.raises(SystemExit, match="expected weights to train on, found no "):
+        trained(tmp_path / "a", on=True)
     first = trained(tmp_path / "a")
+    with pytest.raises(SystemExit, match=r"toy\.pt is of another schedule"):
+        trained(tmp_path / "a", on=True)
     for name in ("b", "c"):
         (tmp_path / name).mkdir()
         torch.save({"ema": first["ema"]}, tmp_path / name / "toy.pt")
