@@ -50,6 +50,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        sys.addaudithook(_no_ray)
     if config.getoption("--quick"):
         sys.modules["ray"] = None
         sys.addaudithook(_no_process)
@@ -74,6 +76,11 @@ def pytest_collection_finish():
 def _no_process(event, args):
     if event == "subprocess.Popen":
         raise AssertionError(f"--quick starts no process, got {args[1]}: mark the test `trained`")
+
+
+def _no_ray(event, args):
+    if event == "subprocess.Popen" and "ray/core/src" in str(args[1]):
+        raise AssertionError("Ray was started beside other tests: see STARTS in the Makefile")
 
 
 def pytest_collection_modifyitems(config, items):

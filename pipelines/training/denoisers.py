@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from pipelines.data.procedural import Procedural
 from pipelines.training import mini
 from pipelines.training.latents import N_LATENTS, conditioned_latents, latents, scaling_factor
-from pipelines.training.loop import Trainer, half_precision, load_ema, tokenise
+from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema, tokenise
 from pipelines.training.texts import Reader
 from postdiff.models.lcm import guidance_embedding
 
@@ -106,7 +106,7 @@ def mini_sd(work: Path, data: Procedural) -> tuple[UNet2DConditionModel, torch.n
 def train_unet(work: Path, data: Procedural, steps: int = 3400) -> None:
     """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
     text = load_ema(Reader(clip_text(data), mini.TEXT_WIDTH, data.questions), work, "text").encoder
-    _learn_noise(work, data, mini.unet(data), text, steps, low_until=700)
+    _learn_noise(work, data, mini.unet(data), text, steps, low_until=500)
 
 
 def train_unet_on(work: Path, data: Procedural, steps: int = 5000) -> None:
@@ -116,7 +116,7 @@ def train_unet_on(work: Path, data: Procedural, steps: int = 5000) -> None:
 
 def _learn_noise(work: Path, data: Procedural, unet, text, steps: int, low_until: int = 0, on: bool = False) -> None:
     model = torch.nn.ModuleDict({"unet": trainable(unet), "text": text.train().requires_grad_(True)})
-    draw, ids = batches(work, data, {16: 32, 12: 48, 8: 96}, low_until), captions(data)
+    draw, ids = batches(work, data, {16: 40, 12: 60, 8: 120}, low_until), captions(data)
 
     def loss_of(step, rng):
         batch = draw(step, rng)
@@ -125,7 +125,7 @@ def _learn_noise(work: Path, data: Procedural, unet, text, steps: int, low_until
             out = model["unet"](batch.noisy, batch.t, states, return_dict=False)[0].float()
         return noise_loss(out, batch)
 
-    Trainer("unet", model, steps, 1.2e-3, work, on=on).run(loss_of)
+    Trainer("unet", model, steps, 1.5e-3, work, matrices=block_matrices(model), on=on).run(loss_of)
 
 
 def train_full(work: Path, data: Procedural, steps: int = 1600) -> None:

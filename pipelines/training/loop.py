@@ -19,10 +19,10 @@ N_TRAIN, N_VAL = 40_000, 512
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by Newton and Schulz, for a transformer's matrices (https://kellerjordan.github.io/posts/muon).
+    """Momentum made orthogonal by Newton and Schulz, for matrices and kernels (https://kellerjordan.github.io/posts/muon).
 
-    As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32: torch's runs in bfloat16, for which a CPU
-    without such instructions takes 25 times as long (8.1 s a step of mini-PixArt; NOTES.md).
+    A kernel [out, in, h, w] is the matrix [out, in h w]. As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in
+    float32 where bfloat16 would be emulated (8.1 s a step of mini-PixArt; NOTES.md), and matrices of one shape at once.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
@@ -31,29 +31,35 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(torch.lerp(p.grad, state["momentum"], group["momentum"]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
+                alike.setdefault(p.flatten(1).shape, []).append(p)
+            for shape, same in alike.items():
+                grads = torch.stack([p.grad.flatten(1) for p in same])
+                for p in same:
+                    self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                mean = torch.stack([self.state[p]["momentum"].flatten(1) for p in same])
+                with half_precision():
+                    updates = orthogonal(torch.lerp(grads, mean, group["momentum"])).float()
+                for p, update in zip(same, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view_as(p), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 
 
 def orthogonal(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The matrix `m` [rows, columns], its singular values brought near 1 (0.7 to 1.2), its singular vectors kept."""
-    x = m if m.shape[0] <= m.shape[1] else m.T
-    x = x / x.norm().clamp(min=1e-7)
+    """The matrices `m` [..., rows, columns], singular values brought near 1 (0.7 to 1.2), singular vectors kept."""
+    x = m if m.shape[-2] <= m.shape[-1] else m.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x if m.shape[0] <= m.shape[1] else x.T
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if m.shape[-2] <= m.shape[-1] else x.mT
 
 
 def block_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights of linear layers inside a transformer's blocks: what Muon is for, unlike embeddings."""
-    inside = {name: p for name, p in model.named_parameters() if "block" in name and p.ndim == 2}
+    """The weights of linear layers and convolutions inside a network's blocks: what Muon is for, unlike embeddings."""
+    inside = {name: p for name, p in model.named_parameters() if ("block" in name or "layers" in name) and p.ndim > 1}
     return [p for name, p in inside.items() if name.endswith("weight") and "_bias" not in name]
 
 
@@ -206,8 +212,9 @@ def tokenise(words, captions: list[str]) -> torch.Tensor:
 
 
 def half_precision() -> torch.autocast:
-    """A context of bfloat16 where the processor multiplies in it (AMX), of nothing elsewhere: there it is emulated."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported())
+    """A context of bfloat16 where the processor multiplies in it (AMX, AVX-512), of nothing where it is emulated."""
+    multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies)
 
 
 def load_ema(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:

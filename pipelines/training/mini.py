@@ -33,7 +33,7 @@ from transformers import (
 
 from pipelines.data.procedural import SHAPES, Procedural
 
-UNETS = {"shapes": (32, 64, 128, 128), "scenes": (32, 64, 96, 96)}  # widths of mini-SD's, by level
+UNETS = {"shapes": (32, 64, 128, 128), "scenes": (48, 64, 96, 96)}  # widths of mini-SD's, by level
 LATENT_SIDE = 16  # of either data set's images: a step costs the same
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 96

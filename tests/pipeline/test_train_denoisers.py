@@ -11,7 +11,8 @@ import postdiff
 from pipelines.data.procedural import SCENES, SHAPES
 from pipelines.training import denoisers, mini, models
 from pipelines.training.denoisers import ALPHAS, Batch, inherit
-from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema
+from pipelines.training.encoders import balance
+from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema, to_tensor
 from pipelines.training.transformer import middle, teacher_loss
 from postdiff.models.checkpoints import MINI
 
@@ -151,9 +152,45 @@ def test_what_is_not_there_is_not_restored(tmp_path):
         models.restore(tmp_path / "work", tmp_path, SCENES)
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_half_precision_is_that_of_processors_that_multiply_in_it(amx, monkeypatch):
+@pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (False, False)])
+def test_half_precision_is_that_of_processors_that_multiply_in_it(amx, avx512, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    half = amx or avx512
     with half_precision():
-        assert torch.is_autocast_enabled("cpu") == amx
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if amx else torch.float32)
+        assert torch.is_autocast_enabled("cpu") == half
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if half else torch.float32)
+
+
+def test_muon_gets_a_unets_kernels_and_matrices_and_neither_its_ends_nor_an_embedding():
+    model = torch.nn.ModuleDict({"unet": mini.unet(), "text": mini.text_encoder(mini.tokenizer())})
+    names = {id(p): name for name, p in model.named_parameters()}
+    chosen = {names[id(p)] for p in block_matrices(model)}
+    matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+    ends = {"unet.conv_in.weight", "unet.conv_out.weight"}
+    assert {name for name in matrices - chosen if "embedding" not in name} == ends
+    assert {"unet.mid_block.resnets.0.conv1.weight", "text.encoder.layers.0.mlp.fc1.weight"} <= chosen
+
+
+def test_balancing_an_autoencoder_changes_no_image_and_takes_the_root_of_its_latents_covariance():
+    torch.manual_seed(0)
+    vae = mini.autoencoder(SCENES).eval()
+    vae.quant_conv.weight.data[:, 0] *= 8  # one direction far wider than the others
+    images = to_tensor(SCENES.drawn([SCENES.scene("train", i) for i in range(8)]))
+
+    def covariance():
+        means = vae.encode(images).latent_dist.mean.transpose(0, 1).flatten(1)
+        return means.cov(), means.mean(1), vae.encode(images).latent_dist.var.mean((0, 2, 3))
+
+    with torch.no_grad():
+        before, _, variance = covariance()
+        decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
+        balance(vae, images)
+        after, mean, mixed = covariance()
+        again = vae.decode(vae.encode(images).latent_dist.mean).sample
+        torch.testing.assert_close(again, decoded, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(after @ after, before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+        assert mean.abs().max() < 1e-3 * after.diagonal().sqrt().max()
+        values, directions = torch.linalg.eigh(before)
+        mix = directions @ torch.diag(values**-0.25) @ directions.T
+        torch.testing.assert_close(mixed, mix.square() @ variance, rtol=1e-3, atol=1e-6)

@@ -1,5 +1,6 @@
 """The mini models' training loop: killed and resumed, it ends with the same weights; Muon is torch's, in float32."""
 
+import contextlib
 import multiprocessing
 
 import pytest
@@ -14,6 +15,11 @@ def alone(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def single_precision(monkeypatch):
+    monkeypatch.setattr(loop, "half_precision", contextlib.nullcontext)
 
 
 def trained(work, stop_at=None, broken_at=None, **kept):
@@ -48,7 +54,7 @@ def test_training_that_diverges_stops_at_its_step_and_writes_nothing(alone, tmp_
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
-def test_muon_takes_the_steps_of_torchs_within_the_precision_of_bfloat16(shape):
+def test_muon_takes_the_steps_of_torchs_within_the_precision_of_bfloat16(shape, single_precision):
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(shape))
     theirs = torch.nn.Parameter(ours.detach().clone())
@@ -63,6 +69,24 @@ def test_muon_takes_the_steps_of_torchs_within_the_precision_of_bfloat16(shape):
         for optimizer in optimizers:
             optimizer.step()
     assert (ours - theirs).norm() < 0.03 * (ours - before).norm()
+
+
+def test_muon_takes_a_kernel_as_its_matrix_and_parameters_of_one_shape_as_each_alone(single_precision):
+    torch.manual_seed(0)
+    values = [torch.randn(8, 6, 3, 3), torch.randn(8, 54), torch.randn(8, 54)]
+    grads = [torch.randn_like(value) for value in values]
+
+    def stepped(values, grads):
+        params = [torch.nn.Parameter(value.clone()) for value in values]
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        loop.Muon(params, lr=0.01).step()
+        return [p.detach() for p in params]
+
+    together = stepped(values, grads)
+    for value, grad, changed in zip(values, grads, together, strict=True):
+        (alone,) = stepped([value.flatten(1)], [grad.flatten(1)])
+        assert torch.dist(alone.view_as(changed), changed) < 1e-4 * torch.dist(value, changed)
 
 
 def test_an_orthogonal_matrix_has_singular_values_near_one_and_the_same_directions():
