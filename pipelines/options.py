@@ -53,19 +53,19 @@ class Options:
         str,
         flag("'shapes', 'scenes' (others: 'shapes-recaption'), or a file: txt, csv, tsv, parquet, jsonl, COCO's json"),
     ] = "shapes"
-    limit: Annotated[int | None, flag("use the first N prompts (default: 256 of Shapes, all of a file)", A_NUMBER)] = (
-        None
-    )
-    reference: Annotated[str | None, flag("folder of reference images for FID (default: other renders for Shapes)")] = (
-        None
-    )
+    limit: Annotated[
+        int | None, flag("use the first N prompts (default: 256 of Shapes or Scenes, all of a file)", A_NUMBER)
+    ] = None
+    reference: Annotated[
+        str | None, flag("folder of reference images for FID (default: other renders of Shapes or Scenes)")
+    ] = None
     matched: Annotated[bool, flag("of --reference only the images that the prompts are captions of (COCO)")] = False
     shuffled: Annotated[bool, flag("draw the prompts of a file by a fixed hash, not from its top")] = False
     draw: Annotated[
         int,
         flag(
-            "other prompts, and with them other noise, to see whether a result comes again: 1, 2, ... of Shapes other "
-            "scenes of the same split, of a file the next --limit prompts (default: 0)",
+            "other prompts, and with them other noise, to see whether a result comes again: 1, 2, ... of Shapes and "
+            "Scenes others of the same split, of a file the next --limit prompts (default: 0)",
             whole(0, 10_000),
         ),
     ] = 0
@@ -73,10 +73,10 @@ class Options:
         str | None, flag(f"fix these by name: {', '.join(protocols.PROTOCOLS)} (of COCO's captions_val2014.json)")
     ] = None
     n_reference: Annotated[
-        int, flag("reference images drawn from Shapes (default: 2000)", whole(2, *MOST_REFERENCES))
+        int, flag("reference images drawn from Shapes or Scenes (default: 2000)", whole(2, *MOST_REFERENCES))
     ] = 2000
     shard: Annotated[
-        int, flag("prompts a unit of work (default: 32 of Shapes, 256 of a file)", whole(1, *MOST_IN_A_SHARD))
+        int, flag("prompts a unit of work (default: 32 of Shapes or Scenes, 256 of a file)", whole(1, *MOST_IN_A_SHARD))
     ] = 0
     batch_size: Annotated[
         int,
@@ -177,7 +177,7 @@ Own = TypeVar("Own", bound=Options)
 def settled(options: Own) -> Own:
     """`options` with what its protocol fixes, and defaults that depend on other options filled in.
 
-    Raises: ValueError for a protocol that does not fit the other options, or more prompts than Shapes has.
+    Raises: ValueError for a protocol that does not fit the other options, or more prompts than a drawn data set has.
     """
     if options.protocol:
         options = protocols.apply(options)
@@ -237,15 +237,15 @@ def check_drawn(source: str, models: Iterable[str]) -> None:
 def refuse_unused(options: Options, fid: str = "", other: str | None = None) -> None:
     """Raise ValueError for an option that was given, and that others leave without effect; for prompts of a data set
     that a mini model does not draw. fid: why a job has none. other: another folder of references that a job has."""
-    shapes = options.prompts in DRAWN
+    drawn = options.prompts in DRAWN
     check_drawn(options.prompts, options.evaluated)
     if fid:
         refuse(options, fid, "reference", "n_reference", "fid", "matched")
-    if options.reference or not shapes:
-        refuse(options, "where the references are not drawn from Shapes", "n_reference")
-    if not options.reference and not other and not shapes:
+    if options.reference or not drawn:
+        refuse(options, "where the references are not drawn", "n_reference")
+    if not options.reference and not other and not drawn:
         refuse(options, "without --reference, a folder of images", "fid")
-    if shapes and options.shuffled:
-        raise ValueError("--shuffled has no effect on Shapes: it draws the prompts of a file")
+    if drawn and options.shuffled:
+        raise ValueError("--shuffled has no effect on Shapes and Scenes: it draws the prompts of a file")
     if isinstance(options, OfOneModel) and not options.dry_run:
         refuse(options, "without --dry-run", "tflops")

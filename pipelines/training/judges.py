@@ -54,7 +54,7 @@ def train(name: str, work: Path, data: Procedural) -> None:
 
 def asked_loss(logits: torch.Tensor, right: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """Cross-entropy, a mean over those that are asked a question, summed over questions: [N, sum of sizes], int64
-    [N, questions] -> []. A batch may ask nothing of a fourth object, and a mean over nothing is not a number."""
+    [N, questions] -> []. A batch may ask nothing of a second object, and a mean over nothing is not a number."""
     parts = logits.split(sizes, 1)
     losses = [F.cross_entropy(part, right[:, i], ignore_index=-1, reduction="sum") for i, part in enumerate(parts)]
     return (torch.stack(losses) / (right >= 0).sum(0).clamp(min=1)).sum()

@@ -63,13 +63,10 @@ MODELS = {
     "mini-sd-full": "full",
 }
 # How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
+GUIDANCE = {"shapes": 2.0, "scenes": 3.0}  # mini-LCM was trained from 1 to 4, and hardly differs from 1 to 3
 RUNS: dict[str, dict[str, Any]] = {
-    "mini-sd": {"guidance": 2.0},  # FID, CLIP score and choice of 100 are best here
-    "mini-bk-sdm": {"guidance": 2.0, "settings": TINY_SETTINGS},
-    "mini-lcm": {"guidance": 2.0},  # hardly matters from 1 to 3; trained from 1 to 4
-    "mini-sdxl": {"guidance": 2.0},
-    "mini-pixart": {"guidance": 2.0, "size": SHAPES.size},  # or its own data set's: its config says 128 cells
-    "mini-sd-full": {"guidance": 2.0},
+    "mini-bk-sdm": {"settings": TINY_SETTINGS},
+    "mini-pixart": {"size": SHAPES.size},  # or its own data set's: its config says 128 cells
 }
 
 
@@ -111,8 +108,8 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     for name in names:
         folder = out / folder_name(name, data)
         mini.save(pipeline(name, work, data), folder)
-        sized = {"size": data.size} if "size" in RUNS[name] else {}
-        write_run(resolve(folder), folder, **RUNS[name] | sized)
+        run = {"guidance": GUIDANCE[data.name], **RUNS.get(name, {})}
+        write_run(resolve(folder), folder, **run | ({"size": data.size} if "size" in run else {}))
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
     if (work / f"{reading.STAGE}.pt").exists():

@@ -10,7 +10,7 @@ import torch
 import postdiff
 from pipelines.data.procedural import SCENES, SHAPES
 from pipelines.training import denoisers, mini, models
-from pipelines.training.denoisers import ALPHAS, Batch, inherit
+from pipelines.training.denoisers import ALPHAS, Batch, inherit, noise_loss
 from pipelines.training.encoders import balance
 from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema, to_tensor
 from pipelines.training.transformer import middle, teacher_loss
@@ -101,6 +101,20 @@ def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
     assert numbers == {"to_teacher_4": 4.0}
     snr = float(ALPHAS[20] / (1 - ALPHAS[20]))
     assert float(loss) == pytest.approx(4 * (5 / snr + 1) / 2)
+
+
+def test_the_noises_error_is_weighted_by_the_signal_and_up_where_little_of_it_is_left():
+    """Steps of SD1.5's schedule: alpha is 0.99915, 0.14 and 0.0047 there."""
+    times = torch.tensor([0, 624, 999])
+    batch = Batch(torch.zeros(3, 8, 4, 4), torch.zeros(3, 8, 4, 4), times, torch.zeros(3, dtype=torch.long))
+    alpha = ALPHAS[times]
+    weights = [
+        float(noise_loss(torch.ones(1, 8, 4, 4), Batch(*(part[i : i + 1] for part in vars(batch).values())))[0])
+        for i in range(3)
+    ]
+    assert weights[0] == pytest.approx(5 / 1175, rel=0.01)
+    assert weights[1:] == pytest.approx((alpha[1:] ** -0.5).tolist())
+    assert noise_loss(torch.ones(3, 8, 4, 4), batch)[0] == pytest.approx(np.mean(weights))
 
 
 def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_path):
