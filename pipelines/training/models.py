@@ -63,7 +63,7 @@ MODELS = {
     "mini-sd-full": "full",
 }
 # How each is run, found by measuring (NOTES.md): guidance of 7.5 overdrives such small models.
-GUIDANCE = {"shapes": 2.0, "scenes": 3.0}  # mini-LCM was trained from 1 to 4, and hardly differs from 1 to 3
+GUIDANCE = {"shapes": 2.0, "scenes": 4.0}  # mini-LCM was trained from 1 to 4, and hardly differs from 1 to 3
 RUNS: dict[str, dict[str, Any]] = {
     "mini-bk-sdm": {"settings": TINY_SETTINGS},
     "mini-pixart": {"size": SHAPES.size},  # or its own data set's: its config says 128 cells

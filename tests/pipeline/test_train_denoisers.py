@@ -156,7 +156,7 @@ def test_a_model_of_scenes_is_exported_beside_the_shipped_one_and_says_its_size(
     monkeypatch.setattr(models, "write_run", lambda spec, folder, **run: written.update({spec: run}))
     monkeypatch.setattr(models.minis, "write_sums", lambda out: None)
     models.export(tmp_path / "work", tmp_path, ["mini-pixart"], SCENES)
-    assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 3.0, "size": 128}}
+    assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 4.0, "size": 128}}
     models.export(tmp_path / "other", tmp_path, ["mini-sd"], SHAPES)
     assert written[tmp_path / "mini-sd"] == {"guidance": 2.0}
 
