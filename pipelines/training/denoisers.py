@@ -73,7 +73,7 @@ def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str,
     """Weighted error of the predicted noise, and the plain one to log.
 
     The weight is min-SNR's (gamma 5) over the root of alpha: by it all times from 100 on count about as much, where
-    by min-SNR alone those in which the layout is decided (beyond 600) counted a half to a tenth (NOTES.md).
+    by min-SNR alone those in which the layout is decided (beyond 600) counted a third to a tenth (NOTES.md).
     """
     error = (out - batch.noise).square().mean((1, 2, 3))
     alpha = ALPHAS[batch.t]
@@ -109,7 +109,7 @@ def mini_sd(work: Path, data: Procedural) -> tuple[UNet2DConditionModel, torch.n
 
 
 def train_unet(work: Path, data: Procedural, steps: int = 5900) -> None:
-    """mini-SD's denoiser and text encoder together: epsilon prediction, min-SNR weights, three resolutions."""
+    """mini-SD's denoiser and text encoder together: epsilon prediction, `noise_loss`, three resolutions."""
     text = load_ema(Reader(clip_text(data), mini.TEXT_WIDTH, data.questions), work, "text").encoder
     _learn_noise(work, data, mini.unet(data), text, steps, low_until=500)
 

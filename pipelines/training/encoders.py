@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from pipelines.data.procedural import Procedural
 from pipelines.data.shapes import Scene
 from pipelines.training import mini
-from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, drawn, to_tensor, tokenise
+from pipelines.training.loop import N_TRAIN, N_VAL, Trainer, drawn, load_ema, to_tensor, tokenise
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -49,14 +49,16 @@ def train_autoencoder(work: Path, data: Procedural, steps: int = 10_000) -> None
         out = torch.cat([probe.decode(probe.encode(x).latent_dist.mean).sample for x in held.split(16)])
         return {"val_psnr": round(psnr(out, held), 2)}
 
-    Trainer("autoencoder", model, steps, 2e-3, work, ema=0.995).run(loss_of, validate)
     file = work / "autoencoder.pt"
-    saved = torch.load(file, weights_only=True)
-    if rank == 0 and not saved.get("balanced"):
-        probe.load_state_dict(saved["ema"])
+    if file.exists() and torch.load(file, weights_only=True).get("balanced"):
+        return  # finished: the weights that were trained are not these, and would go on from others than their average
+    Trainer("autoencoder", model, steps, 2e-3, work, ema=0.995).run(loss_of, validate)
+    if rank == 0:
+        load_ema(probe, work, "autoencoder")
         balance(probe, to_tensor(data.drawn([data.scene("train", i) for i in range(512)])))
-        torch.save(saved | {"ema": probe.state_dict(), "balanced": True}, file.with_suffix(".tmp"))
+        torch.save({"ema": probe.state_dict(), "balanced": True}, file.with_suffix(".tmp"))
         os.replace(file.with_suffix(".tmp"), file)
+    dist.barrier()
 
 
 @torch.no_grad()
@@ -66,9 +68,13 @@ def balance(vae: AutoencoderKL, images: torch.Tensor) -> None:
     Left alone, one direction (how bright a place is) spread 60 times as far as another, and what draws edges and
     letters a fifth as far: at a given noise they drown first, so that a denoiser learns them last and draws them in its
     last two steps (NOTES.md). `images` [N, 3, H, W] in [-1, 1] are what the covariance is measured on.
+
+    Raises: ValueError if a direction does not vary at all: no power of its variance brings it back.
     """
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)]).transpose(0, 1).flatten(1)
     values, directions = torch.linalg.eigh(means.cov())
+    if values[0] < 1e-7 * values[-1]:
+        raise ValueError(f"expected latents that vary in all {len(values)} directions, got variances {values.tolist()}")
     mix, back = (directions * values**power @ directions.T for power in (-0.25, 0.25))
     n, (inward, outward) = len(mix), (vae.quant_conv, vae.post_quant_conv)
     noise = (vae.encode(images[:64]).latent_dist.var.mean((0, 2, 3)) @ mix.square().T).log()

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.training import loop
+from pipelines.data.procedural import SHAPES
+from pipelines.training import encoders, loop, mini
 
 
 @pytest.fixture
@@ -131,3 +132,22 @@ def test_restored_weights_are_trained_on_from_where_they_are_and_resumed_like_ot
         trained(tmp_path / "c", on=True, stop_at=5)
     again = trained(tmp_path / "c", on=True)
     assert all(value.equal(whole["model"][key]) for key, value in again["model"].items())
+
+
+def test_a_trained_autoencoder_is_balanced_once_and_is_finished_then(alone, tmp_path):
+    encoders.train_autoencoder(tmp_path, SHAPES, steps=1)
+    file = tmp_path / "autoencoder.pt"
+    written = file.read_bytes()
+    vae = loop.load_ema(mini.autoencoder(SHAPES), tmp_path, "autoencoder")
+    images = loop.to_tensor(SHAPES.drawn([SHAPES.scene("train", i) for i in range(512)]))
+    means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)]).transpose(0, 1).flatten(1)
+    assert means.mean(1).abs().max() < 1e-3 * means.std()
+    encoders.train_autoencoder(tmp_path, SHAPES, steps=2)
+    assert file.read_bytes() == written
+
+
+def test_latents_that_do_not_vary_cannot_be_balanced():
+    vae = mini.autoencoder(SHAPES)
+    torch.nn.init.zeros_(vae.quant_conv.weight)
+    with pytest.raises(ValueError, match="expected latents that vary in all 8 directions, got variances"):
+        encoders.balance(vae, torch.rand(2, 3, 64, 64))
