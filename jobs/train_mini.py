@@ -1,14 +1,14 @@
 """Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,restore,accuracy,all}
 
-Stages, in order: autoencoder, clip, text, unet (mini-SD; unet-on trains a restored one on), tiny (mini-BK-SDM), lcm
-(mini-LCM), xl (mini-SDXL), t5, pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to
-fine-tune; not shipped), judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a
-CLIP that tells left from right; what is shipped was trained with --workers 1). Each trains on Shapes, or with `--data
-scenes` on Scenes, with two single-threaded processes that average their gradients (on two cores a third faster than one
-process with two threads; NOTES.md; and a quarter faster still with `LD_PRELOAD=libtcmalloc_minimal.so.4`), checkpoints
-every few minutes, resumes from the checkpoint after a kill, and appends its losses to `<work>/<stage>.csv`. `export`
-writes the finished folders, fp16 safetensors, that the pipelines' own `from_pretrained` (open_clip's
-`create_model("local-dir:FOLDER")`) load:
+Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
+pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped),
+judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a CLIP that tells left
+from right; what is shipped was trained with --workers 1); unet-on and clip-reads-on train a restored one on. Each
+trains on Shapes, or with `--data scenes` on Scenes, with two single-threaded processes that average their gradients
+(on two cores a third faster than one process with two threads; NOTES.md; and a quarter faster still with
+`LD_PRELOAD=libtcmalloc_minimal.so.4`), checkpoints every few minutes, resumes from the checkpoint after a kill, and
+appends its losses to `<work>/<stage>.csv`. `export` writes the finished folders, fp16 safetensors, that the
+pipelines' own `from_pretrained` (open_clip's `create_model("local-dir:FOLDER")`) load:
 
     postdiff/mini/{mini-sd,mini-bk-sdm,mini-lcm,mini-sdxl,mini-pixart}, and what scores: mini-clip, mini-clip-reads,
     mini-judges; those of Scenes end in -scenes
@@ -18,7 +18,7 @@ changed one, and writes how often they are right: accuracy-judge.csv and accurac
 
 `evaluate` measures them, and draws a grid of 64 samples of each. `restore` makes checkpoints of the shipped folders,
 for a stage that starts from them: of fp16 weights and without an optimizer, so the stages they stand for cannot go on
-(but mini-SD, from its weights, by unet-on).
+(but mini-SD and the CLIP that reads, by unet-on and clip-reads-on).
 """
 
 import argparse
@@ -70,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    for stage in [name for name in models.STAGES if name != "unet-on"] if args.stage == "all" else [args.stage]:
+    for stage in [name for name in models.STAGES if not name.endswith("-on")] if args.stage == "all" else [args.stage]:
         if stage in models.STAGES and (stage != "clip" or args.data == "shapes"):
             models.train(stage, args.work, PROCEDURAL[args.data], args.workers)
     shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}

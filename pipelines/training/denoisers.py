@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
@@ -69,26 +68,36 @@ def batches(
     return draw
 
 
-def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted error of the predicted noise, and the plain one to log.
+def weight(t: torch.Tensor) -> torch.Tensor:
+    """How much an error of the predicted noise counts at times t [B]: min-SNR's (gamma 5) over the root of alpha.
 
-    The weight is min-SNR's (gamma 5) over the root of alpha: by it all times from 100 on count about as much, where
-    by min-SNR alone those in which the layout is decided (beyond 600) counted a third to a tenth (NOTES.md).
+    By it all times from 100 on count about as much, where by min-SNR alone those in which the layout is decided (beyond
+    600) counted a third to a tenth (NOTES.md).
     """
+    alpha = ALPHAS[t]
+    return (5 * (1 - alpha) / alpha).clamp(max=1) / alpha.sqrt()
+
+
+def noise_loss(out: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted error of the predicted noise, and the plain one to log."""
     error = (out - batch.noise).square().mean((1, 2, 3))
-    alpha = ALPHAS[batch.t]
-    weight = (5 * (1 - alpha) / alpha).clamp(max=1) / alpha.sqrt()
-    return (error * weight).mean(), {f"eps_mse_{out.shape[-1]}": float(error.detach().mean())}
+    return (error * weight(batch.t)).mean(), {f"eps_mse_{out.shape[-1]}": float(error.detach().mean())}
+
+
+def teacher_loss(out: torch.Tensor, batch: Batch, teacher: UNet2DConditionModel, words: torch.Tensor) -> tuple:
+    """Weighted squared distance to what mini-SD says of `words`, its own embeddings of the captions: the same mean as
+    the noise has, without its variance."""
+    with torch.no_grad(), half_precision():
+        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0].float()
+    distance = (out - wanted).square().mean((1, 2, 3))
+    return (distance * weight(batch.t)).mean(), {f"to_teacher_{out.shape[-1]}": float(distance.detach().mean())}
 
 
 def distillation_loss(out: torch.Tensor, batch: Batch, teacher: UNet2DConditionModel, words: torch.Tensor) -> tuple:
-    """The noise loss, and the squared distance to what mini-SD says of `words`, its own embeddings of the captions:
-    the same mean as the noise has, without its variance."""
-    with torch.no_grad(), half_precision():
-        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0].float()
+    """The noise loss, and the distance to mini-SD's output."""
     loss, numbers = noise_loss(out, batch)
-    distance = F.mse_loss(out, wanted)
-    return loss + distance, {**numbers, f"to_teacher_{out.shape[-1]}": float(distance.detach())}
+    distance, further = teacher_loss(out, batch, teacher, words)
+    return loss + distance, {**numbers, **further}
 
 
 def trainable(model):
@@ -161,7 +170,7 @@ def distil(stage: str, model, teacher, text, work: Path, data: Procedural, sizes
             out = model(batch.noisy, batch.t, states, return_dict=False)[0].float()
         return distillation_loss(out, batch, teacher, states)
 
-    Trainer(stage, model, steps, 1.2e-3, work).run(loss_of)
+    Trainer(stage, model, steps, 1.5e-3, work, matrices=block_matrices(model)).run(loss_of)
 
 
 def inherit(model: UNet2DConditionModel, teacher: UNet2DConditionModel) -> int:
@@ -284,4 +293,4 @@ def train_xl(work: Path, data: Procedural, steps: int = 1300) -> None:
             return loss, {f"alone_{name}": value for name, value in numbers.items()}
         return distillation_loss(out, batch, teacher, known(ids[batch.rows]).last_hidden_state)
 
-    Trainer("xl", model, steps, 1.2e-3, work).run(loss_of)
+    Trainer("xl", model, steps, 1.5e-3, work, matrices=block_matrices(model)).run(loss_of)

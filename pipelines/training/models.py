@@ -50,7 +50,7 @@ STAGES: dict[str, Callable[[Path, Procedural], None]] = {
     "refine": refine_pixart,
     "full": train_full,
     **judges.STAGES,
-    reading.STAGE: reading.train,
+    **reading.STAGES,
 }
 DENOISERS = ("unet", "unet-on", "tiny", "lcm", "xl", "pixart", "refine", "full")  # stages that are trained on latents
 # And the stage that each is finished by. The last is exported only where it is named.
@@ -106,6 +106,7 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     """Write the trained EMA weights as folders in the ordinary formats."""
     claim(work, data)
     words = mini.tokenizer(data)
+    unshare(out)  # else a model that is written anew would change those that link to it
     for name in names:
         folder = out / folder_name(name, data)
         mini.save(pipeline(name, work, data), folder)
@@ -114,12 +115,32 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")
     if (work / f"{reading.STAGE}.pt").exists():
-        reading.export(work, out / ("mini-clip-reads" if data is SHAPES else data.clip), data)
+        reading.export(work, out, data)
     if all((work / f"{stage}.pt").exists() for stage in judges.STAGES):
         judges.export(work, out / data.judges, data)
     for file in out.glob("mini-*/**/*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that their owner alone can read
+    share(out)
     minis.write_sums(out)
+
+
+def share(out: Path) -> None:
+    """Weights that models of `out` have in common become one file, of the first of `MODELS`, and links to it."""
+    folders = [out / folder_name(name, data) for data in PROCEDURAL.values() for name in MODELS]
+    first: dict[str, Path] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*/*.safetensors"))):
+        if (original := first.setdefault(minis.sha256(file), file)) != file:
+            file.unlink()
+            file.symlink_to(os.path.relpath(original, file.parent))
+
+
+def unshare(out: Path) -> None:
+    """Weights that are links become files."""
+    for file in out.glob("mini-*/*/*.safetensors"):
+        if file.is_symlink():
+            own = file.read_bytes()
+            file.unlink()
+            file.write_bytes(own)
 
 
 def restore(work: Path, folder: Path, data: Procedural) -> None:
@@ -130,7 +151,7 @@ def restore(work: Path, folder: Path, data: Procedural) -> None:
     pipes = {name: postdiff.load(own, device="cpu").pipe for name, own in folders.items() if own.exists()}
     if "mini-sd" not in pipes:
         raise FileNotFoundError(f"expected {folders['mini-sd']}, whose parts the others share, found no such folder")
-    modules = {"autoencoder": pipes["mini-sd"].vae}
+    modules = {"autoencoder": pipes["mini-sd"].vae, reading.STAGE: reading.restored(folder, data)}
     if data is SHAPES:
         modules["clip"] = ClipEncoder(str(folder / "mini-clip")).model
     for name, pipe in pipes.items():

@@ -24,7 +24,7 @@ from pipelines.training import mini
 from pipelines.training.accuracy import Row, row
 from pipelines.training.encoders import contrastive_loss
 from pipelines.training.judges import degraded
-from pipelines.training.loop import Trainer, load_ema, to_tensor, tokenise
+from pipelines.training.loop import Trainer, half_precision, load_ema, to_tensor, tokenise
 from pipelines.training.texts import Reader
 
 STAGE = "clip-reads"
@@ -59,7 +59,16 @@ def seen(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def train(work: Path, data: Procedural, steps: int = STEPS, taught: int = TAUGHT) -> None:
+def train(work: Path, data: Procedural) -> None:
+    _train(work, data, STEPS, TAUGHT, FIRST, 2e-3)
+
+
+def train_on(work: Path, data: Procedural, steps: int = 500) -> None:
+    """A finished CLIP contrasted further, on other scenes. The head was left behind: it learns to read anew."""
+    _train(work, data, steps, 0, FIRST + 1_000_000, 1e-3, on=True)
+
+
+def _train(work: Path, data: Procedural, steps: int, taught: int, start: int, lr: float, on: bool = False) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     words = mini.tokenizer(data)
     model, probe = reader(data), reader(data)
@@ -67,7 +76,7 @@ def train(work: Path, data: Procedural, steps: int = STEPS, taught: int = TAUGHT
     shown = seen(to_tensor(data.drawn(held)))
 
     def loss_of(step, rng):
-        first = FIRST + (step * world + rank) * BATCH
+        first = start + (step * world + rank) * BATCH
         scenes = [data.scene("train", first + i) for i in range(BATCH)]
         images = to_tensor(data.drawn(scenes))
         images = degraded(images, rng) if step % 2 else images
@@ -76,7 +85,8 @@ def train(work: Path, data: Procedural, steps: int = STEPS, taught: int = TAUGHT
         contrasted = step >= taught
         if contrasted:
             captions += [wrong for scene in scenes for wrong in changes.hard_negatives(data, scene, rng)]
-        image = model.encoder.encode_image(seen(images))
+        with half_precision():
+            image = model.encoder.encode_image(seen(images)).float()
         text = model.encoder.encode_text(tokenise(words, captions))
         own, scale = text[:BATCH], model.encoder.logit_scale
         read = [model.loss(10 * F.normalize(embeddings, dim=-1), right) for embeddings in (image, own)]
@@ -99,7 +109,10 @@ def train(work: Path, data: Procedural, steps: int = STEPS, taught: int = TAUGHT
         shares = {kind: float(np.mean(right)) for kind, right in compared(data, held, image.numpy(), texts).items()}
         return {f"val_{kind.replace(' ', '_')}": round(share, 3) for kind, share in shares.items()}
 
-    Trainer(STAGE, model, steps, 2e-3, work, ema=0.99).run(loss_of, validate)
+    Trainer(STAGE, model, steps, lr, work, ema=0.99, on=on).run(loss_of, validate)
+
+
+STAGES = {STAGE: train, f"{STAGE}-on": train_on}  # of jobs/train_mini.py
 
 
 def held_out(data: Procedural, first: int, n: int) -> list[Scene]:
@@ -143,8 +156,20 @@ def accuracy(folder: Path, n: int = 1000) -> Iterator[Row]:
             yield row(f"{name}: {kind}", right[:n])
 
 
-def export(work: Path, folder: Path, data: Procedural) -> None:
-    """The trained CLIP as a folder of open_clip's, fp16; the head that read is left behind."""
-    words = mini.tokenizer(data)
+def folder_name(data: Procedural) -> str:
+    """What the CLIP that reads a data set's renders is called; of Shapes it is not the one that scores by default."""
+    return "mini-clip-reads" if data is SHAPES else data.clip
+
+
+def export(work: Path, out: Path, data: Procedural) -> None:
+    """The trained CLIP as a folder of open_clip's in `out`, fp16; the head that read is left behind."""
+    words, name = mini.tokenizer(data), folder_name(data)
     model = load_ema(reader(data), work, STAGE).encoder
-    mini.save_clip(model, mini.reading_clip_config(words, folder.name), words, folder)
+    mini.save_clip(model, mini.reading_clip_config(words, name), words, out / name)
+
+
+def restored(out: Path, data: Procedural) -> Reader:
+    """The CLIP of `out`, and a head that has read nothing yet."""
+    model = reader(data)
+    model.encoder.load_state_dict(ClipEncoder(str(out / folder_name(data))).model.state_dict())
+    return model

@@ -8,7 +8,15 @@ import torch
 
 from pipelines.data.procedural import Procedural
 from pipelines.training import mini
-from pipelines.training.denoisers import ALPHAS, Batch, batches, captions, distillation_loss, mini_sd, trainable
+from pipelines.training.denoisers import (
+    Batch,
+    batches,
+    captions,
+    distillation_loss,
+    mini_sd,
+    teacher_loss,
+    trainable,
+)
 from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema
 from pipelines.training.texts import Reader
 from postdiff.models.families import FAMILIES
@@ -45,17 +53,6 @@ def refine_pixart(work: Path, data: Procedural, steps: int = 3000) -> None:
 def middle(t: torch.Tensor) -> torch.Tensor:
     """Uniform times in [0, 1000), 70 % of them moved to [100, 600)."""
     return torch.from_numpy(np.interp(t, [0, 100, 800, 1000], [0, 100, 600, 1000])).long()
-
-
-def teacher_loss(
-    out: torch.Tensor, batch: Batch, teacher, words: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Min-SNR weighted (gamma 5) squared distance to what mini-SD says; no noise, and none of its variance."""
-    with torch.no_grad(), half_precision():
-        wanted = teacher(batch.noisy, batch.t, words, return_dict=False)[0].float()
-    distance = (out - wanted).square().mean((1, 2, 3))
-    snr = ALPHAS[batch.t] / (1 - ALPHAS[batch.t])
-    return (distance * (5 / snr).clamp(max=1)).mean(), {f"to_teacher_{out.shape[-1]}": float(distance.detach().mean())}
 
 
 def teach(

@@ -1,5 +1,6 @@
 """What the mini models inherit from mini-SD, and the captions that they learn from."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 import postdiff
 from pipelines.data.procedural import SCENES, SHAPES
 from pipelines.training import denoisers, mini, models
-from pipelines.training.denoisers import ALPHAS, Batch, inherit, noise_loss
+from pipelines.training.denoisers import ALPHAS, Batch, inherit, noise_loss, teacher_loss
 from pipelines.training.encoders import balance
 from pipelines.training.loop import Trainer, block_matrices, half_precision, load_ema, to_tensor
-from pipelines.training.transformer import middle, teacher_loss
+from pipelines.training.transformer import middle
+from postdiff.models import minis
 from postdiff.models.checkpoints import MINI
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
@@ -99,8 +101,8 @@ def test_the_distance_to_the_teacher_is_weighted_by_the_signal():
     teacher = lambda noisy, t, words, return_dict: (torch.ones_like(noisy),)  # noqa: E731
     loss, numbers = teacher_loss(torch.full_like(x0, 3.0), batch, teacher, told)
     assert numbers == {"to_teacher_4": 4.0}
-    snr = float(ALPHAS[20] / (1 - ALPHAS[20]))
-    assert float(loss) == pytest.approx(4 * (5 / snr + 1) / 2)
+    early, late = float(ALPHAS[20]), float(ALPHAS[500])
+    assert float(loss) == pytest.approx(4 * (5 * (1 - early) / early**1.5 + late**-0.5) / 2)
 
 
 def test_the_noises_error_is_weighted_by_the_signal_and_up_where_little_of_it_is_left():
@@ -126,7 +128,7 @@ def test_checkpoints_restored_from_the_shipped_folders_hold_their_weights(tmp_pa
         have = model[part].state_dict()
         assert all(value.equal(have[name]) for name, value in module.state_dict().items())
     assert load_ema(mini.autoencoder(), tmp_path, "autoencoder")
-    stages = {"autoencoder", "clip", "unet", "tiny", "lcm", "xl", "pixart"}
+    stages = {"autoencoder", "clip", "clip-reads", "unet", "tiny", "lcm", "xl", "pixart"}
     assert {file.stem for file in tmp_path.iterdir()} == {*stages, "data"}
     with pytest.raises(SystemExit, match="was restored from finished weights"):
         Trainer("pixart", model, 10, 1e-3, tmp_path)
@@ -159,6 +161,47 @@ def test_a_model_of_scenes_is_exported_beside_the_shipped_one_and_says_its_size(
     assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 4.0, "size": 128}}
     models.export(tmp_path / "other", tmp_path, ["mini-sd"], SHAPES)
     assert written[tmp_path / "mini-sd"] == {"guidance": 2.0}
+
+
+def test_weights_in_common_are_one_file_that_no_later_export_changes(tmp_path):
+    for name, weights in (("mini-sd", b"first"), ("mini-lcm", b"first"), ("mini-pixart", b"second")):
+        (tmp_path / name / "vae").mkdir(parents=True)
+        (tmp_path / name / "vae" / "model.safetensors").write_bytes(weights)
+    sd, lcm, pixart = (tmp_path / name / "vae/model.safetensors" for name in ("mini-sd", "mini-lcm", "mini-pixart"))
+    models.share(tmp_path)
+    assert [file.is_symlink() for file in (sd, lcm, pixart)] == [False, True, False]
+    assert lcm.readlink() == Path("../../mini-sd/vae/model.safetensors")  # wherever the folder lies
+    models.share(tmp_path)
+    assert lcm.samefile(sd)
+    models.unshare(tmp_path)
+    sd.write_bytes(b"trained again")
+    models.share(tmp_path)
+    assert [file.read_bytes() for file in (sd, lcm, pixart)] == [b"trained again", b"first", b"second"]
+
+
+def test_an_export_writes_no_model_through_a_link(tmp_path, monkeypatch):
+    """mini-LCM's autoencoder is mini-SD's file, until mini-SD has another."""
+    monkeypatch.setattr(models, "resolve", lambda folder: folder)
+    monkeypatch.setattr(models, "write_run", lambda spec, folder, **run: None)
+    monkeypatch.setattr(models, "pipeline", lambda name, work, data: name)
+
+    def export(names, weights):
+        def save(pipe, folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "vae").mkdir(parents=True)
+            (folder / "vae" / "model.safetensors").write_bytes(weights)
+
+        monkeypatch.setattr(mini, "save", save)
+        models.export(tmp_path / "work", tmp_path / "out", names, SHAPES)
+
+    export(["mini-sd", "mini-lcm"], b"first")
+    lcm = tmp_path / "out/mini-lcm/vae/model.safetensors"
+    assert lcm.is_symlink()
+    sums = minis.read_sums(tmp_path / "out")
+    export(["mini-sd"], b"trained again")
+    assert lcm.read_bytes() == b"first"
+    assert not lcm.is_symlink()
+    assert minis.read_sums(tmp_path / "out")["mini-lcm/vae/model.safetensors"] == sums["mini-lcm/vae/model.safetensors"]
 
 
 def test_what_is_not_there_is_not_restored(tmp_path):
