@@ -51,8 +51,9 @@ def refuse_unused(given: Options) -> None:
         other = given.recaption_reference or ("shapes" if shapes else None)
         options.refuse_unused(replace(given, given=given.given - used), other=other)
     if given.mini:
+        playing = exhibits.players(given.drawn, {model for exhibit in chosen for model in exhibit.models})
         for own in plays:
-            options.check_drawn(own.prompts, exhibits.MINI.values())
+            options.check_drawn(own.prompts, playing.values())
         refuse(given, "with --models mini", "recaption", "finetuned", "price")
     else:
         refuse(given, "with --models real, which draw all", "whole")

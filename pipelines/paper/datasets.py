@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pipelines import options
 from pipelines.command_line import flag, number
 from pipelines.command_line import rounds as at_least_3
+from pipelines.data.prompts import DRAWN
 from pipelines.engine.urls import below
 from pipelines.options import A_NUMBER, Out
 from pipelines.paper.published import APPENDIX_J, GALLERY, PROMPTS_A_MODEL
@@ -20,7 +21,8 @@ class Options(options.Options):
     models: Annotated[Literal["mini", "real"], flag(choices=("mini", "real"))] = "mini"
     scale: Annotated[float, flag("share of the prompts", number(0, 1, above=True))] = 1.0
     calibration: Annotated[
-        str | None, flag("prompts of the searches of Tables 3 and 4: a file (default: Shapes' train split)")
+        str | None,
+        flag("prompts of the searches of Tables 3 and 4: a file (default: the train split of Shapes or Scenes)"),
     ] = None
     recaption: Annotated[
         str | None,
@@ -55,6 +57,11 @@ class Options(options.Options):
         return self.models == "mini"
 
     @property
+    def drawn(self) -> str:
+        """The data set that plays the paper's on mini models: that of --prompts, Shapes where they are a file."""
+        return DRAWN[self.prompts][0].name if self.prompts in DRAWN else "shapes"
+
+    @property
     def all_steps(self) -> bool:
         """Do all figures have all of their numbers of steps?"""
         return self.whole or not self.mini
@@ -63,14 +70,14 @@ class Options(options.Options):
 @dataclass(frozen=True)
 class Dataset:
     """size: prompts that the paper has. captions, references: the options that name them on real models, as attributes;
-    "" where the prompts are the paper's own. play: the options of what plays it. on_shapes: what Shapes cannot play of
-    it, a footnote of its exhibits."""
+    "" where the prompts are the paper's own. play: the options of what plays it. on_drawn: what a drawn data set
+    cannot play of it, a footnote of its exhibits."""
 
     size: int
     captions: str
     references: str
     play: Callable[[Options], Options]
-    on_shapes: str = ""
+    on_drawn: str = ""
 
 
 def play_coco(given: Options) -> Options:
@@ -83,7 +90,8 @@ def play_recaption(given: Options) -> Options:
     key = "imagenet21k_recaption"
     own = replace(
         given, out=below(given.out, key), protocol=None, matched=False, shuffled=True,
-        reference=given.recaption_reference, prompts="shapes-recaption" if given.mini else given.recaption or "shapes",
+        reference=given.recaption_reference,
+        prompts=f"{given.drawn}-recaption" if given.mini else given.recaption or "shapes",
     )  # fmt: skip
     size = DATASETS[key].size
     if given.limit and given.limit > size:  # the paper's number is not the one that was given: of a shorter file, all
@@ -95,7 +103,7 @@ def play_gallery(given: Options) -> Options:
     """App. J: the paper's own prompts, a few images of each."""
     return replace(
         given, out=below(given.out, GALLERY), protocol=None, matched=False, shuffled=False,
-        prompts="shapes" if given.mini else str(APPENDIX_J), limit=PROMPTS_A_MODEL if given.mini else None,
+        prompts=given.drawn if given.mini else str(APPENDIX_J), limit=PROMPTS_A_MODEL if given.mini else None,
         draw=given.draw if given.mini else 0,  # the paper's own prompts are one draw
         batch_size=min(given.batch_size, 8), given=given.given - {"batch_size"},
     )  # fmt: skip

@@ -32,7 +32,7 @@ LEGEND = (
     f"{PAIRED}. FID's is without that bias, so it is not the difference of two cells."
 )
 MINI_LEGEND = (
-    " Quality and seconds are of mini models on Shapes, the paper's of large models on photographs: only directions "
+    " Quality and seconds are of mini models on {}, the paper's of large models on photographs: only directions "
     "can be compared."
 )
 

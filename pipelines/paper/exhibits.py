@@ -1,13 +1,13 @@
 """The paper's exhibits, each declared once: which runs it shows, under which labels, beside which printed numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Literal
 
 from pipelines.metrics.metric import METRICS
 from pipelines.paper import claims, figures, presets, prose, published
-from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Cell, Exhibit
+from pipelines.paper.exhibit import CLIP_SCORE, FID, TUNED, Cell, Exhibit, before
 from postdiff import methods
 from postdiff.plan import Plan, Switch
 
@@ -17,10 +17,16 @@ FEWEST = (4, 6)  # ours: PostDiff saves more than T = 8 does, and must be held a
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WATCHED = (0.0, 0.1, 0.2, 0.3, 0.5)  # s of the rows of Fig. 3 and 12
 SCALES = (0.375, 0.5, 0.625, 0.75, 0.875)  # App. B
-# What plays each of the paper's models in the laptop's edition.
-MINI = {
-    "sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart",
-    "sd15-original": "mini-sd", "bk-sdm-tiny": "mini-bk-sdm",
+# What plays each of the paper's models in the laptop's edition, by the data set that is drawn.
+MINI: dict[str, dict[str, str]] = {
+    "shapes": {
+        "sd15": "mini-sd", "lcm": "mini-lcm", "sdxl": "mini-sdxl", "pixart": "mini-pixart",
+        "sd15-original": "mini-sd", "bk-sdm-tiny": "mini-bk-sdm",
+    },
+    "scenes": {
+        "sd15": "mini-sd-scenes", "lcm": "mini-lcm-scenes", "sdxl": "mini-sdxl-scenes",
+        "sd15-original": "mini-sd-full-scenes", "bk-sdm-tiny": "mini-bk-sdm-scenes",
+    },
 }  # fmt: skip
 ABLATED: dict[Switch, str] = {  # in words
     "literal": "Eq. 5 as written, T+1 evaluations",
@@ -28,6 +34,14 @@ ABLATED: dict[Switch, str] = {  # in words
     "kept": "solver's history kept",
 }
 Found = Mapping[str, Plan]  # plans that a search found, {"table4.ditfastattn": plan}
+
+
+def players(data: str, models: Iterable[str]) -> dict[str, str]:
+    """{model of the paper: the mini model that plays it} on a data set. Raises ValueError where there is none."""
+    plays = MINI[data]
+    if lacking := [model for model in models if before(model) not in plays]:
+        raise ValueError(f"no mini model of {data} plays {', '.join(lacking)}: expected exhibits of {', '.join(plays)}")
+    return {model: plays[before(model)] for model in models}
 
 
 def table(key: str, title: str, timed: bool, answers: Literal["", "all"], searched: Found) -> Exhibit:

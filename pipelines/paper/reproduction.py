@@ -212,7 +212,7 @@ def publish(
 ) -> None:
     """Write the report, and print it. warnings: what the page begins with, beside its answer."""
     sections = sorted(sections, key=lambda section: list(exhibits.EXHIBITS).index(section[0].key))
-    legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND if options.mini else "")
+    legend = exhibit_text.LEGEND + (exhibit_text.MINI_LEGEND.format(options.drawn.capitalize()) if options.mini else "")
     parts = [(exhibit.key, writing.title_of(exhibit), Markup(html)) for exhibit, html, _ in sections]
     if answers:
         table = document.table(verdict.HEADER, answers, text_columns=4, caption="The paper's question, model by model")

@@ -84,7 +84,7 @@ def run(given: Options) -> None:
     """From options to exhibits and report. Raises ValueError or OSError before any work for what does not fit."""
     chosen = exhibits.gather(list(given.exhibits), {}, given.all_steps)  # raises for one that is not here
     models = dict.fromkeys(model for exhibit in chosen for model in exhibit.models)
-    names = {model: exhibits.MINI[before(model)] if given.mini else before(model) for model in models}
+    names = exhibits.players(given.drawn, models) if given.mini else {model: before(model) for model in models}
     if given.dry_run:
         return print_dry_run(given, chosen, names)
     job = prepare(given, chosen, names)

@@ -12,6 +12,11 @@ from pipelines.paper.exhibit import Exhibit, before
 from pipelines.training.finetune_settings import Settings
 from postdiff.models.checkpoints import RUN
 
+EXPOSED = {
+    "shapes": ", on mini models that saw low resolution in training, as SD1.5 did not",
+    "scenes": "; of the mini models mini-bk-sdm-scenes saw low resolution in training",
+}
+
 
 def settings(model: str) -> Settings:
     """App. F's beta and s; of its 15,000 steps of 128 pairs 100 of 32, with a learning rate to match."""
@@ -29,7 +34,7 @@ def folder(given: Options, model: str) -> Path:
                 f"Table 7 fine-tunes mini models into --out, which must be a local folder, got {clean(given.out)}"
             )
         tuned = digest(repr(settings(model)).encode(), 8)
-        return Path(out) / "finetuned" / f"{exhibits.MINI[model]}-{tuned}"
+        return Path(out) / "finetuned" / f"{exhibits.MINI[given.drawn][model]}-{tuned}"
     named = dict(pair.partition("=")[::2] for pair in given.finetuned)
     if not (Path(named.get(model, "")) / RUN).is_file():
         raise ValueError(
@@ -44,7 +49,7 @@ def make(given: Options, names: dict[str, str], folders: dict[str, Path]) -> dic
         if given.mini and not (folder / RUN).exists():
             from pipelines.training import finetuning  # with torch
 
-            finetuning.make(names[model], pairs.open_pairs("shapes"), settings(before(model)), folder)
+            finetuning.make(names[model], pairs.open_pairs(given.drawn), settings(before(model)), folder)
     return {model: str(folder) for model, folder in folders.items()}
 
 
@@ -54,7 +59,7 @@ def with_note(given: Options, exhibit: Exhibit) -> Exhibit:
         return exhibit
     few = settings(exhibit.models[0])
     note = (
-        f"{exhibit.note}; here {few.steps} steps of {few.batch} pairs of Shapes, learning rate {few.lr:g}, on mini "
-        "models that saw low resolution in training, as SD1.5 did not"
+        f"{exhibit.note}; here {few.steps} steps of {few.batch} pairs of {given.drawn.capitalize()}, learning rate "
+        f"{few.lr:g}{EXPOSED[given.drawn]}"
     )
     return replace(exhibit, note=note)

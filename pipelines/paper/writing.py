@@ -70,8 +70,8 @@ def beside(exhibit: Exhibit) -> str:
 
 
 def stand_in(exhibit: Exhibit, protocol: Protocol) -> list[str]:
-    """What Shapes cannot play of the paper's data set."""
-    note = DATASETS[exhibit.dataset].on_shapes
+    """What a drawn data set cannot play of the paper's."""
+    note = DATASETS[exhibit.dataset].on_drawn
     return [note] if note and protocol.source in DRAWN else []
 
 

@@ -187,7 +187,11 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys):
         (compare, ["--backbones", "x", "mini-sd", "--prompts", "scenes"], "mini-sd draws shapes: expected --prompts"),
         (coco_sweep, ["--prompts", "scenes-recaption"], "mini-sd draws shapes: expected --prompts shapes, got scenes-"),
         (coco_sweep, ["--backbone", "mini-sd-scenes"], "mini-sd-scenes draws scenes: expected --prompts scenes, got"),
-        (reproduce, ["table2", "--prompts", "scenes"], "mini-sd draws shapes: expected --prompts shapes, got scenes"),
+        (
+            reproduce,
+            ["table2", "--prompts", "scenes"],
+            "no mini model of scenes plays pixart: expected exhibits of sd15,",
+        ),
         (bench, ["latency", "--methods", "warp"], "unknown method 'warp': expected one of dense, "),
         (bench, ["overhead", "--backbone", "sd15"], "--backbone has no effect on overhead"),
         (bench, ["planning", "--pairs", "3"], "--pairs has no effect on planning"),

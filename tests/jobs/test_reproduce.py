@@ -206,6 +206,10 @@ def test_options_of_the_prompts_are_not_those_of_another_data_set(tmp_path):
         (["fig4", "--guidance", "-1"], "--guidance must be 1 or more, got -1"),
         (["fig4", "--limit", "8", "--batch-size", "9"], "--batch-size must be at most the 8 prompts of a unit, got 9"),
         (["fig4", "--prompts", "nowhere.txt", "--dry-run"], "no prompt file at 'nowhere.txt'"),
+        (
+            ["table2", "--prompts", "scenes"],
+            "no mini model of scenes plays pixart: expected exhibits of sd15, lcm, sdxl",
+        ),
         (["table1", "--models", "real"], "--models real needs --prompts"),
         (["table6", "--models", "real"], "--models real needs --recaption"),
         (["table7", "--models", "real"], "Table 7 needs --finetuned sd15-original=FOLDER"),

@@ -174,7 +174,10 @@ def test_numbers_of_sentences_stand_beside_the_tables_and_ours():
         one = measured(4.0 if cell.plan.name == "postdiff" else 5.0, 80.0, flops, macs=flops * 1000)
         seconds = Latency(flops / 1e9, flops / 1e9, 1.0, 7, 0.9, 0.1, 0.1, None, "here")
         results[cell.key] = replace(one, latency=seconds)
-    told = [dict(zip(prose.HEADER, line, strict=True)) for line in prose.lines(exhibit.numbers, results, exhibits.MINI)]
+    told = [
+        dict(zip(prose.HEADER, line, strict=True))
+        for line in prose.lines(exhibit.numbers, results, exhibits.MINI["shapes"])
+    ]
     of = {(line["section"], line["from"], line["number"]): line for line in told}
     assert len(told) == len(of) == 10
     ours = of["sec. 3.3 (1)", "the model as it is", "FLOPs saved, %"]
@@ -189,7 +192,7 @@ def test_numbers_of_sentences_stand_beside_the_tables_and_ours():
     assert of["sec. 2.4 (2)", "the model as it is", "FLOPs saved, %"]["the paper"] == "about 37"
     assert of["sec. 2.4 (2)", "the model as it is", "FID lower by"]["its tables"] == "2.73"
     untimed = {key: replace(one, latency=None) for key, one in results.items()}
-    assert prose.lines(exhibit.numbers, untimed, exhibits.MINI)[-2][6] == "–"
+    assert prose.lines(exhibit.numbers, untimed, exhibits.MINI["shapes"])[-2][6] == "–"
 
 
 def test_a_speedup_that_flops_do_not_explain_has_a_footnote():
@@ -226,13 +229,13 @@ def test_table_6_says_that_shapes_is_no_other_data_set():
 
 def labelled(exhibit, results):
     """What the exhibit's drawing function hands to plots."""
-    return figures.Source(None, exhibit, results, exhibits.MINI, None, {}, []).points
+    return figures.Source(None, exhibit, results, exhibits.MINI["shapes"], None, {}, []).points
 
 
 def test_every_figure_is_drawn_with_all_of_its_points():
     for exhibit in exhibits.gather(["fig4", "fig5", "fig8"], {}):
         results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
-        figure = plots.exhibit_plot(labelled(exhibit, results), exhibits.MINI, exhibit.metrics)
+        figure = plots.exhibit_plot(labelled(exhibit, results), exhibits.MINI["shapes"], exhibit.metrics)
         panels = [axes for axes in figure.axes if axes.lines]
         assert len(panels) == len(exhibit.models) * len(exhibit.metrics)
         assert panels[0].get_title() == "sd15: mini-sd"
@@ -244,7 +247,7 @@ def test_every_figure_is_drawn_with_all_of_its_points():
 def test_figure_1_has_all_models_on_one_plane_and_their_pd_twins():
     exhibit = exhibits.gather(["fig1"], {})[0]
     results = {key: measured(len(cell.plan), 80.0) for key, cell in reproduction.distinct([exhibit]).items()}
-    (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI, *exhibit.metrics).axes
+    (axes,) = plots.plane_plot(labelled(exhibit, results), exhibits.MINI["shapes"], *exhibit.metrics).axes
     assert sum(len(drawn[0].get_xdata()) for drawn in axes.containers) == len(exhibit.cells)
     twins = {text.get_text() for text in axes.texts if text.get_text().endswith("-PD")}
     assert twins == {"sd15-PD", "lcm-PD", "sdxl-PD", "pixart-PD"}
@@ -271,7 +274,7 @@ def test_without_references_there_is_no_picture_of_fid_and_the_cells_say_why():
     row = measured(5.0, 80.0).row
     row = replace(row, scores={"clip": row.scores["clip"]})
     results = {key: replace(measured(5.0, 80.0), row=row) for key in reproduction.distinct([exhibit])}
-    assert figures.draw(None, exhibit, results, exhibits.MINI, None, {}) is None
+    assert figures.draw(None, exhibit, results, exhibits.MINI["shapes"], None, {}) is None
     table = exhibit_text.table(exhibit, results)
     assert table.lines[0][-4:] == ["no reference", "–", "20.60", "+2.18"]
     assert exhibit_text.CELLS["no reference"] in table.footnotes

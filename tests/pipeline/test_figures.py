@@ -77,14 +77,14 @@ def test_a_gallery_shows_a_models_own_prompts(tmp_path):
         }
         name = f"images/{id}/00000-of-00001.parquet"
         store.put(name, records.to_parquet(records.IMAGES, columns, name, "m"))
-    (first, texts, rows), (_, others, there) = figures.gallery_panels(store, exhibit, results, exhibits.MINI)
+    (first, texts, rows), (_, others, there) = figures.gallery_panels(store, exhibit, results, exhibits.MINI["shapes"])
     assert first == "sd15: mini-sd"
     assert texts == [p.text for p in listed[:6]]
     assert others == [p.text for p in listed[6:12]]
     assert [label for label, _, _ in rows] == ["original", "PostDiff"]
     assert [int(images.decode(image)[0, 0, 0]) for image in rows[1][2]] == [10, 11, 12, 13, 14, 15]
     assert [int(images.decode(image)[0, 0, 0]) for image in there[0][2]] == [26, 27, 28, 29, 30, 31]
-    source = figures.Source(store, exhibit, results, exhibits.MINI, None, {}, [])
+    source = figures.Source(store, exhibit, results, exhibits.MINI["shapes"], None, {}, [])
     drawn = figures.gallery(source)
     assert len([axes for axes in drawn.figure.axes if axes.images]) == 24
     assert [(title, len(shown.lines), len(shown.prompts)) for title, shown in drawn.galleries] == [
