@@ -51,7 +51,10 @@ class Options:
 
     prompts: Annotated[
         str,
-        flag("'shapes', 'scenes' (others: 'shapes-recaption'), or a file: txt, csv, tsv, parquet, jsonl, COCO's json"),
+        flag(
+            "'shapes', 'scenes' (others: 'shapes-recaption'), or a file: txt, csv, tsv, parquet, jsonl, COCO's json "
+            "(default: what the mini model draws, else Shapes)"
+        ),
     ] = "shapes"
     limit: Annotated[
         int | None, flag("use the first N prompts (default: 256 of Shapes or Scenes, all of a file)", A_NUMBER)
@@ -201,11 +204,16 @@ def settled(options: Own) -> Own:
 
 
 def parse(doc: str | None, kind: type[Own], argv: Sequence[str] | None, fid: str = "") -> Own:
-    """The options `kind` of a job, settled. fid: why it has no FID.
+    """The options `kind` of a job, settled; without --prompts those of the data set that its mini models draw. fid: why
+    it has no FID.
 
     Raises: ValueError for those that have no effect, and for networks of preference whose files lack.
     """
-    given = settled(read(Parser(doc), kind, argv))
+    given = read(Parser(doc), kind, argv)
+    drawn = {data.name for model in given.evaluated if (data := drawn_by(model))}
+    if "prompts" not in given.given and len(drawn) == 1:
+        given = replace(given, prompts=drawn.pop())
+    given = settled(given)
     refuse_unused(given, fid)
     preferences.check_files(given.preference)
     return given

@@ -157,6 +157,16 @@ def test_what_a_library_notes_is_not_what_was_being_done():
         command_line.job(run, list, [])
 
 
+def test_prompts_are_of_what_a_mini_model_draws_unless_others_are_named(tmp_path):
+    sweep = coco_sweep.parse(["--backbone", "mini-sd-scenes"])
+    assert (sweep.prompts, sweep.clip, sweep.fid) == ("scenes", "mini-clip-scenes", "mini-clip-scenes")
+    assert coco_sweep.parse(["--backbone", "mini-lcm"]).prompts == "shapes"
+    assert coco_sweep.parse(["--backbone", "sd15"]).prompts == "shapes"
+    assert coco_sweep.parse(["--backbone", "mini-sd-scenes", "--prompts", "captions.txt"]).prompts == "captions.txt"
+    both = compare.parse(["--backbones", "mini-sd-scenes", str(tmp_path)])
+    assert both.prompts == "scenes"
+
+
 @pytest.mark.parametrize("kind", [IndexError, AssertionError, RuntimeError, KeyError, MemoryError, RecursionError])
 def test_errors_of_libraries_are_one_line(kind):
     def run(args):
@@ -186,7 +196,11 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys):
         (analyse, ["--prompts", "scenes"], "mini-sd draws shapes: expected --prompts shapes, got scenes"),
         (compare, ["--backbones", "x", "mini-sd", "--prompts", "scenes"], "mini-sd draws shapes: expected --prompts"),
         (coco_sweep, ["--prompts", "scenes-recaption"], "mini-sd draws shapes: expected --prompts shapes, got scenes-"),
-        (coco_sweep, ["--backbone", "mini-sd-scenes"], "mini-sd-scenes draws scenes: expected --prompts scenes, got"),
+        (
+            coco_sweep,
+            ["--backbone", "mini-sd-scenes", "--prompts", "shapes"],
+            "mini-sd-scenes draws scenes: expected --prompts scenes, got",
+        ),
         (
             reproduce,
             ["table2", "--prompts", "scenes"],
