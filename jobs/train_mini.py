@@ -1,7 +1,7 @@
 """Train the mini models from nothing: python jobs/train_mini.py {STAGE,export,evaluate,restore,accuracy,all}
 
 Stages, in order: autoencoder, clip, text, unet (mini-SD), tiny (mini-BK-SDM), lcm (mini-LCM), xl (mini-SDXL), t5,
-pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune; not shipped),
+pixart and refine (mini-PixArt), full (mini-SD that knows full-size images alone, to fine-tune),
 judge-convolutional and judge-transformer (who read scenes, and judge content), clip-reads (a CLIP that tells left
 from right; what is shipped was trained with --workers 1); unet-on and clip-reads-on train a restored one on. Each
 trains on Shapes, or with `--data scenes` on Scenes, with two single-threaded processes that average their gradients
@@ -46,8 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("stage", choices=[*models.STAGES, "export", "evaluate", "restore", "accuracy", "all"])
     add("--work", type=Path, default=Path(".train"), help="checkpoints, logs and drawn images")
     add("--data", choices=list(PROCEDURAL), default="shapes", help="the data set; each needs a work folder of its own")
-    add("--models", nargs="+", choices=list(models.MODELS),
-        help="to export or evaluate (default: all trained that are shipped)")  # fmt: skip
+    add("--models", nargs="+", choices=list(models.MODELS), help="to export or evaluate (default: all trained)")
     add("--out", type=Path, default=MINI, help="finished folders")
     add(
         "--workers",
@@ -62,8 +61,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         command_line.refuse(args, "on accuracy, which is of all data sets", "models", "work", "data")
     if args.stage not in (*models.STAGES, "all"):
         command_line.refuse(args, f"on {args.stage}", "workers")
-    if args.stage == "export" and args.out == MINI and "mini-sd-full" in (args.models or []):
-        raise ValueError("mini-sd-full is not shipped: give --out")
     if args.data != "shapes" and args.stage == "clip":
         raise ValueError(f"mini-clip is of shapes alone: what scores {args.data} is trained by clip-reads")
     return args
@@ -73,8 +70,7 @@ def run(args: argparse.Namespace) -> None:
     for stage in [name for name in models.STAGES if not name.endswith("-on")] if args.stage == "all" else [args.stage]:
         if stage in models.STAGES and (stage != "clip" or args.data == "shapes"):
             models.train(stage, args.work, PROCEDURAL[args.data], args.workers)
-    shipped = {name: stage for name, stage in models.MODELS.items() if stage != "full"}
-    names = args.models or [name for name, stage in shipped.items() if (args.work / f"{stage}.pt").exists()]
+    names = args.models or [name for name, stage in models.MODELS.items() if (args.work / f"{stage}.pt").exists()]
     if args.stage == "accuracy":
         read = chain.from_iterable(judges.accuracy(args.out / name) for name in JUDGES)
         accuracy.write(read, RESULTS / "accuracy-judge.csv")

@@ -5,6 +5,7 @@ two, or of three and four `row`, `column` or `grid`. Questions are of objects in
 alone tells: from left to right, from top to bottom, a grid as it is read.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy as np
 
 from pipelines.data import scenes, shapes
 from pipelines.data.shapes import RELATIONS, Object, Scene
+from postdiff.arguments import printable
 from postdiff.models import additions, minis
+from postdiff.models.checkpoints import resolve
 
 COUNTS = {"alone": 1, "beside": 2, "above": 2, "row": 3, "column": 3, "grid": 4}  # objects of each arrangement
 ARRANGEMENTS = {  # what a picture shows of each layout: of two objects, either may be named first
@@ -143,8 +146,15 @@ PROCEDURAL = {data.name: data for data in (SHAPES, SCENES)}
 
 
 def drawn_by(model: str) -> Procedural | None:
-    """The data set that a mini model draws, whatever is loaded beside it (`+vae=...`); None of other models and of
-    folders, which may draw anything."""
-    name, _ = additions.split(model)
-    of_another = (data for data in PROCEDURAL.values() if name.endswith(f"-{data.name}"))
-    return next(of_another, SHAPES) if name in minis.NAMES else None
+    """The data set that a mini model or what was fine-tuned of one draws, as its postdiff.json says, whatever is loaded
+    beside it (`+vae=...`); None of other models, which may draw anything.
+
+    Raises: ValueError if it is none of these data sets, and as `resolve` does of a folder.
+    """
+    base, _ = additions.split(model)
+    if base not in minis.NAMES and not os.path.isdir(base):
+        return None
+    name = resolve(base).prompts
+    if name and name not in PROCEDURAL:
+        raise ValueError(f"prompts in {base} must be one of {', '.join(PROCEDURAL)}, got {printable(name)}")
+    return PROCEDURAL[name] if name else None

@@ -58,8 +58,10 @@ def orthogonal(m: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def block_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights of linear layers and convolutions inside a network's blocks: what Muon is for, unlike embeddings."""
-    inside = {name: p for name, p in model.named_parameters() if ("block" in name or "layers" in name) and p.ndim > 1}
+    """The weights of linear layers and convolutions inside a network's blocks: what Muon is for, unlike embeddings.
+    Frozen ones are left out."""
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}
+    inside = {name: p for name, p in learned.items() if "block" in name or "layers" in name}
     return [p for name, p in inside.items() if name.endswith("weight") and "_bias" not in name]
 
 

@@ -53,7 +53,7 @@ STAGES: dict[str, Callable[[Path, Procedural], None]] = {
     **reading.STAGES,
 }
 DENOISERS = ("unet", "unet-on", "tiny", "lcm", "xl", "pixart", "refine", "full")  # stages that are trained on latents
-# And the stage that each is finished by. The last is exported only where it is named.
+# And the stage that each is finished by.
 MODELS = {
     "mini-sd": "unet",
     "mini-bk-sdm": "tiny",
@@ -110,7 +110,7 @@ def export(work: Path, out: Path, names: list[str], data: Procedural) -> None:
     for name in names:
         folder = out / folder_name(name, data)
         mini.save(pipeline(name, work, data), folder)
-        run = {"guidance": GUIDANCE[data.name], **RUNS.get(name, {})}
+        run = {"guidance": GUIDANCE[data.name], "prompts": data.name, **RUNS.get(name, {})}
         write_run(resolve(folder), folder, **run | ({"size": data.size} if "size" in run else {}))
     if (work / "clip.pt").exists():
         mini.save_clip(load_ema(mini.clip(words), work, "clip"), mini.clip_config(words), words, out / "mini-clip")

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 MINI = minis.MINI
 
-# In a folder: how it is run, where that is not what its configs and family say: size, guidance, solver, settings.
-RUN_KEYS = ("size", "guidance", "solver", "settings")
+# In a folder: how it is run, where that is not what its configs and family say, and what it draws.
+RUN_KEYS = ("size", "guidance", "solver", "settings", "prompts")
 RUN = "postdiff.json"
 MINIS = minis.NAMES
 FUNCTION = "pipeline:"  # begins the name of a function that returns a pipeline, pipeline:MODULE:FUNCTION
@@ -245,6 +245,8 @@ def _as_it_says(spec: Spec, file: Path, run: dict[str, Any]) -> Spec:
         raise ValueError(f"guidance in {file} must be a number from 1 to {most}, got {got}")
     if spec.solver not in offered:
         raise ValueError(f"solver in {file} must be one of {', '.join(offered)}, got {spec.solver!r}")
+    if not isinstance(spec.prompts, str):
+        raise ValueError(f"prompts in {file} must be the name of a data set, got {spec.prompts!r}")
     steps = spec.settings["steps"]
     if type(steps) is not int or not 1 <= steps <= spec.train_steps:
         raise ValueError(f"steps in {file} must be from 1 to {spec.train_steps}, as in training, got {steps!r}")

@@ -30,6 +30,8 @@ class Spec:
     loras: (file, scale) of each LoRA that is added to the weights. variant: of the weight files, as `fp16`; None for
         those without a name, or fp16 where there are no others. file: the single file that the weights are in, where
         `source` has the configs alone.
+    prompts: the data set whose captions it was trained to draw, as a job's --prompts names it; empty where it may draw
+        any.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Spec:
     loras: tuple[tuple[str, float], ...] = ()
     variant: str | None = None
     file: str | None = None
+    prompts: str = ""
 
     def __post_init__(self) -> None:
         arguments.put(self, size=arguments.size(self.size))

@@ -209,7 +209,7 @@ def test_a_plan_is_not_named_out_of_the_folder(tmp_path):
 def test_a_folder_that_says_what_it_may_not_is_told(tmp_path):
     shutil.copytree(checkpoints.MINI / "mini-bk-sdm", tmp_path / "copy")
     (tmp_path / "copy" / checkpoints.RUN).write_text('{"sise": 64}')
-    with pytest.raises(ValueError, match=r"postdiff.json may say size, guidance, solver, settings, got sise"):
+    with pytest.raises(ValueError, match=r"postdiff.json may say size, guidance, solver, settings, prompts, got sise"):
         checkpoints.resolve(tmp_path / "copy")
 
 

@@ -1,5 +1,7 @@
 """Shapes and Scenes as values: captions are read as what was drawn, questions are of what stands where."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from pipelines.data.procedural import COUNTS, PROCEDURAL, SCENES, SHAPES, drawn_
 from pipelines.evaluation import Protocol
 from pipelines.metrics.metric import METRICS
 from pipelines.stages.features import SOURCES, real_image, reference_name
+from postdiff.models.checkpoints import fingerprint, resolve, write_run
 from postdiff.models.minis import MINI
 
 BOTH = pytest.mark.parametrize("data", PROCEDURAL.values(), ids=PROCEDURAL)
@@ -153,3 +156,19 @@ def test_mini_models_draw_one_data_set_and_others_may_draw_any():
     assert drawn_by("mini-sd") is drawn_by(f"mini-lcm+vae={MINI}/mini-sd/vae") is SHAPES
     assert drawn_by("mini-sd-scenes") is SCENES
     assert drawn_by("sd15") is drawn_by("out/mini-sd") is None
+
+
+def test_a_folder_draws_what_it_says(tmp_path):
+    copy = shutil.copytree(MINI / "mini-bk-sdm", tmp_path / "any name")
+    assert drawn_by(str(copy)) is SHAPES
+    spec = resolve(copy)
+    for prompts_, data in (("scenes", SCENES), ("", None)):
+        write_run(spec, copy, prompts=prompts_)
+        assert drawn_by(str(copy)) is data
+    assert fingerprint(resolve(copy)) == fingerprint(spec)  # the weights are the same
+    write_run(spec, copy, prompts="coco")
+    with pytest.raises(ValueError, match=r"prompts in .*any name must be one of shapes, scenes, got coco"):
+        drawn_by(str(copy))
+    write_run(spec, copy, prompts=3)
+    with pytest.raises(ValueError, match=r"prompts in .*postdiff\.json must be the name of a data set, got 3"):
+        drawn_by(str(copy))

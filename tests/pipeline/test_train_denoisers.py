@@ -158,9 +158,9 @@ def test_a_model_of_scenes_is_exported_beside_the_shipped_one_and_says_its_size(
     monkeypatch.setattr(models, "write_run", lambda spec, folder, **run: written.update({spec: run}))
     monkeypatch.setattr(models.minis, "write_sums", lambda out: None)
     models.export(tmp_path / "work", tmp_path, ["mini-pixart"], SCENES)
-    assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 4.0, "size": 128}}
+    assert written == {tmp_path / "mini-pixart-scenes": {"guidance": 4.0, "prompts": "scenes", "size": 128}}
     models.export(tmp_path / "other", tmp_path, ["mini-sd"], SHAPES)
-    assert written[tmp_path / "mini-sd"] == {"guidance": 2.0}
+    assert written[tmp_path / "mini-sd"] == {"guidance": 2.0, "prompts": "shapes"}
 
 
 def test_weights_in_common_are_one_file_that_no_later_export_changes(tmp_path):
@@ -227,6 +227,10 @@ def test_muon_gets_a_unets_kernels_and_matrices_and_neither_its_ends_nor_an_embe
     ends = {"unet.conv_in.weight", "unet.conv_out.weight"}
     assert {name for name in matrices - chosen if "embedding" not in name} == ends
     assert {"unet.mid_block.resnets.0.conv1.weight", "text.encoder.layers.0.mlp.fc1.weight"} <= chosen
+    model["text"].encoder.layers[-1].requires_grad_(False)  # as mini-SDXL's, which is not read
+    learned = {names[id(p)] for p in block_matrices(model)}
+    assert {name.rpartition("layers.")[2][0] for name in chosen - learned} == {"1"}
+    assert len(chosen - learned) == 6
 
 
 def test_balancing_an_autoencoder_changes_no_image_and_takes_the_root_of_its_latents_covariance():
