@@ -91,6 +91,8 @@ def test_a_job_package_leaves_room_and_holds_what_a_cluster_needs(checkout, pack
 def test_a_job_package_holds_nothing_else(package):
     with ZipFile(package) as opened:
         sent = opened.namelist()
+    models = {name.split("/")[2] for name in sent if name.startswith("postdiff/mini/mini-")}
+    assert [name for name in models if name in minis.NAMES] == ["mini-sd"]
     own = {".gitignore", ".rayignore", "Makefile", "cluster.yaml", "pyproject.toml", "captions.tsv"}
     assert {name.split("/")[0] for name in sent} <= {"postdiff", "pipelines", "jobs", *own}
     assert [name for name in sent if name.endswith((".png", ".md", ".pt"))] == []
@@ -131,7 +133,9 @@ def test_the_sums_are_those_of_the_models(tmp_path):
     shutil.copytree(minis.MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("SHA256SUMS"), copy_function=link)
     minis.write_sums(tmp_path / "mini")
     assert (tmp_path / "mini" / "SHA256SUMS").read_text() == (minis.MINI / "SHA256SUMS").read_text()
-    assert minis.NAMES == ("mini-bk-sdm", "mini-lcm", "mini-pixart", "mini-sd", "mini-sd-scenes", "mini-sdxl")
+    of_shapes = "mini-bk-sdm", "mini-lcm", "mini-pixart", "mini-sd", "mini-sdxl"
+    of_scenes = "mini-bk-sdm-scenes", "mini-lcm-scenes", "mini-sd-full-scenes", "mini-sd-scenes", "mini-sdxl-scenes"
+    assert minis.NAMES == tuple(sorted((*of_shapes, *of_scenes)))
 
 
 @pytest.fixture

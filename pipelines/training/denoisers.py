@@ -253,7 +253,7 @@ def xl_text(text, second, ids: torch.Tensor, given: torch.Tensor) -> tuple[torch
     return tokens * given[:, None, None], other.text_embeds * given[:, None]
 
 
-def train_xl(work: Path, data: Procedural, steps: int = 1300) -> None:
+def train_xl(work: Path, data: Procedural, steps: int = 1000) -> None:
     """mini-SDXL: U-Net and both text encoders, told original size, crop and target size. It starts from mini-SD as
     mini-BK-SDM does. A fifth of the full-size steps sees crops and images that were small, of which mini-SD knows
     nothing: those learn the noise alone.
