@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import postdiff
 from pipelines import low_resolution, sweeps
+from pipelines.data.prompts import load_prompts, seed
+from pipelines.metrics.encoders import ClipEncoder
 from pipelines.metrics.intervals import mean_interval
 from pipelines.report.tables import Row
 from postdiff import methods
@@ -74,3 +77,20 @@ def test_a_run_that_is_no_longer_than_the_question_is_not_asked_before(prompts, 
     if not asked:
         assert low_resolution.warnings(options("mini-sd"), plans, protocol, None) == []
         assert "not tried beforehand: 63 prompts are fewer than 64" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "warned"), [("mini-sd-scenes", 0), ("mini-sd-full-scenes", 1)])
+def test_a_model_that_saw_full_size_alone_is_warned_of(name, warned):
+    """As Table 7 has stock SD1.5: the probe's own prompts, seeds and plans."""
+    listed = load_prompts("scenes", low_resolution.PROMPTS)
+    texts, seeds = [prompt.text for prompt in listed], [seed(prompt) for prompt in listed]
+    backbone, encoder = postdiff.load(name, device="cpu"), ClipEncoder("mini-clip-scenes")
+    rows = []
+    for entry in low_resolution.beginnings(options(name), [methods.postdiff(20, 0.5, 0.5)]):
+        images = postdiff.sample(backbone, texts, seeds, entry.configuration.plan, batch_size=16)
+        score = low_resolution.CLIP_SCORE.score(encoder.images(images), encoder.texts(texts))
+        rows.append(Row(entry.settings, "dense", entry.settings, 20, 1, 1, 0.1, {"clip": score}))
+    lines = low_resolution.losses(name, rows)
+    assert len(lines) == warned
+    assert all(line.startswith(f"{name} cannot begin at 64x64 px: CLIP score ") for line in lines)
