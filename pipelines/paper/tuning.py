@@ -19,10 +19,10 @@ EXPOSED = {
 
 
 def settings(model: str) -> Settings:
-    """App. F's beta and s; of its 15,000 steps of 128 pairs 100 of 32, with a learning rate to match."""
+    """App. F's beta and s; of its 15,000 steps of 128 pairs 300 of 32, with a learning rate to match."""
     (exhibit,) = (exhibit for exhibit in exhibits.gather(["all"], {}) if model in exhibit.tuned)
     beta, s = exhibit.tuned[model]
-    return Settings(beta=beta, s=s, steps=100, batch=32, lr=1e-4, warm_up=10, ema=0.95)
+    return Settings(beta=beta, s=s, steps=300, batch=32, lr=2e-4, warm_up=20, ema=0.98)
 
 
 def folder(given: Options, model: str) -> Path:
