@@ -153,7 +153,7 @@ def given_args(given):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-bk-sdm, mini-lcm"),
+        (("--backbone", "sd16"), "unknown model 'sd16': expected one of mini-bk-sdm, mini-bk-sdm-scenes"),
         (("--prompts", "nowhere.txt"), "no prompt file at 'nowhere.txt'"),
         (("--limit", "0"), "--limit must be 1 or more, got 0"),
         (("--limit", "1000000"), "--limit must be at most 100000 (more of Shapes would take hours"),
