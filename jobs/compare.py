@@ -1,6 +1,6 @@
 """Does a change of the model or of its conditions help? The same plans, prompts and noise, differences paired.
 
-    python jobs/compare.py --backbones .train/mini-sd-full out/mini-sd-tuned    before and after fine-tuning (Table 7)
+    python jobs/compare.py --backbones mini-sd-full-scenes out/tuned            before and after fine-tuning (Table 7)
     python jobs/compare.py --backbones mini-sdxl --size-conditions              the size that a model is told at low
                                                                                 resolution: target against current
 
